@@ -25,13 +25,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import Affine
 from repro.papers.layernorm.method import LayerNorm, trailing_axes
 from repro.papers.rmsnorm.method import RMSNorm
 
 __all__ = ["DyT", "convert_ln_to_dyt"]
 
 
-class DyT(nn.Module):
+class DyT(Affine):
     """weight * tanh(alpha * x) + bias (Sec. 4), in the place and with the shapes of torch.nn.LayerNorm.
 
     The second argument is alpha_0, where LayerNorm has eps.  elementwise_affine=False leaves alpha alone learnable,
@@ -45,24 +46,16 @@ class DyT(nn.Module):
         self, normalized_shape: int | Sequence[int], alpha_init: float = 0.5, elementwise_affine: bool = True,
         bias: bool = True, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):
-        super().__init__()
         if not (math.isfinite(alpha_init) and alpha_init):
             raise ValueError(f"alpha_init={alpha_init} would pass no signal: write a number such as 0.5")
-        single = isinstance(normalized_shape, int)
-        self.normalized_shape = (normalized_shape,) if single else tuple(normalized_shape)
-        self.alpha_init, self.elementwise_affine = alpha_init, elementwise_affine
+        super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
+        self.alpha_init = alpha_init
         self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
-        for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
-            empty = torch.empty(self.normalized_shape, device=device, dtype=dtype) if wanted else None
-            self.register_parameter(name, None if empty is None else nn.Parameter(empty))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        super().reset_parameters()
         nn.init.constant_(self.alpha, self.alpha_init)
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         trailing_axes(x, self.normalized_shape)
@@ -74,8 +67,7 @@ class DyT(nn.Module):
         return y.to(x.dtype)  # D1
 
     def extra_repr(self) -> str:
-        affine = f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
-        return f"{self.normalized_shape}, alpha_init={self.alpha_init}, {affine}"
+        return f"{super().extra_repr()}, alpha_init={self.alpha_init}"
 
 
 class ChannelsFirstDyT(DyT):

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import Affine
 from repro.papers.layernorm.method import trailing_axes
 
 __all__ = ["ELN", "dyisru", "layernorm_slice", "rmsnorm_slice", "tanh_slice"]
@@ -65,7 +66,7 @@ def tanh_slice(x: Tensor, sigma: Tensor | float, c: float) -> Tensor:
     return math.sqrt(c) * torch.tanh(x / (math.sqrt(c) * sigma))
 
 
-class ELN(nn.Module):
+class ELN(Affine):
     """DyISRU as a layer: gamma * sqrt(C) x / sqrt(x^2 + b) + beta, with b = exp(log_b) learned (v3; v1 calls it ELN).
 
     normalized_shape, elementwise_affine, bias, device and dtype are those of torch.nn.LayerNorm; b_init: the initial b,
@@ -76,26 +77,17 @@ class ELN(nn.Module):
         self, normalized_shape: int | Sequence[int], elementwise_affine: bool = True, bias: bool = True, *,
         b_init: float | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        single = isinstance(normalized_shape, int)
-        self.normalized_shape = (normalized_shape,) if single else tuple(normalized_shape)
+        super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
         self.channels = math.prod(self.normalized_shape)
         self.b_init = float(self.channels if b_init is None else b_init)  # D1
         if not 0 < self.b_init < math.inf:
             raise ValueError(f"b_init={self.b_init} is no initial b: write a finite b_init > 0")
-        self.elementwise_affine = elementwise_affine
-        for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
-            empty = torch.empty(self.normalized_shape, device=device, dtype=dtype) if wanted else None
-            self.register_parameter(name, None if empty is None else nn.Parameter(empty))
         self.log_b = nn.Parameter(torch.empty(1, device=device, dtype=dtype))  # D2
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        super().reset_parameters()
         nn.init.constant_(self.log_b, math.log(self.b_init))
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         trailing_axes(x, self.normalized_shape)
@@ -108,5 +100,4 @@ class ELN(nn.Module):
         return y.to(x.dtype)
 
     def extra_repr(self) -> str:
-        affine = f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
-        return f"{self.normalized_shape}, {affine}, b_init={self.b_init:g}"
+        return f"{super().extra_repr()}, b_init={self.b_init:g}"

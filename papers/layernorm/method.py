@@ -19,7 +19,9 @@ In float32 the squares overflow once the sum of (a_i - mu)^2 passes 3.4e38; y is
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from repro.models.affine import Affine
 
 __all__ = ["LayerNorm", "layer_norm"]
 
@@ -55,31 +57,18 @@ def layer_norm(
     return y.to(a.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Affine):
     """Layer normalisation with the arguments, state dict and shapes of torch.nn.LayerNorm."""
 
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True,
         bias: bool = True, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        single = isinstance(normalized_shape, int)
-        self.normalized_shape = (normalized_shape,) if single else tuple(normalized_shape)
-        self.eps, self.elementwise_affine = eps, elementwise_affine
-        for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
-            empty = torch.empty(self.normalized_shape, device=device, dtype=dtype) if wanted else None
-            self.register_parameter(name, None if empty is None else nn.Parameter(empty))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
+        self.eps = eps
 
     def forward(self, a: Tensor) -> Tensor:
         return layer_norm(a, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
-        affine = f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
-        return f"{self.normalized_shape}, eps={self.eps}, {affine}"
+        return f"{super().extra_repr()}, eps={self.eps}"

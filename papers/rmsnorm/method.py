@@ -19,8 +19,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from repro.models.affine import Affine
 from repro.papers.layernorm.method import trailing_axes
 
 __all__ = ["PartialRMSNorm", "RMSNorm", "rms_norm"]
@@ -45,7 +46,7 @@ def rms_norm(
     return y.to(a.dtype)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Affine):
     """RMS normalisation with the arguments, state dict and shapes of torch.nn.RMSNorm (but for eps: D1)."""
 
     p = 1.0  # the share of the inputs that RMS is taken over
@@ -54,23 +55,14 @@ class RMSNorm(nn.Module):
         self, normalized_shape: int | Sequence[int], eps: float = 1e-8, elementwise_affine: bool = True, *,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        single = isinstance(normalized_shape, int)
-        self.normalized_shape = (normalized_shape,) if single else tuple(normalized_shape)
-        self.eps, self.elementwise_affine = eps, elementwise_affine
-        empty = torch.empty(self.normalized_shape, device=device, dtype=dtype) if elementwise_affine else None
-        self.register_parameter("weight", None if empty is None else nn.Parameter(empty))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
+        super().__init__(normalized_shape, elementwise_affine, bias=False, device=device, dtype=dtype)
+        self.eps = eps
 
     def forward(self, a: Tensor) -> Tensor:
         return rms_norm(a, self.normalized_shape, self.weight, self.eps, p=self.p)
 
     def extra_repr(self) -> str:
-        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+        return f"{super().extra_repr()}, eps={self.eps}"
 
 
 class PartialRMSNorm(RMSNorm):
