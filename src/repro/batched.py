@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro import train
+from repro import live, train
 from repro.errors import Diverged, ReproError
 from repro.models import mlp, slots
 from repro.train import Data, History, Loss, OptimizerFactory, Schedule, cross_entropy
@@ -205,6 +205,8 @@ def fit_batched(
                 else:
                     diverged[k] = Diverged(len(histories[k].train_loss))
         pending.clear()
+        if alive := [history.train_loss for k, history in enumerate(histories) if k not in diverged and history.train_loss]:
+            live.tell(len(alive[0]), steps, sum(losses[-1] for losses in alive) / len(alive))
 
     def losses_of(x: Tensor, y: Tensor) -> Tensor:
         out = whole.rows(x.flatten(2)) if hasattr(whole, "rows") else whole(x)

@@ -28,7 +28,7 @@ Fidelity = Literal["analytic", "same", "scaled", "proxy"]
 Slot = Literal["norm", "act", "placement", "init", "weight", "optimizer"]
 FAMILIES = get_args(Family)
 Level = bool | int | float | str
-RESERVED = ("batched", "factors", "seeds", "tuning_seeds", "arms")  # in a profile's experiment; the rest is its Config
+RESERVED = ("batched", "ranks", "factors", "seeds", "tuning_seeds", "arms")  # in a profile's experiment; the rest is its Config
 
 
 class _Choice:
@@ -322,6 +322,7 @@ class Settings:
     tuning_seeds: list[int]
     offset_seeds: dict[str, list[int]]  # seeds that only the controls of an arm need
     batched: bool
+    ranks: int | None
     exclusive: bool
     module: str | None
     config: dict[str, Any]
@@ -371,7 +372,7 @@ class Paper(_Strict):
                         offset.setdefault(arm, set()).update(seed + control.seed_offset for seed in seeds)
         return Settings(
             arms=here.get("arms") or list(declared.arms), factors={**declared.factors, **here.get("factors", {})},
-            seeds=seeds, tuning_seeds=here.get("tuning_seeds", []), batched=here.get("batched", False),
+            seeds=seeds, tuning_seeds=here.get("tuning_seeds", []), batched=here.get("batched", False), ranks=here.get("ranks"),
             offset_seeds={arm: sorted(moved) for arm, moved in offset.items()}, exclusive=declared.exclusive,
             module=declared.module, config={k: v for k, v in here.items() if k not in RESERVED},
         )  # fmt: skip

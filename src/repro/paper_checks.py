@@ -206,6 +206,10 @@ def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[st
             file.fail((*where, "batched"), f"{_is(here['batched'])}; write true or false")
         if here.get("batched") and declared.exclusive:
             file.fail((*where, "batched"), "an exclusive experiment cannot be batched")
+        if "ranks" in here:
+            whole((*where, "ranks"), here["ranks"], 1)
+        if "ranks" in here and (here.get("batched") or declared.exclusive):
+            file.fail((*where, "ranks"), "a batched or exclusive experiment runs in one process; leave out ranks")
         for key in ("tuning_seeds", "arms"):
             if not isinstance(here.get(key, []), list):
                 file.fail((*where, key), f"{_is(here[key])}; write a list")

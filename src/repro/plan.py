@@ -1,6 +1,6 @@
 """From paper.yaml to the trials that a run makes: plain data, no torch, ready for another machine.
 
-plan = {schema, entries: [{paper, profile, registered, experiments: {name: {module, exclusive, batched, arms, config}},
+plan = {schema, entries: [{paper, profile, registered, experiments: {name: {module, exclusive, batched, ranks, arms, config}},
 trials: [{experiment, arm, seed, factors}]}]}, the trials in seed-major order.
 """
 
@@ -19,7 +19,7 @@ def entry(paper: Paper, profile: str, seeds: int | None = None) -> dict:
         setting = paper.settings(profile, name)
         experiments[name] = {
             "module": setting.module or f"repro.papers.{paper.slug}.experiment", "exclusive": setting.exclusive,
-            "batched": setting.batched, "arms": list(setting.arms), "config": setting.config,
+            "batched": setting.batched, "ranks": setting.ranks, "arms": list(setting.arms), "config": setting.config,
         }  # fmt: skip
         main = list(range(seeds)) if seeds is not None else list(setting.seeds)
         levels = [dict(zip(setting.factors, row, strict=True)) for row in product(*setting.factors.values())]

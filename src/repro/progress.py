@@ -5,7 +5,15 @@ import sys
 from dataclasses import replace
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from repro import run
 from repro.errors import ReproError
@@ -64,14 +72,15 @@ def last_measure(answer: dict) -> str:
 
 
 class Bar(run.Progress):
-    """One line that counts trials, with the time left, the last result and the verdict as it forms.
+    """A line that counts trials, with the time left and the last result; a line for each trial that trains; the verdict as it forms.
 
-    What went wrong is printed above it.
+    What went wrong is printed above them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.bar: Progress | None = None
+        self.running: dict[str, TaskID] = {}
 
     def start(self, entry: dict, total: int, missing: int) -> None:
         super().start(entry, total, missing)
@@ -86,10 +95,21 @@ class Bar(run.Progress):
     def stored(self, rows: list[dict]) -> None:
         self.forming.add(rows)
 
+    def heard(self, unit: dict, at: dict) -> None:
+        if self.bar is None:
+            return
+        key = unit["trials"][0]["key"]
+        if key not in self.running:
+            self.running[key] = self.bar.add_task("", total=at["steps"])
+        told = f"  {run.name_of(unit)}: loss {at['loss']:.4g}, step"
+        self.bar.update(self.running[key], completed=at["step"], total=at["steps"], description=told)
+
     def unit(self, unit: dict, answer: dict, finished: int, total: int) -> None:
         bar, trial = self.bar, unit["trials"][0]
         if bar is None:
             return
+        if trial["key"] in self.running:
+            bar.remove_task(self.running.pop(trial["key"]))
         told = f"{trial['experiment']} {trial['arm']} {last_measure(answer)}".rstrip()
         bar.update(self.task, advance=len(unit["trials"]), description=told)
         if "results" in answer:

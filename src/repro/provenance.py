@@ -18,7 +18,7 @@ from repro.errors import ReproError
 
 # Modules that carry or check numbers and cannot change one (data are checked by sha256 after fetching).
 NEUTRAL = {
-    "repro", "repro.papers", "repro.experiments", "repro.errors", "repro.store", "repro.provenance", "repro.run",
+    "repro", "repro.papers", "repro.experiments", "repro.errors", "repro.live", "repro.store", "repro.provenance", "repro.run",
     "repro.engines", "repro.data", "repro.data.archives", "repro.data.hub", "repro.data.sources", "repro.testing",
 }  # fmt: skip
 _SKIPPED_FIELDS = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}  # absent on some Python versions

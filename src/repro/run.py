@@ -58,6 +58,10 @@ def execute(unit: dict) -> list[dict]:
     """
     import torch
 
+    if unit.get("ranks"):
+        from repro.engines import ranks
+
+        return ranks.execute(unit)
     device = torch.device(unit["device"])
     if device.type == "cuda":  # the same algorithm each time, so that equal seeds give equal rows
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
@@ -110,6 +114,14 @@ def _outcome(result: object) -> dict:
 # --- from a plan to rows ----------------------------------------------------------------------------------------------
 
 
+def name_of(unit: dict) -> str:
+    """`quality rmsnorm depth=4 seed 0,1,2`: a unit as people read it."""
+    arms = "+".join(dict.fromkeys(t["arm"] for t in unit["trials"]))
+    seeds = ",".join(str(s) for s in dict.fromkeys(t["seed"] for t in unit["trials"]))
+    levels = "".join(f" {k}={v}" for k, v in unit["trials"][0]["factors"].items())
+    return f"{unit['experiment']} {arms}{levels} seed {seeds}"
+
+
 @dataclass
 class Progress:
     """What a run reports as it goes; the command line draws it, the default prints plain lines."""
@@ -123,16 +135,15 @@ class Progress:
         """The rows that need not be measured."""
 
     def unit(self, unit: dict, answer: dict, finished: int, total: int) -> None:
-        trial = unit["trials"][0]
-        arms = "+".join(dict.fromkeys(t["arm"] for t in unit["trials"]))
-        seeds = ",".join(str(s) for s in dict.fromkeys(t["seed"] for t in unit["trials"]))
-        levels = "".join(f" {k}={v}" for k, v in trial["factors"].items())
         if "error" in answer:
             outcome = f"FAILED: {answer['error']}"
         else:
             ended = [r["status"] for r in answer["results"] if r["status"] != "ok"]
             outcome = f"{answer['seconds']:.1f} s" + (f", {len(ended)} {ended[0]}" if ended else "")
-        self.say(f"  [{finished}/{total}] {unit['experiment']} {arms}{levels} seed {seeds}: {outcome}")
+        self.say(f"  [{finished}/{total}] {name_of(unit)}: {outcome}")
+
+    def heard(self, unit: dict, at: dict) -> None:
+        """Where a unit that runs stands: {"step", "steps", "loss"}."""
 
     def end(self, entry: dict, seconds: float) -> None:
         self.say(f"{entry['paper']} {entry['profile']}: done in {seconds:.1f} s")
@@ -170,7 +181,7 @@ def units_of(entry: dict, device: str) -> list[dict]:
         unit = groups.setdefault(group, {
             "experiment": trial["experiment"], "module": setting["module"], "config": setting["config"],
             "where": f"papers/{entry['paper']}/paper.yaml: profiles.{entry['profile']}.{trial['experiment']}",
-            "path": path, "exclusive": path == "exclusive", "device": device, "trials": [],
+            "path": path, "exclusive": path == "exclusive", "ranks": setting.get("ranks"), "device": device, "trials": [],
         })  # fmt: skip
         unit["trials"].append(trial)
     for unit in groups.values():
@@ -181,7 +192,7 @@ def units_of(entry: dict, device: str) -> list[dict]:
 def _add_keys(unit: dict, device: str) -> None:
     """What determines a row, digested; data are pinned by sha256 in the modules that the source digest covers."""
     trials = unit["trials"]
-    everyone = {"single": None, "batched": [t["seed"] for t in trials], "exclusive": [t["arm"] for t in trials]}
+    everyone = {"single": unit["ranks"], "batched": [t["seed"] for t in trials], "exclusive": [t["arm"] for t in trials]}
     place = provenance.device_model(device) if unit["exclusive"] else provenance.device_class(device)
     keyed = []
     for trial in trials:
@@ -197,9 +208,13 @@ def _add_keys(unit: dict, device: str) -> None:
 
 
 def measure(
-    entry: dict, *, store: Store, state: Path, device: str, jobs: int, force: bool = False, progress: Progress | None = None
-) -> dict:
-    """All rows of one planned paper, as the document that `results/<profile>.rows.json` holds."""
+    entry: dict, *, store: Store, state: Path, device: str, jobs: int, force: bool = False, progress: Progress | None = None,
+    engine: Callable | None = None,
+) -> dict:  # fmt: skip
+    """All rows of one planned paper, as the document that `results/<profile>.rows.json` holds.
+
+    engine: where the units run, a function like `repro.engines.local.run_units` (the default).
+    """
     from repro.engines import local
 
     began, progress = time.perf_counter(), progress or Progress()
@@ -207,6 +222,9 @@ def measure(
     units = units_of(entry, device)
     known = {t["key"]: store.get(t["key"]) for unit in units for t in unit["trials"]}
     missing = [unit for unit in units if force or not all(_final(known[t["key"]]) for t in unit["trials"])]
+    for unit in missing:
+        if unit["ranks"]:  # its checkpoints outlive a killed run
+            unit["scratch"] = str(state / "ranks" / unit["trials"][0]["key"].removeprefix("sha256:"))
     total = len(entry["trials"])
     progress.start(entry, total, sum(len(u["trials"]) for u in missing))
     asked = {t["key"] for unit in missing for t in unit["trials"]}
@@ -231,7 +249,7 @@ def measure(
             store.put(trial["key"], body, replace=force or not _final(store.get(trial["key"])))
 
     try:
-        local.run_units(missing, jobs=jobs, state=state, done=done)
+        (engine or local.run_units)(missing, jobs=jobs, state=state, done=done, heard=progress.heard)
     finally:
         progress.close()
     if failures:
@@ -294,7 +312,7 @@ def entry_sources(entry: dict) -> dict[str, str]:
 def entry_configs(entry: dict) -> dict[str, str]:
     """Per experiment the digest of its resolved settings and trials."""
     return {
-        name: digest([setting["config"], setting["batched"], [t for t in entry["trials"] if t["experiment"] == name]])
+        name: digest([setting["config"], setting.get("ranks") or setting["batched"], [t for t in entry["trials"] if t["experiment"] == name]])
         for name, setting in entry["experiments"].items()
     }
 

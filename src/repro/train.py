@@ -3,10 +3,12 @@
 Everything that happens at a step is a function of (seed, step): which examples are drawn, the learning rate, and the
 state of PyTorch's random generators (dropout).  So a run killed at any step and resumed ends bitwise as if undisturbed.
 Data stay in tensors on the model's device and are indexed directly.  `repro.batched.fit_batched` is the same loop for
-several seeds at once.
+several seeds at once.  In a torch.distributed process group (`repro.engines.ranks` makes one under torchrun) `fit` is
+data parallel: every rank calls it alike and takes its share of each batch, and what it returns is that of all.
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -14,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro import live
 from repro.errors import Diverged as Diverged
 from repro.errors import ReproError
 from repro.store import write_file
@@ -27,6 +31,8 @@ Data = tuple[Tensor, Tensor] | Tensor
 OptimizerFactory = Callable[[list[dict], float], torch.optim.Optimizer]
 
 CHUNK = 256  # steps whose language-model offsets are drawn at once
+CHECKPOINTS: Path | None = None  # where set, the n-th `fit` of this process without `checkpoint=` resumes from n.safetensors there
+_fits = itertools.count()
 
 
 # --- randomness ------------------------------------------------------------------------------------------------------
@@ -43,16 +49,16 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 class _StepRandomness:
-    """Sets PyTorch's own generators (dropout draws from them) to a function of (seed, step)."""
+    """Sets PyTorch's own generators (dropout draws from them) to a function of (seed, step), and of the rank beyond 0."""
 
-    def __init__(self, seed: int, device: torch.device):
-        self.seed, self.generators = seed, [torch.default_generator]
+    def __init__(self, seed: int, device: torch.device, rank: int = 0):
+        self.seed, self.rank, self.generators = seed, (rank,) if rank else (), [torch.default_generator]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             self.generators.append(torch.cuda.default_generators[index])
 
     def __call__(self, step: int) -> None:
-        value = seed_of("step", self.seed, step)
+        value = seed_of("step", self.seed, step, *self.rank)
         for each in self.generators:
             each.manual_seed(value)
 
@@ -60,6 +66,12 @@ class _StepRandomness:
 def forked_rng(device: torch.device):
     """Put PyTorch's own generators back at the end, as if nothing had drawn from them."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, world size) of this process in its process group; (0, 1) without one."""
+    grouped = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -272,13 +284,19 @@ def fit(
     amp: dtype of autocast.  checkpoint: a file to resume from, written every `checkpoint_every` steps.
     An optimizer with `needs_closure = True` (SAM) gets a closure that computes loss and gradients again.
 
+    With W ranks `batch` is that of all together, `loss` must be a mean over examples, hook sees the rank's own loss,
+    BatchNorm normalises the rank's share, evaluate runs on every rank, and rank 0 writes the checkpoint.
+
     Raises Diverged(step), step the first whose loss is not finite.
     """
     device = next(model.parameters()).device
+    rank, world = ranks()
+    if batch % world:
+        raise ReproError(f"batch={batch}: {world} ranks share it; write a multiple of {world}")
     if channels_last:
         model.to(memory_format=torch.channels_last)
     source = Source(data, context, device, channels_last)
-    order, randomness = source.order(batch, seed), _StepRandomness(seed, device)
+    order, randomness = source.order(batch, seed), _StepRandomness(seed, device, rank)
     parameters = [p for p in model.parameters() if p.requires_grad]
     factor = schedule_of(schedule)
     update = make_optimizer(
@@ -290,45 +308,59 @@ def fit(
     history, pending, start = History(), [], 0
 
     saved = None
+    if checkpoint is None and CHECKPOINTS is not None:
+        checkpoint = CHECKPOINTS / f"{next(_fits)}.safetensors"
     if checkpoint is not None:
         settings = {
             "steps": steps, "batch": batch, "lr": lr, "seed": seed, "context": context, "examples": source.n,
             "optimizer": _name(optimizer), "optimizer_options": repr(optimizer_options), "weight_decay": weight_decay,
             "schedule": [factor(step, steps) for step in (0, steps // 3, steps // 2, steps - 1)],
             "clip": _name(clip), "loss": _name(loss), "augment": _name(augment), "amp": str(amp),
-            "eval_every": eval_every,
+            "eval_every": eval_every, "ranks": world,
         }  # fmt: skip
         saved = Checkpoint(Path(checkpoint), settings)
         start = saved.load(model, update, history)
+    forward: nn.Module = model
+    if world > 1:  # the same function, its gradients averaged over the ranks
+        forward = nn.parallel.DistributedDataParallel(model, None if device.type == "cpu" else [device])
 
     def gradients(step: int, x: Tensor, y: Tensor) -> Tensor:
         for p in parameters:
             p.grad = None
         randomness(step)
         if amp is None:
-            value = loss(model(x), y)
+            value = loss(forward(x), y)
         else:
             with torch.autocast(device.type, amp):
-                value = loss(model(x), y)
+                value = loss(forward(x), y)
         value.backward()
         if clip is not None:
             clip(parameters) if callable(clip) else nn.utils.clip_grad_norm_(parameters, clip)
         return value.detach()
 
     def settle() -> None:
-        """Read the losses that wait on the device; the first that is not finite ends the run."""
-        for value in torch.stack(pending).tolist() if pending else ():
+        """Read the losses that wait on the device; the first that is not finite ends the run, on all ranks alike."""
+        if not pending:
+            return
+        values = torch.stack(pending)
+        if world > 1:
+            dist.all_reduce(values)
+            values = values / world
+        for value in values.tolist():
             if not math.isfinite(value):
                 raise Diverged(len(history.train_loss))
             history.train_loss.append(value)
         pending.clear()
+        live.tell(len(history.train_loss), steps, history.train_loss[-1])
 
     model.train()
     with forked_rng(device):
         for step in range(start, steps):
             x, y = source.take(order(step))
-            if augment is not None:
+            if augment is not None:  # of the whole batch: the draws are those of one process
                 x = augment(x, generator("augment", seed, step))
+            if world > 1:
+                x, y = x[rank::world], y[rank::world]
             set_lr(update, lr * factor(step, steps))
             value = gradients(step, x, y)
             if hook is not None:
@@ -346,7 +378,8 @@ def fit(
                 history.record(done, measured(evaluate, model))
             if saved is not None and (done == steps or done % checkpoint_every == 0):
                 settle()
-                saved.save(done, model, update, history)
+                if rank == 0:
+                    saved.save(done, model, update, history)
     return history
 
 

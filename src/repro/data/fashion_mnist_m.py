@@ -2,8 +2,8 @@
 
     x = | patch - garment |     the garment padded to 32x32 and repeated over three channels
 
-Patches are cut at random, under a fixed seed, from 22 photographs reduced to about 640 pixels across. A photograph is
-divided into five columns of three 128x128 blocks: three columns for training patches, one for validation, one for
+Patches are cut at random, under a fixed seed, from 22 photographs reduced to about 440 pixels across. A photograph is
+divided into five columns of three 88x88 blocks: three columns for training patches, one for validation, one for
 test, so that no split sees another's background. The splits of the garments are those of Fashion-MNIST.
 """
 
@@ -21,16 +21,16 @@ from repro.data.archives import Archive, Unusable
 from repro.data.kinds import Images
 from repro.data.sources import Dataset, File, Source
 
-SIDE, BLOCK, ACROSS, DOWN = 32, 128, 5, 3
-MEAN, STD = (0.4181, 0.4143, 0.3576), (0.2783, 0.2600, 0.2758)
+SIDE, BLOCK, ACROSS, DOWN = 32, 88, 5, 3
+MEAN, STD = (0.4270, 0.4215, 0.3611), (0.2835, 0.2645, 0.2774)
 
-BANK = "backgrounds.u8"  # uint8 [330, 3, 128, 128]
+BANK = "backgrounds88.u8"  # uint8 [330, 3, 88, 88]
 NATURE = "Aqua Blinds Dune FreshFlower Garden GreenMeadow LadyBird RainDrops Storm TwoWings Wood YellowFlower".split()
 WALLPAPERS = "BytheWater ColdRipple ColorfulCups EveningGlow FallenLeaf Grey Kite OneStandsOut Path summer_1am".split()
 
 
 def _blocks(photo: bytes) -> np.ndarray:
-    """uint8 `[15, 3, 128, 128]`: the middle of a photograph, averaged over k x k pixels, in reading order."""
+    """uint8 `[15, 3, 88, 88]`: the middle of a photograph, averaged over k x k pixels, in reading order."""
     from PIL import Image
 
     pixels = np.asarray(Image.open(BytesIO(photo)).convert("RGB"), dtype=np.uint32)
@@ -59,17 +59,17 @@ DATASET = Dataset(
     what="colour 32x32 pictures: Fashion-MNIST blended with photographs, 10 balanced classes",
     items="55,000 train, 5,000 validation, 10,000 test",
     licence="MIT (garments), GPL-2+ and LGPL-3 (photographs)",
-    files=(File(BANK, 16_220_160, "af2d30fe8487828d85fd61cece0eba381de15696f5022a9f859cea2e4fed0b8f"),),
+    files=(File(BANK, 7_666_560, "13b1041a9f375948b636f0753ffbc22481e4789406e34e4bc3dc8900797588af"),),
     sources=(Source("debian", ("mate-backgrounds", "plasma-workspace-wallpapers"), (BANK,), _bank),),
 )
 
 
 def blend(garments: Tensor, blocks: Tensor, seed: int) -> Tensor:
-    """uint8 `[n, 3, 32, 32]`: garments `[n, 1, 28, 28]` against patches drawn from `blocks` `[b, 3, 128, 128]`."""
+    """uint8 `[n, 3, 32, 32]`: garments `[n, 1, 28, 28]` against patches drawn from `blocks` `[b, 3, 88, 88]`."""
     draw = torch.Generator().manual_seed(seed)
     n, last = len(garments), BLOCK - SIDE + 1
     places = [torch.randint(0, high, (n,), generator=draw).to(blocks.device) for high in (len(blocks), last, last)]
-    windows = blocks.unfold(2, SIDE, 1).unfold(3, SIDE, 1)  # [b, 3, 97, 97, 32, 32], a view
+    windows = blocks.unfold(2, SIDE, 1).unfold(3, SIDE, 1)  # [b, 3, 57, 57, 32, 32], a view
     margin = (SIDE - garments.shape[-1]) // 2
     out = torch.empty(n, 3, SIDE, SIDE, dtype=torch.uint8, device=blocks.device)
     for at in range(0, n, 5_000):

@@ -29,13 +29,14 @@ class Worker:
                 stderr=errors, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )  # fmt: skip
 
-    def ask(self, unit: dict) -> dict | None:
-        """The answer, or None when the process died."""
+    def ask(self, unit: dict, heard: Callable[[dict, dict], None]) -> dict | None:
+        """The answer, or None when the process died; `heard(unit, {"step", "steps", "loss"})` meanwhile."""
         try:
             self.process.stdin.write(json.dumps(unit).encode() + b"\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
-            return json.loads(line)
+            while "step" in (answer := json.loads(self.process.stdout.readline())):
+                heard(unit, answer)
+            return answer
         except (BrokenPipeError, ValueError):
             return None
 
@@ -59,15 +60,23 @@ def machine(lock: Path, exclusive: bool):
         yield
 
 
-def run_units(units: list[dict], *, jobs: int, state: Path, done: Callable[[dict, dict], None]) -> None:
+def run_units(
+    units: list[dict], *, jobs: int, state: Path, done: Callable[[dict, dict], None],
+    heard: Callable[[dict, dict], None] = lambda unit, at: None,
+) -> None:  # fmt: skip
     """Run every unit and call `done(unit, answer)` for each, from one thread at a time.
 
     `answer` is {"results", "seconds"}, or {"error", "traceback"}.  `state` is the folder of logs and locks.
+    `heard(unit, {"step", "steps", "loss"})` tells now and then where a running unit stands.
     """
     shared = [unit for unit in units if not unit["exclusive"]]
     alone = [unit for unit in units if unit["exclusive"]]
     lock, guard = state / "machine.lock", threading.Lock()
     failure: list[BaseException] = []
+
+    def told(unit: dict, at: dict) -> None:
+        with guard:
+            heard(unit, at)
 
     def slot(queue: list[dict], number: int) -> None:
         worker = None
@@ -80,7 +89,7 @@ def run_units(units: list[dict], *, jobs: int, state: Path, done: Callable[[dict
                 for attempt in range(RETRIES + 1):
                     worker = worker or Worker(state / "logs" / f"worker-{number}.log")
                     with machine(lock, unit["exclusive"]):
-                        answer = worker.ask(unit)
+                        answer = worker.ask(unit, told)
                     if answer is not None:
                         break
                     code = worker.process.wait()

@@ -1,5 +1,7 @@
 """A worker process: reads one unit of work a line on standard input, answers with one JSON line.
 
+Before the answer there may be lines {"step", "steps", "loss"}: where the training loop of the unit stands.
+
 Everything that the experiment prints goes to standard error, so that the answer stays a line of its own.
 """
 
@@ -10,6 +12,8 @@ import signal
 import sys
 import time
 import traceback
+
+TELL_EVERY = 0.5  # seconds between two lines that tell where a trial stands
 
 
 def die_with_parent() -> None:
@@ -27,8 +31,17 @@ def main() -> None:
     os.dup2(2, 1)
     import torch  # the costly import, done before the first unit arrives
 
-    from repro import run, timing
+    from repro import live, run, timing
 
+    told = [0.0]
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        if time.monotonic() - told[0] > TELL_EVERY:
+            told[0] = time.monotonic()
+            answers.write(json.dumps({"step": step, "steps": steps, "loss": loss}) + "\n")
+            answers.flush()
+
+    live.listen(tell)
     timing.steady_malloc()
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
