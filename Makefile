@@ -31,7 +31,7 @@ lint: .venv/ready
 	$(BIN)/ruff check . && $(BIN)/repro index --check
 
 lock:
-	uv pip compile pyproject.toml --extra report --extra test --universal --python-version 3.11 --generate-hashes -q -o requirements.lock
+	uv pip compile pyproject.toml --extra cluster --extra report --extra test --universal --python-version 3.11 --generate-hashes -q -o requirements.lock
 
 clean:
 	rm -rf .venv .repro build src/*.egg-info

@@ -988,7 +988,7 @@ def test_failures_take_one_line(tree, tmp_path, monkeypatch):
     with pytest.raises(Failed, match="paper.ipynb: ValueError: first line$"):
         report.render_paper("demo", tree, current=fresh_on_cpu)
     (tmp_path / "papers/demo/results/cpu.rows.json").write_text("{")
-    with pytest.raises(ReproError, match="cpu.rows.json: no JSON"):
+    with pytest.raises(ReproError, match="cpu.rows.json:1: not JSON"):
         report.frame(tmp_path)
 
 

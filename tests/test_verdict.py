@@ -908,12 +908,12 @@ def test_rows_edited_by_hand_are_refused(paper, tmp_path):
 
 
 @pytest.mark.parametrize("edit, message", [
-    (lambda t: t.replace("0.5", "NaN", 1), r":\d+: NaN is no JSON"),
+    (lambda t: t.replace("0.5", "NaN", 1), r":\d+: rows\[0\].measures.loss: NaN is no JSON"),
     (lambda t: t.replace("0.5", "-Infinity", 1), ":.*Infinity"),
     (lambda t: t[:-5], r":\d+: not JSON"),
     (lambda t: t.replace('"schema": 1', '"schema": 0'), "schema 0, this version reads 1"),
-    (lambda t: "[]", "schema None"), (lambda t: t.replace('"rows"', '"row"'), "'rows' is missing"),
-    (lambda t: t.replace('"status"', '"state"', 1), r"rows\[0\] lacks"),
+    (lambda t: "[]", "schema null"), (lambda t: t.replace('"rows"', '"row"'), "'rows' is missing"),
+    (lambda t: t.replace('"status"', '"state"', 1), r"rows\[0\]: 'status' is missing"),
     (lambda t: t.replace('"seed": 1,', '"seed": 0,', 1), "twice"),
 ])  # fmt: skip
 def test_documents_that_are_no_rows(paper, tmp_path, edit, message):

@@ -13,7 +13,6 @@ those of the papers.  What comes of it is one table per track:
                 best method and than the unchanged model, the track does not discriminate there and says so
 """
 
-import argparse
 import json
 import math
 import sys
@@ -22,8 +21,8 @@ from pathlib import Path
 from statistics import fmean, median_high, stdev
 from typing import Any
 
-from repro import paper, provenance, run
-from repro.errors import ReproError
+from repro import documents, paper, provenance, run
+from repro.errors import ReproError, one_line
 from repro.store import Store, digest, rows_digest, write_file
 
 SCHEMA = 1
@@ -43,7 +42,9 @@ def tracks(root: Path) -> dict[str, dict]:
     path = root / "arena.yaml"
     if not path.is_file():
         raise ReproError(f"{path}: no such file; run from a checkout of the suite")
-    return paper.load_yaml(path)
+    from repro.paper_yaml import YamlFile
+
+    return documents.tracks(YamlFile(path, "arena.yaml", path.read_bytes()))
 
 
 def track_of(root: Path, name: str, profile: str) -> dict:
@@ -358,15 +359,12 @@ def write_table(root: Path, document: dict, settings: dict) -> dict:
 def read(root: Path, track: str, profile: str, kind: str) -> dict | None:
     """Rows or table of a track; None where it has not been run."""
     path, again = path_of(root, track, profile, kind), f"run `repro arena --track {track} --profile {profile}` again"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise ReproError(f"{path}: no JSON ({error}); {again}") from error
-    if found.get("schema") != SCHEMA:
-        raise ReproError(f"{path}: not of schema {SCHEMA}; {again}")
-    if kind == "rows" and rows_digest(found["rows"]) != found["provenance"]["digest"]:
+    if kind == "table":
+        return documents.arena_table(path, again, paper.shown(path), track, profile)
+    found = documents.arena_rows(path, again, paper.shown(path), track, profile, track_of(root, track, profile))
+    if rows_digest(found["rows"]) != found["provenance"]["digest"]:
         raise ReproError(f"{path}: the rows do not match their digest (edited by hand?); {again}")
     return found
 
@@ -402,24 +400,20 @@ def nearest_cell(made: dict, depth: int | None, batch: int | None) -> tuple[dict
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m repro.arena plan.json --out DIR`: measure planned tracks where only torch and numpy are installed."""
-    parser = argparse.ArgumentParser(prog="python -m repro.arena", description=main.__doc__)
+    parser = run.Arguments(prog="python -m repro.arena", description=main.__doc__)
     parser.add_argument("plan", type=Path, help="written by `repro arena --plan`")
     parser.add_argument("--out", type=Path, required=True, help="rows go to DIR/<track>.<profile>.rows.json")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--jobs", type=run.positive)
     options = parser.parse_args(arguments)
     root = provenance.root()
     try:
-        planned = json.loads(options.plan.read_text(encoding="utf-8"))
-        for one in planned["tracks"]:
+        for one in documents.arena_plan(options.plan, "write it with `repro arena --plan > plan.json`")["tracks"]:
             device = run.resolve_device(options.device, one["profile"])
             document = measure(one, root, device=device, jobs=options.jobs or run.default_jobs(device), force=False, progress=run.Progress())
             run.write_rows(options.out / f"{one['track']}.{one['profile']}.rows.json", document)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{options.plan}: no plan of the arena ({error}); write it with `repro arena --plan`", file=sys.stderr)
-        return 2
     except ReproError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return error.exit_code
     return 0
 

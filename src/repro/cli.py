@@ -1,13 +1,15 @@
 """The `repro` command.  Every command imports what it needs when it is called: `repro list` starts no torch."""
 
 import json
+import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from repro.errors import Failed, ReproError
+from repro.errors import Failed, ReproError, one_line
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 app = typer.Typer(
@@ -22,6 +24,17 @@ Slug = Annotated[str, typer.Argument(metavar="SLUG", help="a paper, such as rmsn
 All = Annotated[bool, typer.Option("--all", help="every paper")]
 Profile = Annotated[str | None, typer.Option(help="smoke, cpu, gpu or paper (default: params.yaml)")]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+
+
+def _end_with_parent(wanted: bool) -> None:
+    if wanted:
+        from repro.engines.worker import die_with_parent
+
+        die_with_parent()
+
+
+# Stages of DVC ask for it: a stage that outlives a killed DVC would write beside the next one.
+WithParent = Annotated[bool, typer.Option("--with-parent", help="end when the process that started this one ends", hidden=True, callback=_end_with_parent)]
 
 
 def _say(text: str = "") -> None:
@@ -121,6 +134,7 @@ def _table(head: list[str], rows: list[list[str]]) -> None:
             table.add_row(*(Text(str(cell)) for cell in row))
         Console().print(table)
         return
+    rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]  # a title over two lines would look like two
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         _say("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -198,46 +212,47 @@ def run(
     every: All = False,
     profile: Profile = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto (default: params.yaml)")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="other than planned: fewer is inconclusive, more is not judged")] = None,
-    engine: Annotated[str, typer.Option(help="local")] = "local",
-    jobs: Annotated[int | None, typer.Option(min=1, help="worker processes")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=1000, help="other than planned: fewer is inconclusive, more is not judged")] = None,
+    engine: Annotated[str, typer.Option(help="local (this machine) or ray (a cluster)")] = "local",
+    address: Annotated[str | None, typer.Option(help="the Ray cluster, host:port or auto (default: one of this machine)")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=999, help="worker processes; with --engine ray trials at once on a GPU")] = None,
     force: Annotated[bool, typer.Option("--force", help="measure again what the store holds")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but errors")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, as units end")] = False,
+    with_parent: WithParent = False,
 ) -> None:
     """Measure the missing trials and write the rows."""
-    from repro import paper, plan, progress
+    from repro import engines, paper, plan, progress
     from repro import run as core
 
     root, profile = _root(), _profile(profile)
     params = paper.load_params(root)
-    if engine != "local":
-        raise ReproError(f"--engine {engine}: unknown engine; write local")
     chosen = _papers(slugs, every)
     if not every:
         for one in chosen:
             _needs(one, profile)
-    device = core.resolve_device(device or params.device, profile)
+    device = core.resolve_device(device or params.device, profile, here=engine != "ray")
     from repro.store import Store
 
-    code, state = None, root / ".repro"
-    for one in chosen:
-        if profile not in one.profiles:
-            continue
-        entry = plan.entry(one, profile, seeds or params.seeds)
-        try:
-            document = core.measure(entry, store=Store(state / "trials"), state=state, device=device,
-                                    jobs=jobs or core.default_jobs(device), force=force, progress=progress.choose(quiet, as_json))  # fmt: skip
-            core.write_rows(_results(one.slug, profile, "rows"), document)
-        except ReproError as error:
-            if len(chosen) == 1:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            code = max(code or 0, error.exit_code)
-            continue
-        limit = params.time_limit.get(profile)
-        if not (quiet or as_json) and limit and document["provenance"]["seconds"] > limit * (jobs or core.default_jobs(device)):
-            _say(f"note: {one.slug} took {document['provenance']['seconds']:.0f} s of work; the {profile} profile promises {limit} s")
+    code, state, jobs = None, root / ".repro", jobs or core.default_jobs(device)
+    with engines.chosen(engine, device, jobs, address) as where:
+        for one in chosen:
+            if profile not in one.profiles:
+                continue
+            entry = plan.entry(one, profile, seeds or params.seeds)
+            try:
+                document = core.measure(entry, store=Store(state / "trials"), state=state, device=device, jobs=jobs, force=force,
+                                        progress=progress.choose(quiet, as_json), **where)  # fmt: skip
+                core.write_rows(_results(one.slug, profile, "rows"), document)
+            except ReproError as error:
+                if len(chosen) == 1:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+                code = max(code or 0, error.exit_code)
+                continue
+            limit = params.time_limit.get(profile)
+            if not (quiet or as_json) and limit and document["provenance"]["seconds"] > limit * jobs:
+                _say(f"note: {one.slug} took {document['provenance']['seconds']:.0f} s of work; the {profile} profile promises {limit} s")
     if code:
         raise typer.Exit(code)
 
@@ -389,6 +404,7 @@ def report(
     slug: Annotated[str | None, typer.Argument(metavar="[SLUG]", help="one paper (default: all, and the index)")] = None,
     index_only: Annotated[bool, typer.Option("--index", help="the comparison page alone")] = False,
     track: Annotated[str | None, typer.Option("--arena", metavar="TRACK", help="the page of one track of the arena alone")] = None,
+    with_parent: WithParent = False,
 ) -> None:
     """Render pages through papermill."""
     from repro import paper
@@ -396,6 +412,10 @@ def report(
 
     root = _root()
     if track:
+        from repro import arena as core
+
+        if track not in core.tracks(root):
+            raise ReproError(f"--arena {track}: no such track; write one of {', '.join(core.tracks(root))}")
         return _say(f"rendered {pages.render_arena(track, root)}")
     if slug:
         paper.load(slug)
@@ -414,12 +434,13 @@ def arena(
     track: Annotated[str | None, typer.Option(help="one track of arena.yaml (default: all that have the profile)")] = None,
     profile: Profile = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto (default: params.yaml)")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="worker processes")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=999, help="worker processes")] = None,
     force: Annotated[bool, typer.Option("--force", help="measure again what the store holds")] = False,
     check: Annotated[bool, typer.Option("--check", help="fail if a stored table differs from one made of its rows")] = False,
     judge: Annotated[bool, typer.Option("--judge", help="make the tables from rows that lie there, measuring nothing")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="print the plan for `python -m repro.arena` on a bare machine")] = False,
     as_json: AsJson = False,
+    with_parent: WithParent = False,
 ) -> None:
     """Every drop-in method in the same models with the same budget: measure, rank, print."""
     from repro import arena as core
@@ -492,6 +513,8 @@ def recommend(
     from repro.report.words import levels, number
 
     root = _root()
+    if margin is not None and not math.isfinite(margin):
+        raise ReproError(f"--margin {margin}: write a finite number from 0 on")
     if model not in core.tracks(root):
         raise ReproError(f"--model {model}: no such track; write one of {', '.join(core.tracks(root))}")
     found = next((t for p in ("gpu", "cpu") if (t := core.read(root, model, p, "table"))), None)
@@ -559,6 +582,30 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
 
 
 @app.command()
+def chaos(
+    runs: Annotated[int, typer.Option(min=1, help="repeats of a fault whose time or place is drawn")] = 20,
+    only: Annotated[list[str] | None, typer.Option(help="one kind of fault; may be given again")] = None,
+    write: Annotated[Path | None, typer.Option(help="put the table into this Markdown file, between its marks")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """For developers: inject faults into small checkouts and count what is detected, recovered and lost."""
+    from dataclasses import asdict
+
+    from repro import chaos as faults
+
+    found = faults.run(runs, only, (lambda text: None) if as_json else _say)
+    if as_json:
+        _dump([asdict(fault) for fault in found])
+    else:
+        _say()
+        _table(faults.HEAD, faults.table(found))
+    if write is not None:
+        faults.write(write, faults.table(found), " ".join(["repro chaos", f"--runs {runs}", *(f"--only {name}" for name in only or ())]))
+    if bad := [fault.name for fault in found if not fault.ok]:
+        raise Failed(f"not all was detected and recovered: {'; '.join(bad)}")
+
+
+@app.command()
 def doctor() -> None:
     """Environment, devices, data, DVC: what works, what does not, what to do."""
     from repro import doctor as checks
@@ -567,13 +614,34 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy of click that typer carries
+
+
 def main() -> None:
-    """Entry point: a ReproError is one line on standard error and a non-zero exit code."""
+    """Entry point: whatever is wrong with what was given is one line on standard error and a non-zero exit code."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except ReproError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+        print(one_line(error), file=sys.stderr)
+    except USAGE_ERROR as error:
+        code = error.exit_code
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            path = error.ctx.command_path if error.ctx else "repro"
+            print(one_line(f"{error.format_message()} (`{path} --help` tells more)"), file=sys.stderr)
+    except SyntaxError as error:  # of a method.py or experiment.py, which are read as they stand
+        code = 2
+        print(one_line(f"{error.filename}:{error.lineno}: {error.msg}; correct this line"), file=sys.stderr)
+    except BrokenPipeError:  # `repro list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = 2
+        print(one_line(f"{error.filename or 'a file'}: {error.strerror or error}"), file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

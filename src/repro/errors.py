@@ -23,3 +23,10 @@ class Diverged(ArithmeticError):
 
 class InvalidMeasurement(Exception):
     """A measurement that failed its own check (a timing whose A/A arms disagree); the row says why."""
+
+
+def one_line(error: object) -> str:
+    """What a command prints of an error: one line, whatever the names in it hold, and not without end."""
+    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "error: " + (text if len(text) <= 2000 else f"{text[:1200]} ... {text[-700:]}")

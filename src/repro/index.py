@@ -8,8 +8,8 @@ import difflib
 import json
 from pathlib import Path
 
+from repro import documents, provenance
 from repro import paper as papers
-from repro import provenance
 from repro.errors import ReproError
 from repro.paper import Paper
 from repro.store import write_file
@@ -31,12 +31,10 @@ def public_names(slug: str) -> list[str]:
 def read_verdict(slug: str, profile: str) -> dict | None:
     """The stored verdict of a paper, or None where it has not run."""
     path = papers.paper_dirs() / slug / "results" / f"{profile}.verdict.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise ReproError(f"{path}: no JSON ({error}); run `repro judge {slug} --profile {profile}`") from error
+    again = f"run `repro judge {slug} --profile {profile}`"
+    return documents.verdict(path, again, papers.shown(path), papers.load(slug).claims)
 
 
 def number(value: float | None) -> str:
@@ -87,7 +85,7 @@ stages:
   run:
     wdir: ../..
     matrix: {{profile: ["${{profile}}"]}}
-    cmd: repro run {slug} --profile ${{item.profile}}
+    cmd: exec repro run {slug} --profile ${{item.profile}} --with-parent
     deps:
 {deps}    params:
       - params.yaml: [device, seeds]
@@ -128,7 +126,7 @@ def arena_stages(root: Path, slugs: list[str]) -> tuple[str, list[str]]:
         shown.append(f"arena/{track}.{profile}.table.json")
         deps = "".join(f"      - {name}\n" for name in [*files, "src/repro/arena.py"])
         out.append(f"""  arena/{track}:
-    cmd: repro arena --track {track} --profile {profile}
+    cmd: exec repro arena --track {track} --profile {profile} --with-parent
     deps:
 {deps}    params:
       - params.yaml: [device]
@@ -137,7 +135,7 @@ def arena_stages(root: Path, slugs: list[str]) -> tuple[str, list[str]]:
       - arena/{track}.{profile}.rows.json: {{cache: false, persist: true}}
       - arena/{track}.{profile}.table.json: {{cache: false, persist: true}}
   reports/arena/{track}:
-    cmd: repro report --arena {track}
+    cmd: exec repro report --arena {track} --with-parent
     deps:
       - notebooks/arena.ipynb
 {_report_sources()}      - arena/{track}.{profile}.table.json
@@ -159,7 +157,7 @@ def root_stages(root: Path, slugs: list[str]) -> str:
     for slug in slugs:
         here = f"papers/{slug}"
         out.append(f"""  reports/{here}:
-    cmd: repro report {slug}
+    cmd: exec repro report {slug} --with-parent
     deps:
       - notebooks/paper.ipynb
       - src/repro/cite.py
@@ -175,7 +173,7 @@ def root_stages(root: Path, slugs: list[str]) -> str:
     inputs = "".join(f"      - papers/{slug}/{name}\n" for slug in slugs for name in ("paper.yaml", "results"))
     inputs += "".join(f"      - {name}\n" for name in shown)
     out.append(f"""  reports/index:
-    cmd: repro report --index
+    cmd: exec repro report --index --with-parent
     deps:
       - notebooks/comparison.ipynb
 {_report_sources()}{inputs}    outs:

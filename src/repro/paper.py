@@ -553,6 +553,8 @@ def load(paper: str | Path, root: str | Path | None = None) -> Paper:
     folder = paper_dirs() if root is None else Path(root) / "papers"
     path = folder / paper if isinstance(paper, str) and os.sep not in paper else Path(paper)
     path = path if path.name == "paper.yaml" else path / "paper.yaml"
+    if path.exists() and not path.is_file():
+        raise ReproError(f"{shown(path)}: is a folder; write a file, `repro new` shows one")
     if not path.is_file():
         known = sorted(found.parent.name for found in folder.glob("*/paper.yaml"))
         close = difflib.get_close_matches(path.parent.name, known, 3, 0.5)

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import json
+import keyword
 import math
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
+from repro.documents import SLUG
 from repro.paper import (
     KINDS,
     Claim,
@@ -49,7 +51,8 @@ def _nearest(word: Any, known: Any) -> str:
 def _is(value: Any) -> str:
     name = {str: "text", bool: "truth value", int: "number", float: "number"}.get(type(value))
     other = "is empty" if value is None else "is a list" if isinstance(value, list) else "is a mapping"
-    return f"is the {name} {value!r}" if name else other
+    shown = repr(value)
+    return f"is the {name} {shown if len(shown) <= 80 else shown[:77] + '...'}" if name else other
 
 
 def schema(file: YamlFile, cls: type) -> None:
@@ -85,6 +88,8 @@ def schema(file: YamlFile, cls: type) -> None:
         if "kind" not in value:
             file.fail(where, f"'kind' is missing; allowed: {', '.join(KINDS)}")
         file.fail((*where, "kind"), f"{_is(value['kind'])}{_nearest(value['kind'], KINDS)}")
+    elif not _holds(file.data, where):  # the name of a member of a union, which a factor's level is
+        file.fail(where[:-1], f"{_is(value)}; write a text, a number, true or false")
     elif wanted == "a text" and isinstance(value, int | float):
         file.fail(where, f"{_is(value)}; write it in quotes")
     elif wanted:
@@ -97,20 +102,37 @@ def _adapter(cls: type) -> TypeAdapter:
     return TypeAdapter(cls)
 
 
+def _holds(data: Any, where: Where) -> bool:
+    for part in where:
+        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
+            return False
+        data = data[part]
+    return True
+
 
 _ALMOST = re.compile(r"[+-]?\d+(?=[.,e])([.,]\d*)?(e[+-]?\d*)?[a-z]?", re.IGNORECASE)  # 1e-3x, 0,02, "1e-4"
 
 
+SEEDS = 2**31  # every generator takes seeds below
+
+
 def paper(file: YamlFile, paper: Paper) -> None:
     fail, folder = file.fail, file.path.resolve().parent.name
+    _check_texts(file, file.data, ())
     if paper.slug != folder:
         fail(("slug",), f"is '{paper.slug}', but the folder is '{folder}'; write slug: {folder}")
-    if not paper.slug.isidentifier():
-        fail(("slug",), f"'{paper.slug}' cannot be imported; name the folder with letters, digits and _")
+    if not SLUG.fullmatch(paper.slug) or keyword.iskeyword(paper.slug):
+        fail(("slug",), f"is '{paper.slug}', which cannot be imported; name the folder with a-z, 0-9 and _, at most 60")
+    if not 1900 <= paper.year <= 2100:
+        fail(("year",), f"is {paper.year}; write a year such as 2019")
     if not (paper.arxiv or paper.doi or paper.url):
         fail((), "'arxiv' is missing (or write doi: or url:)")
     if paper.arxiv and not re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?|[a-z-]+(\.[A-Z]{2})?/\d{7}", paper.arxiv):
         fail(("arxiv",), f"is '{paper.arxiv}'; write an identifier such as '1910.07467'")
+    if paper.doi and not re.fullmatch(r"10\.\d{4,9}/[^\s<>\"'{}\\]+", paper.doi):
+        fail(("doi",), f"is '{paper.doi}'; write an identifier such as 10.1000/182")
+    if paper.url and not re.fullmatch(r"https?://[^\s<>\"'{}\\]+", paper.url):
+        fail(("url",), f"is '{paper.url}'; write an address that begins with https://")
     if paper.code and not re.fullmatch(r"[\w.-]+/[\w.-]+@[\w./-]+", paper.code):
         fail(("code",), f"is '{paper.code}'; write owner/repository@revision, or null")
     for name in ("authors", "claims", "experiments", "measures", "profiles"):
@@ -118,6 +140,7 @@ def paper(file: YamlFile, paper: Paper) -> None:
             fail((name,), "is empty; write at least one")
     for name, experiment in paper.experiments.items():
         _check_factors(file, ("experiments", name), experiment.arms, experiment.factors)
+        _check_module(file, ("experiments", name, "module"), experiment.module)
     for profile, settings in paper.profiles.items():
         _check_profile(file, paper, profile, settings)
     for claim_id, claim in paper.claims.items():
@@ -132,6 +155,8 @@ def paper(file: YamlFile, paper: Paper) -> None:
             fail(where, f"no claim '{claim_id}'{_nearest(claim_id, paper.claims)}")
         if paper.claims[claim_id].untested is not None:
             fail(where, f"claim '{claim_id}' is untested; name one that has a rule")
+        if not paper.judged_profiles(claim_id):
+            fail(where, f"claim '{claim_id}' is judged at no profile; add its experiment to one, such as cpu")
         if profile and claim_id not in paper.judged_in(profile):
             fail(where, f"claim '{claim_id}' is not judged at '{profile}'; run its experiment there or name another")
 
@@ -163,6 +188,29 @@ def _check_shown(file: YamlFile, paper: Paper, shown: Figure | Ranking, where: W
     for factor in shown.at:
         if factor not in declared.factors:
             file.fail((*where, "at", factor), f"no factor '{factor}'{_nearest(factor, declared.factors)}")
+        every = [*declared.factors[factor], *(v for p in paper.profiles if shown.experiment in paper.experiments_in(p)
+                                              for v in paper.settings(p, shown.experiment).factors[factor])]  # fmt: skip
+        if shown.at[factor] not in every:
+            levels = ", ".join(map(str, dict.fromkeys(every)))
+            file.fail((*where, "at", factor), f"{factor} has no level {shown.at[factor]!r}; it has {levels}")
+
+
+def _check_texts(file: YamlFile, value: Any, where: Where) -> None:
+    """No text of the file is empty."""
+    if isinstance(value, str) and not value.strip():
+        file.fail(where, "is empty; write a text")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _check_texts(file, item, (*where, key))
+
+
+def _check_module(file: YamlFile, where: Where, module: str | None) -> None:
+    """An experiment that is not in the paper's own file is in this suite."""
+    from repro.provenance import module_file
+
+    if module is not None and not re.fullmatch(r"repro(\.\w+)+", module):
+        file.fail(where, f"is '{module}'; write a module of this suite, such as repro.experiments.decoder")
+    if module is not None and module_file(module) is None:
+        file.fail(where, f"no module '{module}' in this suite; write one such as repro.experiments.decoder")
 
 
 def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors: dict[str, list[Level]]) -> None:
@@ -181,6 +229,8 @@ def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[st
     def whole(where: Where, value: Any, least: int) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             file.fail(where, f"{_is(value)}; write a whole number of at least {least}")
+        if value >= SEEDS:
+            file.fail(where, f"{_is(value)}; write a whole number of at most {SEEDS - 1}")
 
     if "seeds" not in settings:
         file.fail(base, "'seeds' is missing")
@@ -254,6 +304,10 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
     if claim.experiment not in paper.experiments:
         hint = _nearest(claim.experiment, paper.experiments)
         file.fail((*where, "experiment"), f"no experiment '{claim.experiment}'{hint}")
+    shapes = claim.rule if isinstance(claim.rule, dict) else {None: claim.rule}
+    for profile, shape in shapes.items():
+        if shape in ([], {}):
+            file.fail((*where, "rule", profile) if profile else (*where, "rule"), "is empty; write at least one rule")
     for profile, place, rule in _placed_rules(claim, (*where, "rule")):
         judged = [p for p in paper.profiles if rule in paper.rules(claim_id, p)] if profile is None else [profile]
         if profile == "smoke":
@@ -308,6 +362,8 @@ def _check_control(file: YamlFile, paper: Paper, claim_id: str, control: Control
             file.fail((*where, "replace", old), f"replaces '{old}' by itself; {hint}")
     if control.seed_offset is not None and control.seed_offset < 1000:
         file.fail((*where, "seed_offset"), f"is {control.seed_offset}; write at least 1000")
+    if control.seed_offset is not None and control.seed_offset >= SEEDS - 1000:
+        file.fail((*where, "seed_offset"), f"is {control.seed_offset}; write at most {SEEDS - 1001}")
     if control.expect == "not_met" and not any(map(_superiority, rules)):
         why = f"not_met makes sense for superiority only, not for {' and '.join(rule.kind for rule in rules)}"
         file.fail((*where, "expect"), f"{why}; write expect: not_reproduced")

@@ -1,15 +1,29 @@
 """YAML 1.2 as plain data that knows its lines."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 
+from repro.documents import NOT_TEXT
 from repro.errors import ReproError
 
 Where = tuple[str | int, ...]
+HINTS = {  # what the parser says: what to write
+    "mapping values are not allowed": "a text that holds ': ' needs quotes",
+    "'\\t' that cannot start": "indent with blanks, not with tabs",
+    "that cannot start any token": "a text that begins with this character needs quotes",
+    "expected alphabetic or numeric": "a text that begins with this character needs quotes",
+    "expected <block end>": "indent it like the lines above",
+    "expected ',' or": "close the bracket, or put the text into quotes",
+    "unexpected end of stream": "close the quote",
+    "undefined alias": "a text that begins with * needs quotes",
+    "another document": "leave out what follows ---",
+}
 
 
 class YamlFile:
@@ -22,18 +36,31 @@ class YamlFile:
         self.path, self.shown = path, shown
         self.lines: dict[Where, int] = {(): 1}
         try:
-            root = YAML(typ="safe", pure=True).compose(text.decode("utf-8"))
+            decoded = text.decode("utf-8").removeprefix("\ufeff")
+            self._plain(decoded)
+            root = YAML(typ="safe", pure=True).compose(decoded)
             self.data = None if root is None else self._value(root, ())
         except UnicodeDecodeError as error:
             line = text[: error.start].count(b"\n") + 1
             raise ReproError(f"{shown}:{line}: not UTF-8; save the file as UTF-8") from None
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
+            opened = error.context and ("flow" in error.context or "quoted" in error.context)  # where the bracket or quote is
+            mark = error.context_mark if opened else error.problem_mark or error.context_mark
             problem = " ".join((error.problem or error.context or "not YAML").split())
-            raise ReproError(f"{shown}:{mark.line + 1 if mark else 1}: not YAML 1.2: {problem}") from None
+            hint = next((f"; {hint}" for said, hint in HINTS.items() if said in problem), "")
+            raise ReproError(f"{shown}:{mark.line + 1 if mark else 1}: not YAML 1.2: {problem}{hint}") from None
         except (YAMLError, RecursionError) as error:
             what = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
             raise ReproError(f"{shown}:1: not YAML 1.2: {what}") from None
+
+    def _plain(self, text: str) -> None:
+        """Refuse characters that no text holds, and the directive that asks for another YAML."""
+        if match := NOT_TEXT.search(text.replace("\x85", "\n")):
+            line = text.count("\n", 0, match.start()) + 1
+            raise ReproError(f"{self.shown}:{line}: holds the control character {match[0]!r}; leave it out")
+        if match := re.search(r"^%YAML\s+(?!1\.2\s)(\S*)", text, re.M):
+            line = text.count("\n", 0, match.start()) + 1
+            raise ReproError(f"{self.shown}:{line}: asks for YAML {match[1]}, this is read as YAML 1.2; leave the directive out")
 
     def fail(self, where: Where, message: str) -> NoReturn:
         """Raise the one-line error of a place."""
@@ -54,15 +81,21 @@ class YamlFile:
                 if str(key_node.tag) != "tag:yaml.org,2002:str":
                     hint = f"write '{key}' in quotes" if isinstance(key, str) else "this is a list or mapping"
                     self.fail((*where, "?"), f"a key must be a text; {hint}")
+                if match := NOT_TEXT.search(key):
+                    self.fail((*where, "?"), f"holds the control character {match[0]!r}; leave it out")
                 if key in out:
-                    self.fail((*where, "?"), f"key '{key}' stands twice, first on line {self.lines[(*where, key)]}")
+                    self.fail((*where, "?"), f"key '{key}' stands twice, first on line {self.lines[(*where, key)]}; leave one out")
                 self.lines[(*where, key)] = line
                 out[key] = self._value(value_node, (*where, key))
             self.lines.pop((*where, "?"), None)
             return out
         if tag == "seq":
             return [self._value(item, (*where, i)) for i, item in enumerate(node.value)]
+        if not isinstance(node, ScalarNode):
+            self.fail(where, f"'{node.tag}' is not allowed; write a plain text, number, list or mapping")
         if tag == "str":
+            if match := NOT_TEXT.search(node.value):
+                self.fail(where, f"holds the control character {match[0]!r}; leave it out")
             return node.value
         if tag == "null":
             return None
@@ -76,7 +109,7 @@ class YamlFile:
                 number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
                 return number if math.isfinite(number) else self.fail(where, f"is {node.value}; write a finite number")
         except ValueError:
-            self.fail(where, f"is '{node.value}'; write a number")
+            self.fail(where, f"is '{node.value[:40]}'; write a number")
         if tag == "timestamp":
             self.fail(where, f"is the date {node.value}; write it in quotes")
         self.fail(where, f"'{node.tag}' is not allowed; write a plain text, number, list or mapping")

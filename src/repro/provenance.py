@@ -182,6 +182,11 @@ def device_model(device: str) -> str:
     return torch.cuda.get_device_name(device)
 
 
+def place(device: str) -> dict[str, str]:
+    """Class and model of a device of this machine."""
+    return {"class": device_class(device), "model": device_model(device)}
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of what computes the numbers."""

@@ -10,17 +10,19 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import time
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
-from repro import provenance
-from repro.errors import Diverged, Failed, InvalidMeasurement, ReproError
-from repro.store import Store, digest, rows_digest, write_file
+from repro import documents, provenance
+from repro.errors import Diverged, Failed, InvalidMeasurement, ReproError, one_line
+from repro.store import Store, digest, rows_digest, sealed, write_file
 
 SCHEMA = 1
 
@@ -40,15 +42,36 @@ def _experiment(unit: dict, suffix: str) -> Callable:
 def make_config(function: Callable, values: dict, where: str) -> object:
     """The frozen Config that the experiment's `config` annotation names, filled from paper.yaml."""
     kind = typing.get_type_hints(function).get("config")
-    if kind is None:
+    if not is_dataclass(kind):
         raise ReproError(f"{where}: `{function.__name__}` must annotate `config` with its Config dataclass")
-    known = {f.name: f for f in fields(kind)}
+    known, kinds = {f.name: f for f in fields(kind)}, typing.get_type_hints(kind)
     if unknown := sorted(set(values) - set(known)):
-        raise ReproError(f"{where}: unknown setting {unknown[0]!r}; {kind.__name__} has {', '.join(known)}")
+        raise ReproError(f"{_located(where, unknown[0])}: unknown setting {unknown[0]!r}; {kind.__name__} has {', '.join(known)}")
+    if missing := [n for n, f in known.items() if n not in values and f.default is f.default_factory is MISSING]:
+        raise ReproError(f"{_located(where)}: {missing[0]!r} is missing; {kind.__name__} has {', '.join(known)}")
+    for name, value in values.items():
+        if wanted := documents.unlike(kinds[name], value):
+            raise ReproError(f"{_located(where, name)}: {documents.told(value)}; write {wanted}")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except TypeError as error:
-        raise ReproError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ReproError(f"{_located(where)}: {error}; correct these settings") from error
+
+
+def _located(where: str, name: str | None = None) -> str:
+    """`papers/demo/paper.yaml:28: profiles.cpu.main.mode` of a place without its line, which only a checkout can tell."""
+    file, _, place = where.partition(": ")
+    line = ""
+    try:
+        from repro.paper_yaml import YamlFile
+
+        lines = YamlFile(Path(file), file, (provenance.root() / file).read_bytes()).lines
+        parts = (*place.split("."), *([name] if name else []))
+        found = [parts[:n] for n in range(len(parts), 0, -1) if parts[:n] in lines]
+        line = f":{lines[found[0]]}" if found else ""
+    except (ImportError, OSError, ReproError):
+        pass  # a bare machine, which has the plan alone
+    return f"{file}{line}: {place}{'.' + name if name else ''}"
 
 
 def execute(unit: dict) -> list[dict]:
@@ -104,6 +127,8 @@ def _outcome(result: object) -> dict:
         return {"status": "diverged", "step": result.step, "measures": {}}
     if isinstance(result, InvalidMeasurement):
         return {"status": "invalid", "why": str(result), "measures": {}}
+    if not isinstance(result, Mapping):
+        raise ReproError(f"an experiment must return its measures as {{name: number or list}}, not {type(result).__name__}")
     measures = {name: _number(value) for name, value in result.items()}
     finite = {name: value for name, value in measures.items() if _finite(value)}
     if len(finite) < len(measures):
@@ -152,15 +177,20 @@ class Progress:
         """Called when the run is over, however it ended."""
 
 
-def resolve_device(name: str, profile: str) -> str:
-    """`cpu`, `cuda` or `cuda:N`; `auto` is the CPU for the profiles smoke and cpu, else the first GPU."""
+def resolve_device(name: str, profile: str, here: bool = True) -> str:
+    """`cpu`, `cuda` or `cuda:N`; `auto` is the CPU for the profiles smoke and cpu, else the first GPU.
+
+    Whether there is one is asked only where the work is to be done `here`.
+    """
     if name == "auto":
         name = "cpu" if profile in ("smoke", "cpu") else "cuda"
     if name == "cpu":
         return name
     kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
+    if not re.fullmatch(r"cuda(:[0-9]{1,3})?", name):
         raise ReproError(f"--device {name}: unknown device; write cpu, cuda, cuda:N or auto")
+    if not here:
+        return kind
     import torch
 
     count = torch.cuda.device_count()
@@ -170,8 +200,11 @@ def resolve_device(name: str, profile: str) -> str:
     return name
 
 
-def units_of(entry: dict, device: str) -> list[dict]:
-    """The units of work of one planned paper, in seed-major order, each trial with its key."""
+def units_of(entry: dict, device: str, place: dict[str, str] | None = None) -> list[dict]:
+    """The units of work of one planned paper, in seed-major order, each trial with its key.
+
+    place: class and model of the device that will measure, where it is not one of this machine.
+    """
     groups: dict[tuple, dict] = {}
     for trial in entry["trials"]:
         setting = entry["experiments"][trial["experiment"]]
@@ -185,15 +218,14 @@ def units_of(entry: dict, device: str) -> list[dict]:
         })  # fmt: skip
         unit["trials"].append(trial)
     for unit in groups.values():
-        _add_keys(unit, device)
+        _add_keys(unit, place or provenance.place(device))
     return list(groups.values())
 
 
-def _add_keys(unit: dict, device: str) -> None:
+def _add_keys(unit: dict, place: dict[str, str]) -> None:
     """What determines a row, digested; data are pinned by sha256 in the modules that the source digest covers."""
     trials = unit["trials"]
     everyone = {"single": unit["ranks"], "batched": [t["seed"] for t in trials], "exclusive": [t["arm"] for t in trials]}
-    place = provenance.device_model(device) if unit["exclusive"] else provenance.device_class(device)
     keyed = []
     for trial in trials:
         arms = everyone["exclusive"] if unit["exclusive"] else [trial["arm"]]
@@ -202,24 +234,24 @@ def _add_keys(unit: dict, device: str) -> None:
             "experiment": [unit["module"], unit["experiment"]], "arm": trial["arm"], "seed": trial["seed"],
             "config": {**unit["config"], **trial["factors"]}, "path": [unit["path"], everyone[unit["path"]]],
             "source": provenance.source_digest(unit["module"], *sorted(named)),
-            "device": place, "threads": 1, "torch": provenance.versions()["torch"],
+            "device": place["model" if unit["exclusive"] else "class"], "threads": 1, "torch": provenance.versions()["torch"],
         })})  # fmt: skip
     unit["trials"] = keyed
 
 
 def measure(
     entry: dict, *, store: Store, state: Path, device: str, jobs: int, force: bool = False, progress: Progress | None = None,
-    engine: Callable | None = None,
+    engine: Callable | None = None, place: dict[str, str] | None = None,
 ) -> dict:  # fmt: skip
     """All rows of one planned paper, as the document that `results/<profile>.rows.json` holds.
 
-    engine: where the units run, a function like `repro.engines.local.run_units` (the default).
+    engine: where the units run, a function like `repro.engines.local.run_units` (the default); place: as in `units_of`.
     """
     from repro.engines import local
 
-    began, progress = time.perf_counter(), progress or Progress()
+    began, progress, place = time.perf_counter(), progress or Progress(), place or provenance.place(device)
     store.sweep()
-    units = units_of(entry, device)
+    units = units_of(entry, device, place)
     known = {t["key"]: store.get(t["key"]) for unit in units for t in unit["trials"]}
     missing = [unit for unit in units if force or not all(_final(known[t["key"]]) for t in unit["trials"])]
     for unit in missing:
@@ -242,7 +274,7 @@ def measure(
                 "row": {"experiment": trial["experiment"], "arm": trial["arm"], "seed": trial["seed"],
                         "factors": trial["factors"], **result, "seconds": answer["seconds"] / len(unit["trials"])},
                 "config": unit["config"], "registered": {entry["paper"]: entry["registered"]},
-                "device": provenance.device_model(device), "versions": provenance.versions(),
+                "device": place["model"], "versions": provenance.versions(),
                 "measured": datetime.now(UTC).date().isoformat(),
             }  # fmt: skip
             # Replaced in place, so that a second run that gathers its rows now never misses one.
@@ -254,7 +286,7 @@ def measure(
         progress.close()
     if failures:
         raise _failed(entry, failures, state)
-    document = _document(entry, units, store, device)
+    document = _document(entry, units, store, device, place)
     progress.end(entry, time.perf_counter() - began)
     return document
 
@@ -275,7 +307,7 @@ def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Fail
     )
 
 
-def _document(entry: dict, units: list[dict], store: Store, device: str) -> dict:
+def _document(entry: dict, units: list[dict], store: Store, device: str, place: dict[str, str]) -> dict:
     planned = {identity(trial): trial["key"] for unit in units for trial in unit["trials"]}
     keys = [planned[identity(trial)] for trial in entry["trials"]]
     records = [store.get(key) for key in keys]
@@ -286,7 +318,7 @@ def _document(entry: dict, units: list[dict], store: Store, device: str) -> dict
         "schema": SCHEMA, "paper": entry["paper"], "profile": entry["profile"],
         "provenance": {
             "digest": rows_digest(rows), **provenance.commit(), "device": device,
-            "device_model": provenance.device_model(device), "device_class": provenance.device_class(device),
+            "device_model": place["model"], "device_class": place["class"],
             "threads": 1, "versions": provenance.versions(),
             "platform": " ".join(os.uname()[i] for i in (0, 4)) if hasattr(os, "uname") else sys.platform,
             "started": min(r["measured"] for r in records), "seconds": round(sum(row["seconds"] for row in rows), 3),
@@ -324,13 +356,14 @@ def write_rows(path: Path, document: dict) -> None:
     """
     if _without_commit(path) == _comparable(document):
         return
+    document = sealed(document)
     head = json.dumps({k: v for k, v in document.items() if k != "rows"}, indent=1, allow_nan=False, ensure_ascii=False)
     rows = ",\n".join("  " + json.dumps(row, allow_nan=False, ensure_ascii=False) for row in document["rows"])
     write_file(path, f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
 
 
 def _comparable(document: dict) -> dict:
-    kept = {k: v for k, v in document["provenance"].items() if k not in ("commit", "dirty")}
+    kept = {k: v for k, v in document["provenance"].items() if k not in ("commit", "dirty", "checksum")}
     return {**document, "provenance": kept}
 
 
@@ -349,24 +382,30 @@ def default_jobs(device: str) -> int:
 
 def read_plan(path: Path) -> dict:
     """A plan written by `repro plan --json`."""
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ReproError(f"{path}: {error.strerror}; write it with `repro plan SLUG --profile gpu --json`") from error
-    except ValueError as error:
-        raise ReproError(f"{path}: no JSON ({error}); write it with `repro plan SLUG --json > plan.json`") from error
-    if not isinstance(plan, dict) or plan.get("schema") != SCHEMA or "entries" not in plan:
-        raise ReproError(f"{path}: no plan of schema {SCHEMA}; write it with `repro plan SLUG --json`")
-    return plan
+    return documents.plan(path, "write it with `repro plan SLUG --profile gpu --json > plan.json`")
+
+
+def positive(text: str) -> int:
+    """A number of processes."""
+    if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"is {text!r}; write a whole number from 1 to 999")
+    return int(text)
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser whose refusal is one line, as that of the `repro` command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{one_line(message)}; `{self.prog} --help` tells more\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m repro.run plan.json --out DIR`: measure a plan where only torch and numpy are installed."""
-    parser = argparse.ArgumentParser(prog="python -m repro.run", description=main.__doc__)
+    parser = Arguments(prog="python -m repro.run", description=main.__doc__)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="rows go to DIR/<slug>/<profile>.rows.json")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--jobs", type=positive)
     parser.add_argument("--force", action="store_true", help="measure again what the store holds")
     options = parser.parse_args(arguments)
     state, bad = provenance.root() / ".repro", 0
@@ -378,10 +417,10 @@ def main(arguments: list[str] | None = None) -> int:
                 document = measure(entry, store=Store(state / "trials"), state=state, device=device, jobs=jobs, force=options.force)
                 write_rows(options.out / entry["paper"] / f"{entry['profile']}.rows.json", document)
             except ReproError as error:
-                print(error, file=sys.stderr)
+                print(one_line(error), file=sys.stderr)
                 bad = max(bad, error.exit_code)
     except ReproError as error:
-        print(error, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return error.exit_code
     return bad
 

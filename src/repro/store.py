@@ -32,6 +32,12 @@ def rows_digest(rows: list[dict]) -> str:
     return digest([{k: v for k, v in row.items() if k != "seconds"} for row in rows])
 
 
+def sealed(document: dict) -> dict:
+    """A rows document with `provenance.checksum`, a digest of everything else in it: seconds and provenance too."""
+    kept = {k: v for k, v in document["provenance"].items() if k != "checksum"}
+    return {**document, "provenance": {**kept, "checksum": digest({**document, "provenance": kept})}}
+
+
 def _explain(path: Path, error: OSError) -> ReproError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ReproError(f"{path}: the disk is full; free some space and run the same command again (nothing is lost)")

@@ -434,7 +434,7 @@ def evaluate_lm(
 
 
 class Checkpoint:
-    """One safetensors file: parameters, buffers and optimizer state; the rest as JSON in its metadata.
+    """One safetensors file: parameters, buffers and optimizer state; the rest as JSON in its metadata, with a digest of all.
 
     State that a module keeps outside parameters and buffers is not saved.
     """
@@ -455,8 +455,8 @@ class Checkpoint:
                     plain[f"{index}/{name}"] = value
         groups = [{k: v for k, v in g.items() if isinstance(v, int | float)} for g in state["param_groups"]]
         head = {"settings": self.settings, "step": step, "plain": plain, "groups": groups, "history": vars(history)}
-        data = save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, {"repro": json.dumps(head)})
-        write_file(self.path, data)
+        tensors, told = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, json.dumps(head)
+        write_file(self.path, save(tensors, {"repro": told, "digest": _digest(told, tensors)}))
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> int:
         """Fill model, optimizer and history; returns how many steps they have behind them (0 where no file is)."""
@@ -466,8 +466,11 @@ class Checkpoint:
 
         try:
             with safe_open(self.path, "pt") as file:
-                head = json.loads(file.metadata()["repro"])
+                told, digest = file.metadata()["repro"], file.metadata()["digest"]
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if digest != _digest(told, tensors):
+                raise ValueError("its digest does not fit its content")
+            head = json.loads(told)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ReproError(f"{self.path}: no checkpoint ({error}); delete it and start again") from error
         for name, value in self.settings.items():
@@ -498,6 +501,14 @@ class Checkpoint:
         for name, value in head["history"].items():
             setattr(history, name, value)
         return head["step"]
+
+
+def _digest(told: str, tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256(told.encode())
+    for name in sorted(tensors):
+        total.update(f"{name} {tensors[name].dtype} {list(tensors[name].shape)}".encode())
+        total.update(tensors[name].flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

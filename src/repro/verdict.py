@@ -13,19 +13,18 @@ A diverged row has the worst value of its measure; a seed at which the arm diver
 the levels of `per` and the cells of a count are judged one by one and put together.
 """
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from repro import documents
 from repro.decide import INF, LEAST_SEEDS, Decision, Region, decide, number
 from repro.errors import ReproError
-from repro.paper import Claim, Control, Measure, Paper, Rule, Settings, as_dict, controlled
-from repro.store import digest, rows_digest
+from repro.paper import Claim, Control, Measure, Paper, Rule, Settings, as_dict, controlled, shown
+from repro.store import rows_digest
 
 SCHEMA = 1
 
@@ -483,6 +482,7 @@ def judge(paper: Paper, profile: str, document: dict[str, Any], *, check_digest:
         raise ReproError(f"{name}: profile {profile} {why}")
     if check_digest:
         _check_digest(name, document)
+    _check_names(name, paper, document["rows"])
     return {
         "schema": SCHEMA, "paper": paper.slug, "profile": profile, "rows_digest": rows_digest(document["rows"]),
         "post_hoc": document["registered"] != paper.registration(profile), "headline": paper.headline_for(profile),
@@ -496,37 +496,24 @@ def _check_digest(name: str, document: dict[str, Any]) -> None:
                          f"repro run {document['paper']} --profile {document['profile']} --force")  # fmt: skip
 
 
+def _check_names(name: str, paper: Paper, rows: list[dict]) -> None:
+    """Refuse rows of experiments, arms or factors that the paper does not have."""
+    again = f"bring rows of this paper, or run `repro run {paper.slug}` again"
+    for i, row in enumerate(rows):
+        declared = paper.experiments.get(row["experiment"])
+        if declared is None:
+            raise ReproError(f"{name}: rows[{i}].experiment: no experiment '{row['experiment']}' in paper.yaml; {again}")
+        if row["arm"] not in declared.arms:
+            raise ReproError(f"{name}: rows[{i}].arm: no arm '{row['arm']}' in experiment '{row['experiment']}'; {again}")
+        if row["factors"].keys() != declared.factors.keys():
+            have, want = (", ".join(names) or "none" for names in (row["factors"], declared.factors))
+            raise ReproError(f"{name}: rows[{i}].factors: has {have}, experiment '{row['experiment']}' has {want}; {again}")
+
+
 def load_rows(path: str | Path) -> dict[str, Any]:
     """A rows document; ReproError where it is no valid JSON, of another schema, incomplete or edited by hand."""
     path = Path(path)
-
-    def refuse(token: str) -> None:
-        line = text[: m.start()].count("\n") + 1 if (m := re.search(rf"(?<![\w\"]){re.escape(token)}\b", text)) else 1
-        raise ReproError(f"{path}:{line}: {token} is no JSON; a run writes such a row as diverged, so run it again")
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=refuse)
-    except OSError as error:
-        raise ReproError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise ReproError(f"{path}: not UTF-8; run the profile again") from None
-    except json.JSONDecodeError as error:
-        raise ReproError(f"{path}:{error.lineno}: not JSON: {error.msg}; run the profile again") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else None
-        raise ReproError(f"{path}: schema {found}, this version reads {SCHEMA}; run the profile again")
-    shape = {"paper": str, "profile": str, "provenance": dict, "registered": str, "rows": list}
-    for key, kind in shape.items():
-        if not isinstance(document.get(key), kind):
-            raise ReproError(f"{path}: '{key}' is missing or no {kind.__name__}; run the profile again")
-    seen = set()
-    for i, row in enumerate(document["rows"]):
-        if not isinstance(row, dict) or {"experiment", "arm", "seed", "factors", "status"} - row.keys():
-            raise ReproError(f"{path}: rows[{i}] lacks one of experiment, arm, seed, factors, status; run it again")
-        key = digest([row["experiment"], row["arm"], row["seed"], row["factors"]])
-        if key in seen:
-            raise ReproError(f"{path}: rows[{i}] stands twice ({row['arm']}, seed {row['seed']}); run it again")
-        seen.add(key)
-    _check_digest(str(path), document)
+    name = shown(path)
+    document = documents.rows(path, "run the profile again", name)
+    _check_digest(name, document)
     return document

@@ -6,6 +6,7 @@ Everything that the experiment prints goes to standard error, so that the answer
 """
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -24,14 +25,39 @@ def die_with_parent() -> None:
         pass
 
 
+@functools.cache
+def prepare() -> None:
+    """Once a process: the costly imports, one thread, and memory that is not handed back between steps."""
+    import torch
+
+    from repro import timing
+
+    timing.steady_malloc()
+    torch.set_num_threads(1)
+    try:
+        torch.set_num_interop_threads(1)
+    except RuntimeError:  # set already, by whoever made this process
+        pass
+
+
+def answer(unit: dict) -> dict:
+    """{"results", "seconds"} of a unit, or {"error", "traceback"} of what it raised."""
+    from repro import run
+
+    began = time.perf_counter()
+    try:
+        return {"results": run.execute(unit), "seconds": time.perf_counter() - began}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
 def main() -> None:
     parent = os.getppid()
     die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import torch  # the costly import, done before the first unit arrives
-
-    from repro import live, run, timing
+    prepare()
+    from repro import live
 
     told = [0.0]
 
@@ -42,19 +68,11 @@ def main() -> None:
             answers.flush()
 
     live.listen(tell)
-    timing.steady_malloc()
-    torch.set_num_threads(1)
-    torch.set_num_interop_threads(1)
     for line in sys.stdin:
-        unit = json.loads(line)
-        began = time.perf_counter()
-        try:
-            answer = {"results": run.execute(unit), "seconds": time.perf_counter() - began}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        found = answer(json.loads(line))
         if os.getppid() != parent:
             return
-        answers.write(json.dumps(answer, allow_nan=False) + "\n")
+        answers.write(json.dumps(found, allow_nan=False) + "\n")
         answers.flush()
 
 

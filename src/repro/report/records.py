@@ -1,11 +1,11 @@
 """What has been measured and judged, read from `papers/*/results` without judging anything again."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repro import documents
 from repro.errors import ReproError
 
 if TYPE_CHECKING:
@@ -63,15 +63,22 @@ class Record:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise ReproError(f"{path}: no JSON ({error}); run `repro run` and `repro judge` again") from error
-    if not isinstance(found, dict) or found.get("schema") != 1:
-        raise ReproError(f"{path}: not of schema 1; run `repro run` and `repro judge` again with this version")
-    return found
+    if path.name.endswith(".rows.json"):
+        return documents.rows(path, f"run `repro run {path.parents[1].name}` again")
+    return documents.verdict(path, f"run `repro judge {path.parents[1].name}` again")
+
+
+def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str, Any]) -> None:
+    """Refuse a verdict under other rules than those of paper.yaml: the page would tell one and draw the other."""
+    from repro.paper import as_dict
+    from repro.report import words
+
+    for name, claim in verdict["claims"].items():
+        if name in paper.claims and words.rules(claim["rule"]) != [as_dict(rule) for rule in paper.rules(name, profile)]:
+            again = f"run `repro judge {paper.slug} --profile {profile}`"
+            raise ReproError(f"{path}: claims.{name}.rule: is not the rule of paper.yaml; {again}")
 
 
 def current(paper: "Paper", profile: str) -> dict[str, dict[str, str]]:
@@ -128,6 +135,8 @@ def record(slug: str, root: Path, *, current: Current = current, stale: Stale | 
         verdict = _read(folder / "results" / f"{profile}.verdict.json")
         if rows is None and verdict is None and profile == "paper":
             continue
+        if verdict is not None:
+            _check_rules(folder / "results" / f"{profile}.verdict.json", loaded, profile, verdict)
         why: Mapping[str, str] = {}
         if rows is not None:
             why = stale.get(profile) or {} if stale is not None else changes(loaded, profile, rows, current)
