@@ -249,7 +249,7 @@ def test_a_new_method_appears_by_existing_and_no_trial_is_run_twice(arena_checko
     rows = json.loads(path.read_text())
     rows["rows"][-8]["measures"] = {k: 0.0 if k == "valid_nats" else v for k, v in rows["rows"][-8]["measures"].items()}
     path.write_text(json.dumps(rows))
-    assert "do not match their digest" in arena_checkout.refused("arena", "--check", code=2)
+    assert "not as it was written" in arena_checkout.refused("arena", "--check", code=2)
 
 
 def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(arena_checkout: Checkout, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_looking_things_up_loads_nothing_heavy(words: list[str]) -> None:
 
 def test_list_and_show_as_json(checkout: Checkout) -> None:
     listed = json.loads(checkout.ok("list", "--json"))
-    assert listed == [{"slug": "demo", "title": "A paper for tests", "year": 2020, "family": "normalization",
+    assert listed == [{"slug": "demo", "title": "A paper for tests", "year": 2020, "family": "normalization", "withdrawn": None,
                        "headline": {"cpu": "main"}, "verdicts": {"cpu": "not_run"}}]  # fmt: skip
     assert json.loads(checkout.ok("list", "--json", "--verdict", "reproduced")) == []
     shown = json.loads(checkout.ok("show", "demo", "--json"))

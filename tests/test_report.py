@@ -21,7 +21,7 @@ from repro.errors import Failed, ReproError
 from repro.report import figures, text, words
 from repro.report.asides import FigureView, RankingView, rank_table
 from repro.report.records import record
-from repro.store import rows_digest
+from repro.store import rows_digest, sealed
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "<script>alert('x')</script> & \"<b>\""
@@ -249,6 +249,7 @@ def demo_rows(profile: str) -> list[dict]:
 
 def build(root: Path) -> Path:
     """A tree with `papers/demo` (measured on cpu and gpu) and `papers/other` (not run)."""
+    from repro import quality
     from repro.paper import load
     from repro.verdict import judge
 
@@ -285,8 +286,10 @@ def build(root: Path) -> Path:
             "rows": rows,
         }
         folder = root / "papers" / "demo" / "results"
+        document = sealed(document)
         (folder / f"{profile}.rows.json").write_text(json.dumps(document), encoding="utf-8")
         (folder / f"{profile}.verdict.json").write_text(json.dumps(judge(paper, profile, document)), encoding="utf-8")
+        (folder / f"{profile}.quality.json").write_text(quality.text(quality.assess(paper, profile, document)), encoding="utf-8")
     return root
 
 
@@ -424,7 +427,8 @@ def hostile(tmp_path: Path) -> Path:
         document = json.loads(text_)
         if "provenance" in document:
             document["provenance"] |= {"device_model": EVIL, "commit": EVIL, "notes": [EVIL]}
-        else:
+            document = sealed(document)  # a stranger can
+        elif "headline" in document:
             for claim in document["claims"].values():
                 claim["why"] = EVIL
         path.write_text(json.dumps(document), encoding="utf-8")
@@ -516,7 +520,34 @@ def test_every_number_on_the_page_is_a_stored_one(tree, paper_page):
     assert len(paper_page.numbers) > 300
     for value, told in paper_page.numbers:
         assert value in stored
-        assert told in (words.number(value), words.number(value, 5))
+        assert told in (words.number(value), words.number(value, 5), words.rate(value))
+
+
+def test_error_rates_are_told_with_the_claims(tree, paper_page, index_page):
+    from repro import quality
+
+    stored = [json.loads((tree / f"papers/demo/results/{p}.quality.json").read_text()) for p in ("cpu", "gpu")]
+    for one in stored:
+        for claim in one["claims"].values():
+            for value, ends in ((claim["false_rate"], claim["false_interval"]), (claim["power"], claim["power_interval"])):
+                assert value is None or {(v, words.rate(v)) for v in [value, *ends]} <= set(paper_page.numbers)
+    parity = stored[0]["claims"]["parity"]
+    told = f"wrongly say reproduced in {words.rate(parity['false_rate'])} % ["
+    assert told in paper_page.text and "Exact: nothing is sampled" in paper_page.text
+    whole = quality.summary(stored)
+    assert whole["exact"] == 1 and whole["above"] == 0 and whole["claims"] == 8
+    assert (whole["largest"]["false_rate"], words.rate(whole["largest"]["false_rate"])) in index_page.numbers
+    assert f"{whole['exact']} of {whole['claims']} judged claims are exact" in index_page.text
+
+
+def test_without_error_rates_of_the_same_rows_nothing_is_said(tree, tmp_path):
+    shutil.copytree(tree / "papers", tmp_path / "papers")
+    results = tmp_path / "papers" / "demo" / "results"
+    other = json.loads((results / "cpu.quality.json").read_text()) | {"rows_digest": "sha256:of other rows"}
+    (results / "cpu.quality.json").write_text(json.dumps(other), encoding="utf-8")
+    (results / "gpu.quality.json").unlink()
+    shown = str(report.PaperPage("demo", tmp_path, {}).claims()) + str(report.ComparisonPage(tmp_path, {}).head())
+    assert "of repeats" not in shown and "error rate" not in shown and "simulation" not in shown
 
 
 def test_figures_beside_the_claims_show_the_rows(tree, paper_page):

@@ -216,7 +216,7 @@ def test_bad_options_exit_with_usage(checkout: Checkout, words: list[str]) -> No
 def test_unknown_and_missing_settings_name_the_config(checkout: Checkout) -> None:
     checkout.edit("cpu: {seeds: 3, main: {mode: plain}}", "cpu: {seeds: 3, main: {mode: plain, lrr: 3}}")
     line = checkout.refused("run", "demo", code=1)
-    assert "profiles.cpu.main: unknown setting 'lrr'; Main has depth, mode" in line
+    assert "paper.yaml:" in line and "profiles.cpu.main" in line and "unknown setting 'lrr'; Main has depth, mode" in line
     checkout.edit("mode: plain, lrr: 3", "{}".strip("{}"))
     assert "mode" in checkout.refused("run", "demo", code=1)
 
@@ -238,7 +238,7 @@ def test_rows_edited_by_hand_are_refused(checkout: Checkout) -> None:
     path = checkout.paper / "results" / "cpu.rows.json"
     text = path.read_text()
     value = str(json.loads(text)["rows"][0]["measures"]["error"])
-    for new, told in [(text.replace(value, "0.001", 1), "not those that were measured"), (text.replace(value, "NaN", 1), "NaN"),
+    for new, told in [(text.replace(value, "0.001", 1), "not as it was written"), (text.replace(value, "NaN", 1), "NaN"),
                       (text.replace('"schema": 1', '"schema": 0', 1), "schema"), (text[: len(text) // 2], "JSON")]:  # fmt: skip
         assert new != text
         path.write_text(new)

@@ -30,7 +30,7 @@ def rule(kind, arm="a", measure="loss", **options):
 
 def settings(n=5, factors=None, tuning=()):
     return Settings(arms=["a", "b", "c"], factors=factors or {}, seeds=list(range(n)), tuning_seeds=list(tuning),
-                    offset_seeds={}, batched=False, exclusive=False, module=None, config={})  # fmt: skip
+                    offset_seeds={}, batched=False, ranks=None, exclusive=False, module=None, config={})  # fmt: skip
 
 
 def row(arm, seed, value=None, measure="loss", status="ok", factors=None, **more):

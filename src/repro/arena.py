@@ -13,13 +13,14 @@ those of the papers.  What comes of it is one table per track:
                 best method and than the unchanged model, the track does not discriminate there and says so
 """
 
+import difflib
 import json
 import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median_high, stdev
-from typing import Any
+from typing import Any, get_type_hints
 
 from repro import documents, paper, provenance, run
 from repro.errors import ReproError, one_line
@@ -37,14 +38,18 @@ Trial = dict[str, Any]
 # --- what takes part -------------------------------------------------------------------------------------------------
 
 
-def tracks(root: Path) -> dict[str, dict]:
-    """`arena.yaml`: the tracks with their settings."""
+def _file(root: Path) -> Any:
     path = root / "arena.yaml"
     if not path.is_file():
         raise ReproError(f"{path}: no such file; run from a checkout of the suite")
     from repro.paper_yaml import YamlFile
 
-    return documents.tracks(YamlFile(path, "arena.yaml", path.read_bytes()))
+    return YamlFile(path, "arena.yaml", path.read_bytes())
+
+
+def tracks(root: Path) -> dict[str, dict]:
+    """`arena.yaml`: the tracks with their settings."""
+    return documents.tracks(_file(root))
 
 
 def track_of(root: Path, name: str, profile: str) -> dict:
@@ -81,8 +86,22 @@ def entrants(track: str) -> tuple[list[str], dict[str, str]]:
 
 def plan(root: Path, track: str, profile: str) -> dict:
     """Plain data from which `measure` works, also on a machine that has torch and numpy alone."""
+    from repro.experiments.arena import SLOTS, Track
+
+    settings = track_of(root, track, profile)
+    if track not in SLOTS:
+        _file(root).fail((track,), f"is no model of the arena; write one of {', '.join(SLOTS)}")
+    kinds = get_type_hints(Track)
+    for name, value in settings["settings"].items():
+        where = (track, profile, "settings", name)
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(kinds)}"
+            _file(root).fail(where, f"unknown setting; {hint}")
+        if wanted := documents.unlike(kinds[name], value):
+            _file(root).fail(where, f"{documents.told(value)}; write {wanted}")
     arms, out = entrants(track)
-    return {"track": track, "profile": profile, "settings": track_of(root, track, profile), "arms": arms, "out": out}
+    return {"track": track, "profile": profile, "settings": settings, "arms": arms, "out": out}
 
 
 def _entry(plan: dict, trials: list[Trial]) -> dict:
@@ -408,7 +427,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     root = provenance.root()
     try:
-        for one in documents.arena_plan(options.plan, "write it with `repro arena --plan > plan.json`")["tracks"]:
+        from repro.experiments.arena import SLOTS
+
+        for one in documents.arena_plan(options.plan, "write it with `repro arena --plan > plan.json`", SLOTS)["tracks"]:
             device = run.resolve_device(options.device, one["profile"])
             document = measure(one, root, device=device, jobs=options.jobs or run.default_jobs(device), force=False, progress=run.Progress())
             run.write_rows(options.out / f"{one['track']}.{one['profile']}.rows.json", document)

@@ -30,7 +30,8 @@ import tempfile
 import traceback
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,25 @@ class Result:
 # --- the corpus -------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path) -> list[Case]:
-    """The cases of `*.yaml` and of `*.py` (a function `cases()` that gives the same as a YAML file)."""
+def load_table(path: Path) -> dict[str, Any]:
+    """A file of the corpus: YAML, or Python with a function `cases()` that gives the same."""
+    if path.suffix == ".py":
+        spec = importlib.util.spec_from_file_location(f"bad_input_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.cases()
     from ruamel.yaml import YAML
 
+    return YAML(typ="safe", pure=True).load(path)
+
+
+def load(folder: Path) -> list[Case]:
+    """The cases of all files of the corpus."""
     if not folder.is_dir():
         raise ReproError(f"{folder}: no such folder; run from a checkout of the suite")
     found = []
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.py")]):
-        if path.suffix == ".py":
-            spec = importlib.util.spec_from_file_location(f"bad_input_{path.stem}", path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            table = module.cases()
-        else:
-            table = YAML(typ="safe", pure=True).load(path)
+        table = load_table(path)
         found += [_case(path, table, one) for one in table["cases"]]
     twice = {f"{c.subject}: {c.name}" for c in found if sum(c.subject == d.subject and c.name == d.name for d in found) > 1}
     if twice:
@@ -99,7 +104,8 @@ def _case(path: Path, table: dict[str, Any], one: dict[str, Any]) -> Case:
         raise ReproError(f"{path}: {one.get('name')}: write one of {', '.join(KINDS)}")
     words = one[kind] if isinstance(one[kind], list) else [one[kind]]
     run = _expanded(one.get("run", table.get("run")))
-    edits = [{"file": table.get("file"), **edit} for edit in (one, *one.get("also", ())) if set(edit) & set(EDITS)]
+    edits = (*table.get("always", ()), one, *one.get("also", ()))
+    edits = [{"file": one.get("file", table.get("file")), **edit} for edit in edits if set(edit) & set(EDITS)]
     for edit in edits:
         for key in set(edit) - {"file", *EDITS}:
             del edit[key]
@@ -157,14 +163,12 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _seal(path: Path, _: Any) -> None:
-    """Rows with the digest that fits them, as whoever changes rows can write it."""
-    from repro.store import digest
+    """Rows with the digests that fit them, as whoever changes rows can write them."""
+    from repro.store import rows_digest, sealed
 
-    def change(document: dict) -> None:
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in document["rows"]]
-        document["provenance"]["digest"] = digest(rows)
-
-    _json(path, change)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["provenance"]["digest"] = rows_digest(document["rows"])
+    path.write_text(json.dumps(sealed(document), indent=1), encoding="utf-8")
 
 
 def _seal_record(path: Path, _: Any) -> None:
@@ -193,23 +197,32 @@ EDITS = {
     "drop": lambda path, places: _json(path, lambda d: [_set(d, k, None, drop=True) for k in places]),
     "delete": lambda path, _: shutil.rmtree(path) if path.is_dir() else path.unlink(),
     "folder": lambda path, _: (path.unlink(missing_ok=True), path.mkdir(parents=True)),
-    "copy": lambda path, source: shutil.copy(path.parents[len(path.relative_to(Path.cwd()).parts) - 1] / source, path),
+    "copy": lambda path, source: _write(path, _file(source).read_bytes()),
     "link": lambda path, target: (path.unlink(missing_ok=True), path.symlink_to(target)),
     "seal": _seal,
     "seal_record": _seal_record,
 }
 
 
-def spoil(root: Path, edits: list[dict[str, Any]]) -> None:
-    """Apply the edits of a case, in their order."""
+def _file(name: str) -> Path:
+    """A file of the checkout: its path, a pattern, or `trial:3`, the record of the fourth row of demo."""
+    root = Path.cwd()
+    if name.startswith("trial:"):
+        rows = json.loads((root / "papers/demo/results/cpu.rows.json").read_text(encoding="utf-8"))
+        key = rows["provenance"]["trials"][int(name[6:])].removeprefix("sha256:")
+        return root / ".repro" / "trials" / key[:2] / f"{key}.json"
+    found = sorted(root.glob(name)) if "*" in name else [root / name]
+    if not found:
+        raise ReproError(f"{name}: no such file in the checkout")
+    return found[0]
+
+
+def spoil(edits: list[dict[str, Any]]) -> None:
+    """Apply the edits of a case, in their order, in the current folder."""
     for edit in edits:
-        name = edit["file"]
-        found = sorted(root.glob(name)) if "*" in name else [root / name]
-        if not found:
-            raise ReproError(f"{name}: no such file in the checkout")
         for key, value in edit.items():
             if key != "file":
-                EDITS[key](found[0], value)
+                EDITS[key](_file(edit["file"]), value)
 
 
 # --- inside the checkout ----------------------------------------------------------------------------------------------
@@ -454,7 +467,7 @@ def serve(torch_too: bool) -> int:
     for line in sys.stdin:
         case = json.loads(line)
         try:
-            spoil(root, [_from_json(edit) for edit in case["edits"]])
+            spoil([_from_json(edit) for edit in case["edits"]])
             spoiled = _kept(files_of(root))
             code, out, err = _fork(case["run"])
             after = _kept(files_of(root))
@@ -475,7 +488,7 @@ HEAVY = "experiments.arena data.original data.rdata data.text"
 
 def _preload(torch_too: bool) -> None:
     """Import what the commands import, but nothing of the paper, which cases change."""
-    from repro import provenance
+    from repro import cli, paper, paper_checks, provenance
 
     for name in [*LIGHT.split(), *(HEAVY.split() if torch_too else ())]:
         importlib.import_module(f"repro.{name}")
@@ -483,24 +496,48 @@ def _preload(torch_too: bool) -> None:
         importlib.import_module(name)
     provenance.source_digest("repro.experiments.arena")  # parses its sources once for all
     provenance.versions()
+    for kind in (paper.Paper, paper.Params):
+        paper_checks._adapter(kind)
+    with contextlib.suppress(Exception):
+        cli.app(["show", "--profile", "cpu"], standalone_mode=False)  # a paper is missing; typer has imported what it needs
 
 
 # --- judging a case ---------------------------------------------------------------------------------------------------
 
 
+ASKS = {"script", "iframe", "frame", "object", "embed", "applet", "link", "img", "image", "video", "audio", "source", "base",
+        "use", "form", "input", "button", "meta", "style", "foreignobject", "animate", "set", "handler", "portal"}  # fmt: skip
+LINK = re.compile(r"https://(arxiv|doi)\.org/[^\s<>\"'\\]*|#[\w.-]*|(\.\./)*[\w/]+\.html(#[\w.-]*)?|rows\.(csv|parquet)")
+
+
 class Shape(html.parser.HTMLParser):
-    """The elements of a page with the names of their attributes; formulas count as one."""
+    """The elements of a part of a page with the names of their attributes (formulas count as one); `faults`: what would
+    run, or ask a host for something."""
 
     def __init__(self, source: str):
         super().__init__()
         self.found: list[tuple[str, ...]] = []
+        self.faults: list[str] = []
         self._formula = 0
         self.feed(source)
+        self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self._formula += tag == "math"
         if not self._formula:
             self.found.append((tag, *sorted(name for name, _ in attrs)))
+        if tag in ASKS:
+            self.faults.append(f"<{tag}>")
+        for name, value in attrs:
+            name, value = name.lower(), (value or "").strip()
+            link = name in ("href", "xlink:href", "action", "formaction", "src", "srcset", "poster", "background", "data", "ping")
+            if name.startswith("on") or link and not (tag == "a" and name == "href" and LINK.fullmatch(value)):
+                self.faults.append(f"<{tag} {name}={value[:60]}>")
+            elif re.search(r"url\((?!#)|expression\(|javascript:|@import", value, re.IGNORECASE) and name in ("style", "fill", "class", "filter"):
+                self.faults.append(f"<{tag} {name}={value[:60]}>")
+
+    def handle_comment(self, data: str) -> None:
+        self.faults.append(f"<!--{data[:60]}-->")
 
     def handle_endtag(self, tag: str) -> None:
         self._formula -= tag == "math"
@@ -535,6 +572,8 @@ def judge(case: Case, answer: dict[str, Any], sound_page: str) -> Result:
         place = out
     if missing := [word for word in case.words if word not in place]:
         return wrong(f"lacks {missing} in {place.strip()[:600]!r}")
+    if case.run[0] == "page" and (faults := Shape(out).faults):
+        return wrong(f"the page holds {', '.join(faults[:5])}")
     if case.shape and Shape(out).found != Shape(sound_page).found:
         return wrong("the page has other elements or attributes than the page of the sound checkout")
     return Result(case.subject, case.name, case.kind)
@@ -555,7 +594,7 @@ class Bench:
         from repro import demo
 
         self.folder = tempfile.TemporaryDirectory(prefix="repro-badinput-")
-        root = Path(self.folder.name) / "checkout"
+        self.root = root = Path(self.folder.name) / "checkout"
         demo.build(root)
         self.servers = {}
         for kind in ("torch", "light"):  # the first furnishes the checkout
@@ -581,6 +620,14 @@ class Bench:
             raise Failed("the process that runs the cases ended; what it printed above says why")
         return json.loads(line)
 
+    def placed(self, case: Case) -> Case:
+        """A case in whose words `@rows+1@` became the line after that of "rows" in the sound file."""
+        def line(match: re.Match) -> str:
+            lines = (self.root / case.edits[0]["file"]).read_text(encoding="utf-8").split("\n")
+            return str(next(i for i, text in enumerate(lines, 1) if f'"{match[1]}":' in text) + int(match[2] or 0))
+
+        return replace(case, words=[re.sub(r"@([a-z_]+)([+-]\d+)?@", line, word) for word in case.words])
+
     def ask(self, run: list[str], edits: list[dict[str, Any]] = ()) -> dict[str, Any]:
         """{"code", "out", "err", "changed"} of a command after some edits, which are undone."""
         kind = "torch" if _needs_torch(run) else "light"
@@ -595,16 +642,29 @@ NO_RESULTS = {"file": "papers/demo/results", "delete": True}
 
 def run(root: Path, wanted: list[str] | None = None) -> list[Result]:
     """Every case of `root/tests/bad_input` (or those whose subject or name holds a wanted word), tried."""
-    return list(tried(root, wanted))
-
-
-def tried(root: Path, wanted: list[str] | None = None) -> Iterator[Result]:
     chosen = [c for c in load(root / "tests" / "bad_input")
               if not wanted or any(word in c.subject or word in c.name for word in wanted)]  # fmt: skip
-    with Bench() as bench:
-        sound = bench.ask(["page", "demo"], [NO_RESULTS])["out"] if any(c.shape for c in chosen) else ""
-        for case in chosen:
-            yield judge(case, bench.ask(case.run, case.edits), sound)
+    with benches() as tables:
+        return tried(chosen, tables)
+
+
+@contextlib.contextmanager
+def benches(count: int = 2) -> Iterator[list[Bench]]:
+    """Some benches, made side by side."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        yield list(pool.map(lambda _: stack.enter_context(Bench()), range(count)))
+
+
+def tried(cases: list[Case], tables: list[Bench]) -> list[Result]:
+    """The cases, shared out between benches."""
+    def share(bench: Bench, own: list[Case]) -> list[Result]:
+        sound = bench.ask(["page", "demo"], [NO_RESULTS])["out"] if any(c.shape for c in own) else ""
+        return [judge(bench.placed(case), bench.ask(case.run, case.edits), sound) for case in own]
+
+    shares = [cases[i :: len(tables)] for i in range(len(tables))]
+    with ThreadPoolExecutor(len(tables)) as pool:
+        found = {(r.subject, r.name): r for results in pool.map(share, tables, shares) for r in results}
+    return [found[c.subject, c.name] for c in cases]
 
 
 def table(results: list[Result]) -> list[list[str]]:

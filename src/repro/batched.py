@@ -114,7 +114,8 @@ class Vmapped(nn.Module):
         return y, assigned
 
     def _unbound(self, count: int) -> list[list[Tensor]]:
-        columns = [value.unbind() for value in self._values]
+        # A buffer's slices through .data: one that a backward pass changes must not spoil what the others have saved.
+        columns = [value.unbind() if value.requires_grad else value.data.unbind() for value in self._values]
         return [[column[k] for column in columns] for k in range(count)]
 
     def forward(self, x: Tensor) -> Tensor:

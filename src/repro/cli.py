@@ -57,7 +57,7 @@ def _root() -> Path:
 def _profile(given: str | None) -> str:
     from repro import paper
 
-    profile = given or paper.load_params(_root()).profile
+    profile = paper.load_params(_root()).profile if given is None else given
     if profile not in PROFILES:
         import difflib
 
@@ -107,7 +107,7 @@ def list_papers(
                 stored = index.read_verdict(slug, profile)
                 head = stored["claims"].get(stored["headline"]) if stored else None
                 states[profile] = head["state"] if head else "not_run"
-        row = {"slug": slug, "title": one.title, "year": one.year, "family": one.family,
+        row = {"slug": slug, "title": one.title, "year": one.year, "family": one.family, "withdrawn": one.withdrawn,
                "headline": {p: one.headline_for(p) for p in states}, "verdicts": states}  # fmt: skip
         if (family is None or one.family == family) and (verdict is None or verdict.replace(" ", "_") in states.values()):
             found.append(row)
@@ -117,7 +117,7 @@ def list_papers(
         return _dump(found)
     _table(
         ["paper", "title", "family", "headline", "cpu", "gpu"],
-        [[r["slug"], r["title"], r["family"], r["headline"].get("cpu") or r["headline"].get("gpu") or "",
+        [[r["slug"] + " (withdrawn)" * bool(r["withdrawn"]), r["title"], r["family"], r["headline"].get("cpu") or r["headline"].get("gpu") or "",
           *(r["verdicts"].get(p, "–").replace("_", " ") for p in ("cpu", "gpu"))] for r in found],
     )  # fmt: skip
 
@@ -247,7 +247,7 @@ def run(
             except ReproError as error:
                 if len(chosen) == 1:
                     raise
-                print(f"error: {error}", file=sys.stderr)
+                print(one_line(error), file=sys.stderr)
                 code = max(code or 0, error.exit_code)
                 continue
             limit = params.time_limit.get(profile)
@@ -264,8 +264,8 @@ def judge(
     profile: Profile = None,
     check: Annotated[bool, typer.Option("--check", help="fail if a stored verdict differs from a fresh one")] = False,
 ) -> None:
-    """Rows -> verdict."""
-    from repro import index, verdict
+    """Rows -> verdict, and how often such a verdict errs."""
+    from repro import index, quality, verdict
     from repro.store import write_file
 
     differing = []
@@ -276,21 +276,67 @@ def judge(
             if p == "smoke":
                 raise ReproError("--profile smoke: smoke rows are never judged; write cpu or gpu")
             rows = _results(one.slug, p, "rows")
-            if not rows.is_file():
+            if not rows.exists():
                 if every:
                     continue
                 raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
-            fresh = verdict.judge(one, p, verdict.load_rows(rows))
+            document = verdict.load_rows(rows)
+            fresh, rates = verdict.judge(one, p, document), quality.assess(one, p, document)
             if check:
                 same = index.read_verdict(one.slug, p) == json.loads(json.dumps(fresh))
-                _say(f"{one.slug} {p}: {'the stored verdict holds' if same else 'the stored verdict DIFFERS'}")
-                differing += [] if same else [f"{one.slug} {p}"]
+                known = quality.read(one.slug, p) in (None, rates)  # None: judged before there were any
+                _say(f"{one.slug} {p}: {'the stored verdict holds' if same else 'the stored verdict DIFFERS'}"
+                     + ("" if known else ", its stored error rates DIFFER"))  # fmt: skip
+                differing += [] if same and known else [f"{one.slug} {p}"]
                 continue
+            write_file(_results(one.slug, p, "quality"), quality.text(rates))
             write_file(_results(one.slug, p, "verdict"), json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
             _say(f"{one.slug} {p}")
             _verdict_table(one, fresh)
     if differing:
         raise Failed(f"stored verdicts differ from the rows: {', '.join(differing)}; run `repro judge` on them and look at the change")
+
+
+@app.command("quality")
+def show_quality(
+    slugs: Slugs = None,
+    every: All = False,
+    profile: Profile = None,
+    write: Annotated[Path | None, typer.Option(metavar="PAGE", help="put the table between its marks in a page of Markdown")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How often verdicts err, by simulation from the rows: false 'reproduced' at the edge of each rule, and power."""
+    from repro import documents, quality, verdict
+    from repro.store import write_file
+
+    found, days = [], []
+    for one in _papers(slugs, every):
+        for p in [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]:
+            if every and p not in one.profiles:
+                continue
+            _needs(one, p)
+            if p == "smoke":
+                raise ReproError("--profile smoke: smoke rows are never judged; write cpu or gpu")
+            rows = _results(one.slug, p, "rows")
+            if not rows.exists():
+                if every:
+                    continue
+                raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
+            document = verdict.load_rows(rows)
+            verdict.judge(one, p, document)  # refuses what is not judged, with the reason
+            found.append(quality.assess(one, p, document))
+            days.append(document["provenance"].get("started"))
+    if write:
+        if not write.is_file():
+            raise ReproError(f"--write {write}: no such file; docs/quality.md has the marks")
+        write_file(write, quality.with_table(documents.plain(write), found, days, str(write)))
+    if as_json:
+        _dump(found)
+    else:
+        _table(quality.HEAD, quality.lines(found))
+        _say(quality.summary_text(found))
+    if wrong := quality.summary(found)["above"]:
+        raise Failed(f"{wrong} claims would be called reproduced too often where they are false; see ABOVE in the table")
 
 
 @app.command("plan")
@@ -304,19 +350,26 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         for one in chosen:
             _needs(one, profile)
     chosen = [one for one in chosen if profile in one.profiles]
-    made = plan.make(chosen, profile, paper.load_params(_root()).seeds)
+    seeds = paper.load_params(_root()).seeds
     if as_json:
-        return _dump(made)
-    table = []
-    for entry in made["entries"]:
-        path = _results(entry["paper"], profile, "rows")
-        rows = verdict.load_rows(path)["rows"] if path.is_file() else []
-        for name, setting in entry["experiments"].items():
-            trials = [t for t in entry["trials"] if t["experiment"] == name]
-            cost = plan.seconds(trials, rows)
-            path_name = "exclusive" if setting["exclusive"] else "batched" if setting["batched"] else "single"
-            table.append([entry["paper"], name, str(len(trials)), path_name, "unknown" if cost is None else f"{cost:.1f} s"])
-    _table(["paper", "experiment", "trials", "path", "work"], table)
+        return _dump(plan.make(chosen, profile, seeds))
+    table, total, trials, unknown = [], 0.0, 0, 0
+    for one in chosen:
+        paths = {p: _results(one.slug, p, "rows") for p in dict.fromkeys((profile, "cpu", "gpu"))}
+        known = {p: verdict.load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
+        for cost in plan.costs(one, profile, known.__getitem__, seeds):
+            setting = one.settings(profile, cost.experiment)
+            path = "exclusive" if setting.exclusive else "batched" if setting.batched else f"{setting.ranks} ranks" if setting.ranks else "single"
+            table.append([one.slug, cost.experiment, str(cost.trials), path, "unknown" if cost.seconds is None else _duration(cost.seconds), cost.basis])
+            total, trials, unknown = total + (cost.seconds or 0.0), trials + cost.trials, unknown + (cost.seconds is None)
+    if not table:
+        return _say(f"no paper has a profile {profile}")
+    _table(["paper", "experiment", "trials", "path", "work", "rate"], table)
+    _say(f"{trials} trials, {_duration(total)} of work for one process" + (f"; {unknown} experiments have no rate yet" if unknown else ""))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
 
 
 @app.command()
@@ -362,13 +415,18 @@ def refresh(slug: Slug, profile: Profile = None) -> None:
 
 
 @app.command()
-def history(slug: Slug, profile: Profile = None) -> None:
-    """How the verdict changed, from git."""
+def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:
+    """How the verdicts changed, claim by claim, from git."""
     from repro import paper
     from repro import verify as checks
 
-    paper.load(slug)
-    _table(["date", "commit", "headline", "verdict"], checks.history(slug, _profile(profile), _root()))
+    one = paper.load(slug)
+    found = checks.history(slug, _profile(profile), _root())
+    if as_json:
+        return _dump([dict(zip(checks.CHANGE, line, strict=True)) for line in found])
+    _table(checks.CHANGE, found)
+    if one.withdrawn:
+        _say(f"withdrawn: {one.withdrawn}")
 
 
 @app.command()
@@ -578,6 +636,8 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     from repro import data
 
     for name in names:
+        data.info(name)  # a name that is none is refused before anything is fetched
+    for name in names:
         _say(f"{name}: {data.fetch(name)}")
 
 
@@ -620,7 +680,7 @@ USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy of cli
 def main() -> None:
     """Entry point: whatever is wrong with what was given is one line on standard error and a non-zero exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="repro")
         sys.stdout.flush()
     except ReproError as error:
         code = error.exit_code
@@ -634,7 +694,7 @@ def main() -> None:
             print(one_line(f"{error.format_message()} (`{path} --help` tells more)"), file=sys.stderr)
     except SyntaxError as error:  # of a method.py or experiment.py, which are read as they stand
         code = 2
-        print(one_line(f"{error.filename}:{error.lineno}: {error.msg}; correct this line"), file=sys.stderr)
+        print(one_line(f"{error.filename or 'a Python file'}:{error.lineno}: {error.msg}; correct this line"), file=sys.stderr)
     except BrokenPipeError:  # `repro list | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -25,6 +25,16 @@ DEPTH = 20  # no document nests deeper
 LARGEST = 2**53  # whole numbers beyond it are not those that were written
 
 Where = tuple[str | int, ...]
+
+
+def plain(path: Path, shown: str | None = None) -> str:
+    """A text file."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ReproError(f"{shown or path}:{line}: not UTF-8; save the file as UTF-8") from None
 
 
 class _NoJson(Exception):
@@ -136,7 +146,7 @@ def _places(text: str) -> Iterator[tuple[Where, int, str | None]]:
 
 def dotted(where: Where) -> str:
     """`rows[3].seed`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
 
 
 # --- what values may be -----------------------------------------------------------------------------------------------
@@ -248,7 +258,7 @@ def check(file: Any, kind: Any, value: Any, where: Where = (), strict: bool = Fa
             if (one := own.get(name, kind.get(...))) is not None:
                 check(file, one, item, (*where, name), strict)
             elif strict:
-                near = difflib.get_close_matches(name, own, 1)
+                near = difflib.get_close_matches(name, own, 1, 0.65)
                 hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(own)}"
                 file.fail((*where, name), f"unknown key; {hint}")
         for key in kind:
@@ -369,6 +379,38 @@ def verdict(path: Path, again: str, shown: str | None = None, claims: Any = None
     return document
 
 
+def share(value: Any) -> str:
+    return "" if not number(value) and 0 <= value <= 1 else "a number from 0 to 1"
+
+
+RATES = {
+    "false_rate": (share,), "false_interval": ([share],), "allowed": (share,), "at": (text,), "power": (share,),
+    "power_interval": ([share],), "power_at": (one_of("paper", "here"),), "n": whole, "why?": text, "draws?": whole,
+}  # fmt: skip
+QUALITY = {"paper": words, "profile": one_of(*PROFILES), "rows_digest": digest_text, "draws": whole, "claims": {...: RATES}}
+
+
+def quality(path: Path, again: str, shown: str | None = None) -> dict[str, Any]:
+    """A document of error rates (`results/<profile>.quality.json`)."""
+    file = JsonFile(path, again, shown)
+    document = head(file)
+    check(file, QUALITY, document)
+    if place := _place(path):
+        placed(file, document, *place)
+    for name, claim in document["claims"].items():
+        for rate in ("false", "power"):
+            value, ends = claim[f"{rate}_rate" if rate == "false" else rate], claim[f"{rate}_interval"]
+            if (value is None) != (ends is None) or ends is not None and len(ends) != 2:
+                file.fail(("claims", name, f"{rate}_interval"), "is not the interval of a rate; write [low, high], or null for both")
+        if claim["false_rate"] is not None and (claim["allowed"] is None or claim["at"] is None):
+            file.fail(("claims", name), "has a false rate; write what is allowed, and at which edge")
+        if (claim["power"] is None) != (claim["power_at"] is None):
+            file.fail(("claims", name, "power_at"), "does not fit the power; write paper or here, or null for both")
+        if None in (claim["false_rate"], claim["power"]) and "why" not in claim:
+            file.fail(("claims", name), "lacks a rate; write why")
+    return document
+
+
 def _judged(where: Where, claim: dict[str, Any]) -> Iterator[tuple[Where, dict[str, Any]]]:
     yield where, claim
     for key in ("controls", "parts"):
@@ -394,7 +436,11 @@ def plan(path: Path, again: str) -> dict[str, Any]:
     file = JsonFile(path, again)
     document = head(file)
     check(file, PLAN, document)
+    if not document["entries"]:
+        file.fail(("entries",), "is empty; write at least one")
     for i, entry in enumerate(document["entries"]):
+        if not entry["trials"]:
+            file.fail(("entries", i, "trials"), "is empty; write at least one")
         seen: dict[str, int] = {}
         for k, trial in enumerate(entry["trials"]):
             where = ("entries", i, "trials", k)
@@ -420,6 +466,10 @@ def positive(value: Any) -> str:
     return "" if not whole(value) and value else "a whole number from 1 on"
 
 
+def seeds(value: Any) -> str:
+    return "" if not positive(value) and value <= 1000 else "a whole number from 1 to 1000"
+
+
 def rung(value: Any) -> str:
     fine = type(value) is list and len(value) == 2 and not any(map(positive, value))
     return "" if fine else "[steps, how many learning rates go on]"
@@ -436,10 +486,10 @@ def gap(value: Any) -> str:
 
 
 BUDGET = {
-    "tuning": {"seeds": positive, "lr": [above_zero], "rungs": [rung]}, "final": {"seeds": positive, "steps": positive},
+    "tuning": {"seeds": seeds, "lr": [above_zero], "rungs": [rung]}, "final": {"seeds": seeds, "steps": positive},
     "settings": {"depth": positive, "batch": positive, ...: level},
     "cells?": [{"depth?": positive, "batch?": positive, "steps?": positive}],
-    "cost": {"seeds": positive, "blocks": positive, "calls": positive, "aa_limit": above_zero},
+    "cost": {"seeds": seeds, "blocks": positive, "calls": positive, "aa_limit": above_zero},
 }  # fmt: skip
 BASICS = {"what": words, "measure": one_of("valid_nats", "valid_error"), "target": number, "margin": cost}
 TRACK = {**BASICS, **{f"{profile}?": BUDGET for profile in PROFILES}}
@@ -461,6 +511,9 @@ def tracks(file: Any) -> dict[str, Any]:
 def _budget(file: Any, where: Where, settings: dict[str, Any]) -> None:
     """What the parts of a budget ask of each other."""
     tuning = settings["tuning"]
+    for i, cell in enumerate(settings.get("cells", ())):
+        if not cell:
+            file.fail((*where, "cells", i), "changes nothing; write depth, batch or steps")
     for key in ("lr", "rungs"):
         if not tuning[key]:
             file.fail((*where, "tuning", key), "is empty; write at least one")
@@ -475,12 +528,14 @@ def _budget(file: Any, where: Where, settings: dict[str, Any]) -> None:
         file.fail((*where, "tuning", "rungs", len(tuning["rungs"]) - 1), f"keeps {left} learning rates; the last rung keeps 1")
 
 
-def arena_plan(path: Path, again: str) -> dict[str, Any]:
-    """A plan for `python -m repro.arena`."""
+def arena_plan(path: Path, again: str, known: Iterable[str]) -> dict[str, Any]:
+    """A plan for `python -m repro.arena`; `known`: the tracks that this suite has."""
     file = JsonFile(path, again)
     one = {"track": NAME, "profile": one_of(*PROFILES), "settings": {**BASICS, **BUDGET}, "arms": [ARM], "out": {...: text}}
     check(file, {"tracks": [one]}, file.data)
     for i, track in enumerate(file.data["tracks"]):
+        if track["track"] not in known:
+            file.fail(("tracks", i, "track"), f"{told(track['track'])}; write one of {', '.join(known)}")
         _budget(file, ("tracks", i, "settings"), track["settings"])
         if "base" not in track["arms"]:
             file.fail(("tracks", i, "arms"), "lacks base, the unchanged model")

@@ -6,6 +6,7 @@
 import ast
 import difflib
 import json
+import re
 from pathlib import Path
 
 from repro import documents, provenance
@@ -22,10 +23,26 @@ STATES = {"reproduced": "reproduced", "not_reproduced": "**not reproduced**", "i
 def public_names(slug: str) -> list[str]:
     """`__all__` of a paper's method.py, read without importing it: constants, then classes, then functions."""
     path = papers.paper_dirs() / slug / "method.py"
-    for node in provenance.parse(path).body:
+    shown, hint = papers.shown(path), "list the public names, such as __all__ = ['RMSNorm']"
+    if not path.is_file():
+        raise ReproError(f"{shown}: No such file; write it, `repro new` shows one")
+    documents.plain(path, shown)
+    try:
+        tree = provenance.parse(path)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise ReproError(f"{shown}{f':{line}' if line else ''}: {getattr(error, 'msg', error)}; correct this line") from None
+    for node in tree.body:
         if isinstance(node, ast.Assign) and [t.id for t in node.targets if isinstance(t, ast.Name)] == ["__all__"]:
-            return sorted(ast.literal_eval(node.value), key=lambda name: (not name.isupper(), not name[0].isupper(), name))
-    raise ReproError(f"{path}: has no __all__; list the public names, such as __all__ = ['RMSNorm']")
+            try:
+                names = list(ast.literal_eval(node.value))
+            except (ValueError, TypeError):
+                raise ReproError(f"{shown}:{node.lineno}: __all__ is computed; {hint}") from None
+            for name in names:
+                if not (isinstance(name, str) and name.isidentifier()):
+                    raise ReproError(f"{shown}:{node.lineno}: __all__ holds {name!r}; {hint}")
+            return sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    raise ReproError(f"{shown}: has no __all__; {hint}")
 
 
 def read_verdict(slug: str, profile: str) -> dict | None:
@@ -53,7 +70,8 @@ def estimate(claim: dict) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    """A text in a table of Markdown: one line, no column more, no tag."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(str(text).split())).replace("|", "\\|")
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
@@ -100,11 +118,13 @@ stages:
       - {here}/results/${{item.profile}}.rows.json
       - src/repro/decide.py
       - src/repro/paper.py
+      - src/repro/quality.py
       - src/repro/verdict.py
     params:
       - {here}/paper.yaml: [claims, headline, measures, "profiles.${{item.profile}}"]
     outs:
       - {here}/results/${{item.profile}}.verdict.json: {{cache: false, persist: true}}
+      - {here}/results/${{item.profile}}.quality.json: {{cache: false, persist: true}}
 metrics:
 {metrics}"""
 
@@ -198,7 +218,9 @@ def paper_readme(paper: Paper) -> str:
     slug = paper.slug
     lines = [f"<!-- {MARK} from paper.yaml and results/ -->", f"# {paper.title}", ""]
     link = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else (paper.doi or paper.url or "")
-    lines += [f"{', '.join(paper.authors)}. {paper.venue}. {link}".strip(), "", paper.summary, ""]
+    lines += [f"{', '.join(paper.authors)}. {paper.venue}. {link}".strip(), ""]
+    lines += [f"**Withdrawn**: {paper.withdrawn}", ""] if paper.withdrawn else []
+    lines += [paper.summary, ""]
     names = public_names(slug)
     lines += ["```python", f"from repro.papers.{slug} import {', '.join(names)}", "```", ""]
     lines += [
@@ -244,9 +266,9 @@ def verdict_table(all_papers: list[Paper]) -> str:
             claim = verdict["claims"].get(verdict["headline"]) if verdict and verdict["headline"] else None
             states[profile] = STATES.get(claim["state"], claim["state"]) if claim else "not run"
             shown = (verdict["headline"], claim) if claim else shown
-        name, claim = shown or (paper.headline_for("cpu") or paper.headline_for("gpu"), {})
+        name, claim = shown or (next(filter(None, map(paper.headline_for, ("cpu", "gpu", "paper")))), {})
         told = paper.claims[name]
-        lines.append(f"| [{paper.slug}](papers/{paper.slug}/README.md) | {_cell(told.statement)} | "
+        lines.append(f"| [{paper.slug}](papers/{paper.slug}/README.md){' (withdrawn)' if paper.withdrawn else ''} | {_cell(told.statement)} | "
                      f"{_cell(told.paper_value.text or number(told.paper_value.value))} | {estimate(claim)} | {states['cpu']} | {states['gpu']} |")  # fmt: skip
     return "\n".join(lines)
 
@@ -262,9 +284,11 @@ def build(root: Path) -> dict[Path, str]:
         files[here / "dvc.yaml"] = paper_stages(paper)
         files[here / "README.md"] = paper_readme(paper)
     readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
+    text = documents.plain(readme, "README.md")
     if BEGIN not in text or END not in text:
-        raise ReproError(f"{readme}: lacks the lines {BEGIN} and {END}, between which the table of verdicts goes")
+        raise ReproError(f"README.md: lacks the lines {BEGIN} and {END}, between which the table of verdicts goes")
+    if END not in text.split(BEGIN, 1)[1]:
+        raise ReproError(f"README.md: write {BEGIN} before {END}, between which the table of verdicts goes")
     head, rest = text.split(BEGIN, 1)
     files[readme] = f"{head}{BEGIN}\n{verdict_table(loaded)}\n{END}{rest.split(END, 1)[1]}"
     return files

@@ -322,7 +322,7 @@ class Settings:
     tuning_seeds: list[int]
     offset_seeds: dict[str, list[int]]  # seeds that only the controls of an arm need
     batched: bool
-    ranks: int | None
+    ranks: int | None = None  # processes that share one trial
     exclusive: bool
     module: str | None
     config: dict[str, Any]
@@ -349,6 +349,7 @@ class Paper(_Strict):
     doi: str | None = None
     url: str | None = None
     code: str | None = None
+    withdrawn: str | None = None  # who withdrew it, when and why; the page stays and says so
     provides: list[Provided] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     rankings: list[Ranking] = field(default_factory=list)
@@ -549,10 +550,13 @@ def slugs() -> list[str]:
 
 
 def load(paper: str | Path, root: str | Path | None = None) -> Paper:
-    """The paper of a slug (in `root/papers` if given), a folder or a `paper.yaml`; a one-line ReproError if wrong."""
+    """The paper of a slug (in `root/papers` if given), of a folder or a `paper.yaml` (a Path); a one-line ReproError if wrong."""
     folder = paper_dirs() if root is None else Path(root) / "papers"
-    path = folder / paper if isinstance(paper, str) and os.sep not in paper else Path(paper)
+    path = folder / paper if isinstance(paper, str) else Path(paper)
     path = path if path.name == "paper.yaml" else path / "paper.yaml"
+    if isinstance(paper, str) and (paper in ("", ".", "..") or len(paper) > 100 or {os.sep, "\\", "\0"} & set(paper)):
+        near = Path(paper).name if (folder / Path(paper).name[:100].replace("\0", "") / "paper.yaml").is_file() else "rmsnorm"
+        raise ReproError(f"{paper[:100]}: no such paper; write its name alone, such as {near}")
     if path.exists() and not path.is_file():
         raise ReproError(f"{shown(path)}: is a folder; write a file, `repro new` shows one")
     if not path.is_file():

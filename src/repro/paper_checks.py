@@ -138,7 +138,15 @@ def paper(file: YamlFile, paper: Paper) -> None:
     for name in ("authors", "claims", "experiments", "measures", "profiles"):
         if not getattr(paper, name):
             fail((name,), "is empty; write at least one")
+    for i, one in enumerate(paper.provides):
+        if not one.name.isidentifier():
+            fail(("provides", i, "name"), f"is '{one.name}'; write a name of method.py, such as RMSNorm")
+    for name in paper.claims:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", name):
+            fail(("claims", name), "is no name; write letters, digits, - and _")
     for name, experiment in paper.experiments.items():
+        if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+            fail(("experiments", name), "cannot be a function; write a name of letters, digits and _")
         _check_factors(file, ("experiments", name), experiment.arms, experiment.factors)
         _check_module(file, ("experiments", name, "module"), experiment.module)
     for profile, settings in paper.profiles.items():
@@ -512,6 +520,8 @@ def params(file: YamlFile, params: Params) -> None:
         file.fail(("device",), f"is '{params.device}'; write auto, cpu, cuda or cuda:0")
     if params.seeds is not None and params.seeds < 1:
         file.fail(("seeds",), f"is {params.seeds}; write a positive whole number, or null")
+    if params.seeds is not None and params.seeds > 1000:
+        file.fail(("seeds",), f"is {params.seeds}; write at most 1000: seeds from 1000 on are for tuning")
     for profile, seconds in params.time_limit.items():
         if seconds <= 0:
             file.fail(("time_limit", profile), f"is {seconds}; write a positive number of seconds")

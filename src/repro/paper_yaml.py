@@ -65,7 +65,7 @@ class YamlFile:
     def fail(self, where: Where, message: str) -> NoReturn:
         """Raise the one-line error of a place."""
         line = next(self.lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in self.lines)
-        dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+        dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
         raise ReproError(f"{self.shown}:{line}: {dotted + ': ' if dotted else ''}{message}")
 
     def _value(self, node: Any, where: Where) -> Any:

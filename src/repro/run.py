@@ -422,6 +422,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ReproError as error:
         print(one_line(error), file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of the place for the rows
+        print(one_line(f"{error.filename or options.out}: {error.strerror or error}; write another --out"), file=sys.stderr)
+        return 2
     return bad
 
 

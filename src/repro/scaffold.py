@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from repro import paper
+from repro.documents import SLUG
 from repro.errors import ReproError
 from repro.store import write_file
 
@@ -100,9 +101,10 @@ Pitfalls, what failed, what later papers say. Replace this line.
 
 def write(slug: str, root: Path) -> list[Path]:
     """Write the stubs of papers/<slug>; refuses a name that cannot be imported or is taken."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", slug) or keyword.iskeyword(slug):
-        guess = re.sub(r"\W+", "_", slug.lower()).strip("_")
-        raise ReproError(f"{slug!r} cannot be imported; write a name of a-z, 0-9 and _, such as {guess or 'mix_ln'!r}")
+    if not SLUG.fullmatch(slug) or keyword.iskeyword(slug):
+        guess = re.sub(r"[^a-z0-9]+", "_", slug.lower()).strip("_")[:40] or "mix_ln"
+        guess = f"paper_{guess}" if guess[0].isdigit() else f"{guess}_" if keyword.iskeyword(guess) else guess
+        raise ReproError(f"{slug[:80]!r} cannot be imported; write a name of a-z, 0-9 and _, such as {guess!r}, at most 60")
     if slug in paper.slugs() or (root / "papers" / slug).exists():
         raise ReproError(f"papers/{slug} exists already; choose another name or edit what is there")
     here = root / "papers" / slug

@@ -48,6 +48,12 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
+def draws(device: torch.device, *parts: int | str, dtype: torch.dtype = torch.float64) -> Callable[..., Tensor]:
+    """draw(*shape): standard normal numbers on `device`, drawn on the CPU by `generator(*parts)`."""
+    source = generator(*parts)
+    return lambda *shape: torch.randn(shape, generator=source, dtype=dtype).to(device)
+
+
 class _StepRandomness:
     """Sets PyTorch's own generators (dropout draws from them) to a function of (seed, step), and of the rank beyond 0."""
 

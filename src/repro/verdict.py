@@ -29,7 +29,7 @@ from repro.store import rows_digest
 SCHEMA = 1
 
 
-class _CannotJudge(Exception):
+class CannotJudge(Exception):
     """Rows that are missing, invalid or outside a rule's domain: the rule is inconclusive, and why."""
 
 
@@ -126,9 +126,9 @@ class _Values:
         row = self.rows.get(_key(name, seed, {**self.single, **fixed}))
         where = ", ".join([name, f"seed {seed}", *(f"{k} {v}" for k, v in fixed.items())])
         if row is None:
-            raise _CannotJudge(f"the row of {where} is missing; run the profile again")
+            raise CannotJudge(f"the row of {where} is missing; run the profile again")
         if row["status"] not in ("ok", "diverged"):
-            raise _CannotJudge(f"the row of {where} is {row['status']}: {row.get('why', 'no reason given')}")
+            raise CannotJudge(f"the row of {where} is {row['status']}: {row.get('why', 'no reason given')}")
         return row
 
     def measure(self, row: dict, name: str) -> Any:
@@ -136,7 +136,7 @@ class _Values:
         if row["status"] == "diverged":
             return None
         if name not in row["measures"]:
-            raise _CannotJudge(f"the row of {row['arm']}, seed {row['seed']} has no measure '{name}'; run it again")
+            raise CannotJudge(f"the row of {row['arm']}, seed {row['seed']} has no measure '{name}'; run it again")
         value = row["measures"][name]
         whole = value if isinstance(value, list) else [value]
         return value if all(v is not None and math.isfinite(v) for v in whole) else None
@@ -150,7 +150,7 @@ class _Values:
         if self.rule.steps_to:
             return _Value(self.steps(row, value, self.target(side, i, fixed, value)))
         if isinstance(value, list):
-            raise _CannotJudge(f"measure '{self.rule.measure}' is a curve; the rule needs steps_to")
+            raise CannotJudge(f"measure '{self.rule.measure}' is a curve; the rule needs steps_to")
         return _Value(float(value))
 
     def target(self, side: str, i: int, fixed: Mapping[str, Any], own: Any) -> float | None:
@@ -165,14 +165,14 @@ class _Values:
 
     def curve(self, value: Any) -> list[float]:
         if not isinstance(value, list) or not value:
-            raise _CannotJudge(f"measure '{self.rule.measure}' is no curve; steps_to needs one")
+            raise CannotJudge(f"measure '{self.rule.measure}' is no curve; steps_to needs one")
         return value
 
     def steps(self, row: dict, curve: Any, target: float | None) -> float:
         """The first entry of the axis at which the curve is as good as the target."""
         axis = self.measure(row, self.rule.steps_to.axis)
         if not isinstance(axis, list) or len(axis) != len(self.curve(curve)):
-            raise _CannotJudge(f"'{self.rule.measure}' and its axis '{self.rule.steps_to.axis}' differ in length "
+            raise CannotJudge(f"'{self.rule.measure}' and its axis '{self.rule.steps_to.axis}' differ in length "
                                f"({row['arm']}, seed {row['seed']})")  # fmt: skip
         good = (a for a, v in zip(axis, curve, strict=True) if target is None or self.sign * v <= self.sign * target)
         return float(next(good, INF))
@@ -214,7 +214,7 @@ class _Values:
         elif log:
             x = _log(a.x) - _log(b.x)
         elif b.x == 0:
-            raise _CannotJudge(f"{contrast.factor} {contrast.levels[1]} of {self.names[side]} is 0; no ratio to it")
+            raise CannotJudge(f"{contrast.factor} {contrast.levels[1]} of {self.names[side]} is 0; no ratio to it")
         else:
             x = a.x / b.x
         return _Value(x, a.diverged)
@@ -236,7 +236,7 @@ def _log(x: float) -> float:
     if not math.isfinite(x):
         return x  # worst of either direction, or not scored
     if x <= 0:
-        raise _CannotJudge(f"a value of {number(x)} has no logarithm, and the rule is about a ratio")
+        raise CannotJudge(f"a value of {number(x)} has no logarithm, and the rule is about a ratio")
     return math.log(x)
 
 
@@ -252,6 +252,47 @@ def _slope(xs: list[float], ys: list[float]) -> float:
 # ---- one rule -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Part:
+    """One level of `per` or cell of a rule (the whole rule where it has neither), decided.
+
+    `values`, `region` and `other` are what `decide` was given: a parameter per seed, or two unpaired samples.  An
+    identity, which looks at every row, has no values and no region.
+    """
+
+    cell: dict[str, Any]
+    decision: Decision
+    level: float
+    values: tuple[float, ...] = ()
+    region: Region | None = None
+    other: tuple[float, ...] | None = None
+    out: frozenset[int] = frozenset()
+
+
+def parts_of(rule: Rule, rows: Iterable[dict], measures: Mapping[str, Measure], settings: Settings,
+             offset: Mapping[str, int] = {}, diverged: set[int] | None = None) -> list[Part]:  # noqa: B006
+    """The parts of a rule, of which `at_least` (or all) must hold; CannotJudge where its rows do not allow it.
+
+    `diverged` takes up the seeds at which the arm diverged.
+    """
+    data = _Values(rule, rows, measures, settings, offset)
+    over = [rule.per] if rule.per else rule.cell_factors
+    cells = [dict(zip(over, levels, strict=True)) for levels in product(*(settings.factors[name] for name in over))]
+    diverged = set() if diverged is None else diverged
+    level, no_level = rule.level, rule.level
+    if rule.at_least is not None:  # partial conjunction: at least k of n hold, at most k - 1 do
+        level = 1 - (1 - rule.level) / (len(cells) - rule.at_least + 1)
+        no_level = 1 - (1 - rule.level) / rule.at_least
+    judge_cell = _identity if rule.kind == "identity" else _compare
+    try:
+        found = [judge_cell(data, cell, level, no_level, diverged) for cell in cells]
+        if not all(v is None or math.isfinite(v) for part in found for v in (part.decision.estimate, *part.decision.interval)):
+            raise OverflowError
+    except OverflowError:
+        raise CannotJudge(f"values of '{rule.measure}' are too large to be squared and added") from None
+    return found
+
+
 def judge_rule(rule: Rule, rows: Iterable[dict], measures: Mapping[str, Measure], settings: Settings,
                offset: Mapping[str, int] = {}) -> dict[str, Any]:  # noqa: B006
     """The verdict of one rule on the rows of its experiment; `offset` moves the seeds of `arm` or `against`.
@@ -260,37 +301,32 @@ def judge_rule(rule: Rule, rows: Iterable[dict], measures: Mapping[str, Measure]
     entry per level of `per` or cell, `diverged` the seeds at which the arm diverged, `inside` whether the estimate is
     in R.  Rules that need all levels to hold judge each at `level`.
     """
-    data = _Values(rule, rows, measures, settings, offset)
-    over = [rule.per] if rule.per else rule.cell_factors
-    cells = [dict(zip(over, levels, strict=True)) for levels in product(*(settings.factors[name] for name in over))]
     diverged: set[int] = set()
     unit = unit_of(rule, measures)
-    level, no_level = rule.level, rule.level
-    if rule.at_least is not None:  # partial conjunction: at least k of n hold, at most k - 1 do
-        level = 1 - (1 - rule.level) / (len(cells) - rule.at_least + 1)
-        no_level = 1 - (1 - rule.level) / rule.at_least
-    judge_cell = _identity if rule.kind == "identity" else _compare
     try:
-        found = [judge_cell(data, {**rule.at, **cell}, level, no_level, diverged) for cell in cells]
-    except _CannotJudge as error:
+        judged = parts_of(rule, rows, measures, settings, offset, diverged)
+    except CannotJudge as error:
         return {"state": "inconclusive", "why": str(error), "estimate": None, "interval": [None, None],
                 "level": rule.level, "n": len(settings.seeds), "unit": unit, "needed_seeds": None,
                 "inside": False, "diverged": [], "parts": []}  # fmt: skip
-    parts = [_part(decision, unit, cell) for decision, cell in zip(found, cells, strict=True)]
+    found = [part.decision for part in judged]
+    parts = [_part(part.decision, unit, part.cell) for part in judged]
     whole = _together(found, rule.at_least)
     telling = _telling(found, whole)
     told = _part(whole if rule.at_least is not None else found[telling], unit, {})
     told["state"], told["needed_seeds"] = whole.state, whole.needed
     if rule.at_least is not None:
-        told |= {"unit": f"of {len(cells)} cells", "level": rule.level}
-    elif over:
-        told["why"] = f"{_levels(cells[telling])}: {told['why']}"
-    return {**told, "inside": whole.inside, "diverged": sorted(diverged), "parts": parts if over else []}
+        told |= {"unit": f"of {len(judged)} cells", "level": rule.level}
+    elif judged[telling].cell:
+        told["why"] = f"{_levels(judged[telling].cell)}: {told['why']}"
+    several = any(part.cell for part in judged)
+    return {**told, "inside": whole.inside, "diverged": sorted(diverged), "parts": parts if several else []}
 
 
-def _identity(data: _Values, fixed: dict[str, Any], level: float, no_level: float, diverged: set[int]) -> Decision:
+def _identity(data: _Values, cell: dict[str, Any], level: float, no_level: float, diverged: set[int]) -> Part:
     """|value| < bound on every row and every element, over all levels that are not fixed."""
     rule, factors = data.rule, data.settings.factors
+    fixed = {**rule.at, **cell}
     open_ = [name for name in factors if name not in fixed]
     largest, where = -1.0, ""
     for levels in product(*(factors[name] for name in open_)):
@@ -305,13 +341,15 @@ def _identity(data: _Values, fixed: dict[str, Any], level: float, no_level: floa
     holds = largest < rule.bound
     what = "a row diverged" if largest == INF else f"the largest error is {number(largest)}"
     why = f"{what}{'' if holds else f' ({where})'}, {'below' if holds else 'not below'} the bound {number(rule.bound)}"
-    return Decision("reproduced" if holds else "not_reproduced", why, largest if largest < INF else None,
-                    n=len(data.seeds["arm"]), slack=rule.bound - largest, inside=holds)  # fmt: skip
+    decision = Decision("reproduced" if holds else "not_reproduced", why, largest if largest < INF else None,
+                        n=len(data.seeds["arm"]), slack=rule.bound - largest, inside=holds)  # fmt: skip
+    return Part(cell, decision, level)
 
 
-def _compare(data: _Values, fixed: dict[str, Any], level: float, no_level: float, diverged: set[int]) -> Decision:
+def _compare(data: _Values, cell: dict[str, Any], level: float, no_level: float, diverged: set[int]) -> Part:
     """One parameter at fixed levels: values of the arm, alone or against those of the other."""
     rule, region = data.rule, region_of(data.rule, data.measures)
+    fixed = {**rule.at, **cell}
     indices = range(len(data.settings.seeds))
     arm = [data.value("arm", i, fixed, region.log) for i in indices]
     out = {i for i in indices if arm[i].diverged}
@@ -324,7 +362,8 @@ def _compare(data: _Values, fixed: dict[str, Any], level: float, no_level: float
             out |= {i for i in indices if against[i].diverged}
         if rule.pair:
             values, other = [a - b for a, b in zip(values, other, strict=True)], None
-    return decide(values, region, level, other=other, out=frozenset(out), no_level=no_level)
+    decision = decide(values, region, level, other=other, out=frozenset(out), no_level=no_level)
+    return Part(cell, decision, level, tuple(values), region, None if other is None else tuple(other), frozenset(out))
 
 
 def _together(found: list[Decision], at_least: int | None) -> Decision:
@@ -407,6 +446,13 @@ def _judge_rules(paper: Paper, profile: str, experiment: str, rows: list[dict], 
     needed = max(open_) if state == "inconclusive" and all(open_) else None
     return {**{k: told[k] for k in ("estimate", "interval", "level", "n", "unit")}, "state": state, "why": why,
             "needed_seeds": needed, "parts": parts, "first": results[0]["estimate"]}  # fmt: skip
+
+
+def claim_parts(paper: Paper, profile: str, claim_id: str, rows: list[dict]) -> list[tuple[Rule, list[Part]]]:
+    """The rules of a claim, each with the parts that `judge_claim` puts together; CannotJudge where rows are missing."""
+    experiment = paper.claims[claim_id].experiment
+    settings, own = paper.settings(profile, experiment), [row for row in rows if row["experiment"] == experiment]
+    return [(rule, parts_of(rule, own, paper.measures, settings)) for rule in paper.rules(claim_id, profile)]
 
 
 def judge_claim(paper: Paper, profile: str, claim_id: str, rows: list[dict]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from repro import index, plan, provenance, run, verdict
+from repro import index, plan, provenance, quality, run, verdict
 from repro.engines import local
 from repro.errors import Failed, ReproError
 from repro.paper import Paper
@@ -14,6 +14,7 @@ from repro.report import staleness
 from repro.store import Store, rows_digest, write_file
 
 Say = Callable[[str], None]
+NEEDED = {"config", "device", "device_class", "device_model", "notes", "sources", "started", "trials", "versions"}  # to measure again
 
 
 def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
@@ -32,6 +33,8 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
                 fresh = json.loads(json.dumps(verdict.judge(paper, profile, document)))
                 if fresh != index.read_verdict(paper.slug, profile):
                     found.append(f"{paper.slug} {profile}: the stored verdict differs from one made of its rows")
+                if quality.read(paper.slug, profile) not in (None, quality.assess(paper, profile, document)):
+                    found.append(f"{paper.slug} {profile}: the stored error rates differ from those made of its rows")
                 measured.append((paper, profile, document))
             except ReproError as error:
                 found.append(str(error))
@@ -45,6 +48,8 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
 
 def _comparable(document: dict) -> str | None:
     """The device on which these rows can be measured again bit for bit, or None."""
+    if NEEDED - document["provenance"].keys():
+        return None
     device = document["provenance"]["device"]
     same = device == "cpu" and document["provenance"]["device_class"] == provenance.device_class("cpu")
     return device if same and document["provenance"]["versions"]["torch"] == provenance.versions()["torch"] else None
@@ -93,6 +98,9 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     if not path.is_file():
         raise ReproError(f"{path}: no rows to refresh; run `repro run {paper.slug} --profile {profile}`")
     document = verdict.load_rows(path)
+    again = f"run `repro run {paper.slug} --profile {profile}`"
+    if missing := NEEDED - document["provenance"].keys():
+        raise ReproError(f"{path}: provenance: '{min(missing)}' is missing; {again}")
     entry = plan.entry(paper, profile)
     why = staleness(paper, profile, document)
     if why is None:
@@ -128,25 +136,42 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     assert rows_digest(document["rows"]) == record["digest"]
     run.write_rows(path, document)
     fresh = verdict.judge(paper, profile, document)
+    write_file(path.with_name(f"{profile}.quality.json"), quality.text(quality.assess(paper, profile, document)))
     write_file(path.with_name(f"{profile}.verdict.json"), json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     if why := staleness(paper, profile, document):
         raise Failed(f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: `repro run {paper.slug} --profile {profile}`")
     say(f"{paper.slug} {profile}: fresh; {note}")
 
 
+CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
+
+
 def history(slug: str, profile: str, root: Path) -> list[list[str]]:
-    """[date, commit, headline, state] for each commit at which the headline's state changed, oldest first."""
+    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; the headline has a star.
+
+    A claim that is there no more is `gone`; rules that changed after the rows were measured add `post hoc`.
+    """
     name = f"papers/{slug}/results/{profile}.verdict.json"
-    log = subprocess.run(["git", "-C", str(root), "log", "--reverse", "--format=%H %as", "--", name], capture_output=True, text=True)
-    found: list[list[str]] = []
-    for line in log.stdout.splitlines():
-        commit, date = line.split()
-        shown = subprocess.run(["git", "-C", str(root), "show", f"{commit}:./{name}"], capture_output=True, text=True)
-        if shown.returncode:
-            continue
-        stored = json.loads(shown.stdout)
-        head = stored["headline"]
-        state = stored["claims"][head]["state"] if head else "–"
-        if not found or found[-1][2:] != [str(head), state]:
-            found.append([date, commit[:10], str(head), state])
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+
+    log = git("log", "--reverse", "--format=%H %as", "--", name)
+    if log.returncode:
+        raise ReproError(f"{root}: no git repository, and verdicts change by commits; clone the suite to see them")
+    found, states = [], {}
+    for commit, date in (line.split() for line in log.stdout.splitlines()):
+        shown = git("show", f"{commit}:./{name}")
+        try:
+            stored = json.loads(shown.stdout) if shown.returncode == 0 else {"claims": {}, "headline": None, "post_hoc": False}
+            now = {claim: one["state"].replace("_", " ") + ", post hoc" * bool(stored["post_hoc"]) for claim, one in stored["claims"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a commit that was broken says nothing
+        for claim in [*now, *(states.keys() - now.keys())]:
+            was, state = states.get(claim, "–"), now.get(claim, "gone")
+            if state != was:
+                judged = stored["claims"].get(claim) or {}
+                found.append([date, commit[:10], claim + "*" * (claim == stored["headline"]), was, state,
+                              index.estimate(judged), judged.get("why", "")])  # fmt: skip
+        states = {**{claim: "gone" for claim in states}, **now}
     return found

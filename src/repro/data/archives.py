@@ -8,6 +8,7 @@ import gzip
 import io
 import lzma
 import shutil
+import struct
 import subprocess
 import tarfile
 import tempfile
@@ -18,7 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 LIMIT = 1 << 31  # no archive here unpacks to more than 2 GiB
-BROKEN = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, ValueError)
+# What the readers raise where an archive is damaged, encrypted or made to mislead them.
+BROKEN = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, ValueError,
+          RuntimeError, MemoryError, OverflowError, IndexError, KeyError, AttributeError, TypeError)  # fmt: skip
 
 
 class Unusable(Exception):
@@ -51,7 +54,7 @@ class Archive:
         with self.path.open("rb") as stream:
             is_deb = stream.read(8) == b"!<arch>\n"
         data = stack.enter_context(_deb_data(self.path) if is_deb else _plain(gzip.open(self.path)))
-        self._tar = stack.enter_context(tarfile.open(fileobj=data))
+        self._tar = stack.enter_context(tarfile.open(fileobj=data, mode="r:"))  # unpacked already, within the limit
         return {m.name: m for m in self._tar.getmembers() if m.isreg()}
 
     def __enter__(self) -> "Archive":
@@ -73,6 +76,8 @@ class Archive:
             if self._zip is not None:
                 with self._zip.open(member) as stream:
                     return _bounded(stream)
+            if member.size > LIMIT:  # a sparse file, which takes no room in the archive
+                raise ValueError("unpacks to more than 2 GiB")
             return self._tar.extractfile(member).read()
         except BROKEN as error:
             raise Unusable(f"{self.path.name}: {name}: {error or 'truncated'}") from error
@@ -122,6 +127,8 @@ def _deb_data(path: Path) -> IO[bytes]:
             if head[58:60] != b"`\n":
                 raise ValueError("not an ar archive")
             name, size = head[:16].decode("ascii").strip().rstrip("/"), int(head[48:58])
+            if size < 0:
+                raise ValueError("not an ar archive")
             if name.startswith("data.tar"):
                 if size > LIMIT or len(body := stream.read(size)) != size:
                     raise ValueError("truncated")
@@ -129,9 +136,17 @@ def _deb_data(path: Path) -> IO[bytes]:
                 if name in openers:
                     return _plain(openers[name](io.BytesIO(body)))
                 if shutil.which("dpkg-deb"):  # zstd, which Python reads only from 3.14 on
-                    done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(path)], capture_output=True)
-                    if done.returncode == 0:
-                        return io.BytesIO(done.stdout)
+                    words = ["dpkg-deb", "--fsys-tarfile", str(path)]
+                    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+                        try:
+                            unpacked = _plain(process.stdout)
+                        except BaseException:
+                            process.kill()
+                            raise
+                    if process.returncode == 0:
+                        return unpacked
+                    unpacked.close()
+                    raise ValueError(f"{name}: dpkg-deb cannot unpack it")
                 raise ValueError(f"{name}: needs dpkg-deb")
             stream.seek(size + size % 2, io.SEEK_CUR)
     raise ValueError("no data.tar in it")

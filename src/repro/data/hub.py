@@ -1,5 +1,6 @@
 """The one door to Hugging Face: local parquet files or the Hub, through `datasets`, with short failures."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,15 @@ def from_folder(folder: Path, split: str) -> Iterator[dict[str, Any]]:
         datasets = _library()
     except Unusable as error:
         raise ReproError(f"{folder}: {error}; run `pip install datasets`") from error
-    return iter(
-        datasets.load_dataset("parquet", data_files={split: [str(p) for p in files]}, split=split, streaming=True)
-    )
+    log = logging.getLogger("datasets")
+    before = log.level
+    log.setLevel(logging.CRITICAL)  # what it would log is in its error
+    try:
+        yield from datasets.load_dataset(
+            "parquet", data_files={split: [str(p) for p in files]}, split=split, streaming=True
+        )
+    except Exception as error:  # pyarrow's errors and those of `datasets` share no base
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise ReproError(f"{folder}: the split {split!r} cannot be read ({reason}); fetch its parquet files again") from error
+    finally:
+        log.setLevel(before)

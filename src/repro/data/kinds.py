@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Images:
         shape = (-1, 1, 1)
         mean, std = (torch.tensor(v, device=x.device).view(shape) for v in (self.mean, self.std))
         return (self.unit(x) - mean) / std
+
+    def pooled(self, split: str, count: int, pool: int) -> tuple[Tensor, Tensor]:
+        """The first `count` of a split, normalised and averaged over squares of pool x pool pixels, with their labels."""
+        x, y = self.split(split)
+        return F.avg_pool2d(self.normalised(x[:count]), pool), y[:count]
 
     def binarised(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """float32 in {0, 1}: x / top > 1/2 or, given a CPU generator, Bernoulli draws of probability x / top."""

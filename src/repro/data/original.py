@@ -113,9 +113,15 @@ def images(
     got = {}
     for split in ("train", "test"):
         pixels, labels = [], []
-        for row in islice(rows(name, split, path, cache, stream=limit is not None), limit):
-            pixels.append(_picture(row[origin.column], side, origin.channels))
-            labels.append(int(row[origin.label]))
+        for n, row in enumerate(islice(rows(name, split, path, cache, stream=limit is not None), limit)):
+            try:
+                pixels.append(_picture(row[origin.column], side, origin.channels))
+                labels.append(int(row[origin.label]))
+            except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
+                wanted = f"a picture in '{origin.column}' and a number in '{origin.label}'"
+                raise ReproError(f"{name}: row {n} of {split} is not {wanted} ({type(error).__name__}: {error})") from error
+            if not 0 <= labels[-1] < origin.classes:
+                raise ReproError(f"{name}: row {n} of {split} has the label {labels[-1]}, of {origin.classes} classes")
         want = origin.counts[split]
         if path is None and limit is None and len(labels) != want:
             raise ReproError(f"{name}: {len(labels)} {split} rows, expected {want}; fetch the set again, or pass path=")
@@ -163,7 +169,9 @@ def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Image
 
 def _text(found: Iterator[dict[str, Any]] | Iterable[dict[str, Any]], column: str, limit: int | None) -> Tensor:
     out = bytearray()
-    for row in found:
+    for n, row in enumerate(found):
+        if not isinstance(row.get(column), str):
+            raise ReproError(f"row {n} has no text in '{column}'; it has {', '.join(row)}")
         line = row[column].encode()
         out += line if line.endswith(b"\n") else line + b"\n"
         if limit is not None and len(out) >= limit:

@@ -170,6 +170,11 @@ def _fetch(dataset: Dataset, folder: Path, work: "Workspace", missing: dict[str,
         except Unusable as error:
             tried.setdefault(str(error), []).append(label)
             return
+        except Exception as error:  # what is read is not what its reader was written for, which can fail in any way
+            if isinstance(error, OSError) and error.errno:
+                raise  # the disk
+            tried.setdefault(f"cannot be read: {type(error).__name__}: {str(error)[:100]}", []).append(label)
+            return
         for name in sorted(made.keys() & missing.keys()):
             found, expected = hashlib.sha256(made[name]).hexdigest(), missing[name].sha256
             if found == expected:

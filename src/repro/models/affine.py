@@ -1,9 +1,9 @@
-"""What most norms have in common beside their idea: a gain and a bias per feature, or per channel."""
+"""What most norms have in common beside their idea: a gain and a bias per feature or per channel, and how they take x."""
 
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Affine(nn.Module):
@@ -36,3 +36,12 @@ class Affine(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}"
+
+
+def channels_first(x: Tensor, channels: int, axes: int = 3) -> Tensor:
+    """x: (N, channels, *), in float32 at least; TypeError for integers, ValueError for another shape or fewer than `axes` axes."""
+    if not x.is_floating_point():
+        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
+    if x.dim() < axes or x.shape[1] != channels:
+        raise ValueError(f"input of shape {tuple(x.shape)} is not (N, {channels}, *) of at least {axes} axes")
+    return x.to(torch.promote_types(x.dtype, torch.float32))

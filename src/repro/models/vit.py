@@ -1,5 +1,7 @@
 """timm's VisionTransformer, configured small, with slots."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -51,4 +53,13 @@ def vit(
         ))  # fmt: skip
     if init is not None:
         init(model, generator)
+    return model
+
+
+def without_norms(model: nn.Module, fold: Callable[[nn.Module, nn.Linear], nn.Linear]) -> nn.Module:
+    """A `vit` whose every norm is made part of the linear layer behind it, fold(norm, linear), in place, for inference."""
+    for block in model.eval().blocks:
+        block.attn.qkv, block.norm1 = fold(block.norm1, block.attn.qkv), nn.Identity()
+        block.mlp.fc1, block.norm2 = fold(block.norm2, block.mlp.fc1), nn.Identity()
+    model.head, model.fc_norm = fold(model.fc_norm, model.head), nn.Identity()
     return model

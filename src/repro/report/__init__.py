@@ -6,7 +6,7 @@
     frame(root), verdicts(root) every row, every verdict, as pandas data frames
     staleness(paper, profile, document)   why rows no longer describe the source, or None
 
-Nothing here measures or judges: numbers come from rows.json and verdict.json as they stand.
+Nothing here measures or judges: numbers come from rows.json, verdict.json and quality.json as they stand.
 """
 
 from repro.report.arena import ArenaPage

@@ -89,7 +89,7 @@ class FigureView:
             for place, value in zip(across, many, strict=True):
                 cells.setdefault((row["arm"], level, place), []).append(value)
         lines = [
-            {"arm": arm, "level": level, "x": place, "n": len(v), "mean": math.fsum(v) / len(v), "low": min(v), "high": max(v)}
+            {"arm": arm, "level": level, "x": place, "n": len(v), "mean": math.fsum(y / len(v) for y in v), "low": min(v), "high": max(v)}
             for (arm, level, place), v in cells.items()
         ]
         keep = sorted({round(i * (len(lines) - 1) / (MOST - 1)) for i in range(MOST)}) if len(lines) > MOST else range(len(lines))
@@ -126,7 +126,7 @@ class RankingView:
         levels = [level for level, cells in values.items() if set(cells) == set(arms)]
         if not levels or len(arms) < 2:
             return None
-        scores = [[math.fsum(values[level][arm]) / len(values[level][arm]) for arm in arms] for level in levels]
+        scores = [[math.fsum(v / len(values[level][arm]) for v in values[level][arm]) for arm in arms] for level in levels]
         return {"levels": levels, "seeds": len(values[levels[0]][arms[0]]), **rank_table(arms, scores, told["arm"], higher)}
 
 

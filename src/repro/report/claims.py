@@ -72,7 +72,7 @@ class ClaimView:
             **{k: told.get(k) for k in ("why", "unit", "level", "n", "needed_seeds", "positive")},
             "magnitude": _magnitude(told.get("magnitude")), "device": result.provenance.get("device_model"),
             "seconds": math.fsum(r["seconds"] for r in rows), "lost": _lost(rows),
-            "absent": None if judged else self.absent(result.profile),
+            "absent": None if judged else self.absent(result.profile), "rates": result.rates(self.name) if judged else None,
         }  # fmt: skip
 
     def absent(self, profile: str) -> str:

@@ -84,8 +84,11 @@ def mean_interval(values: list[float], level: float) -> tuple[float, float, floa
         return None
     from repro.decide import t_quantile
 
-    mean = math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    mean = math.fsum(v / len(values) for v in values)  # the sum alone may be too large
+    try:
+        spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    except OverflowError:
+        return None
     half = t_quantile(level, len(values) - 1) * spread / math.sqrt(len(values))
     return mean - half, mean, mean + half
 
@@ -185,7 +188,7 @@ def over_levels(scene: Scene, across: str) -> Figure:
         means = []
         for level in (min(levels), max(levels)):
             values = [y for line in drawn.values() for x, y in line if x == level]
-            mean = words.number(math.fsum(values) / len(values)) if values else "no value"
+            mean = words.number(math.fsum(v / len(values) for v in values)) if values else "no value"
             means.append(f"{mean} at {across} {level}")
         told.append(f"{label}: mean {' and '.join(means)}.")
     caption = f"{scene.profile}: {scene.axis} over {across}, one line per seed."

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import repro
-from repro import cite
+from repro import cite, documents
 from repro.report import arena, figures, text, words
 from repro.report.asides import FigureView, RankingView
 from repro.report.claims import ClaimView
@@ -32,7 +32,7 @@ class PaperPage:
         if p.get("url") and (target := text.safe_url(p["url"])):
             links.append(("paper", target))
         return part("paper.html.j2", "head", {
-            **{key: p.get(key) for key in ("slug", "family", "title", "code", "summary", "equation")},
+            **{key: p.get(key) for key in ("slug", "family", "title", "code", "summary", "equation", "withdrawn")},
             "links": links, "byline": f"{words.listed(p['authors'])}. {_with_year(p)}.",
             "provides": p.get("provides") or [], "profiles": list(self.record.results),
             "claims": [view.summary() for view in self.views.values()],
@@ -60,7 +60,7 @@ class PaperPage:
         notes, method = self.record.folder / "NOTES.md", self.record.folder / "method.py"
         return part("paper.html.j2", "method", {
             "departures": text.departures(text.header(method)),
-            "notes": notes.read_text(encoding="utf-8").strip() if notes.is_file() else "",
+            "notes": documents.plain(notes).strip() if notes.is_file() else "",
         })  # fmt: skip
 
     def provenance(self) -> Fragment:
@@ -113,6 +113,8 @@ class ComparisonPage:
 
     def head(self) -> Fragment:
         """Counts, and how to read the page."""
+        from repro import quality
+
         tallies = []
         for profile in dict.fromkeys(x["profile"] for x in self.headlines):
             own = [x for x in self.headlines if x["profile"] == profile]
@@ -121,7 +123,8 @@ class ComparisonPage:
                 "profile": profile, "counts": [c for c in counts if c[1]],
                 "stale": sum(bool(x["stale"]) for x in own), "post_hoc": sum(x["post_hoc"] for x in own),
             })  # fmt: skip
-        values = {"papers": len(self.records), "version": repro.__version__, "tallies": tallies}
+        rates = quality.summary(r.quality for one in self.records for r in one.results.values() if r.quality)
+        values = {"papers": len(self.records), "version": repro.__version__, "tallies": tallies, "quality": rates}
         return part("comparison.html.j2", "head", values)
 
     def headlines_table(self) -> Fragment:
@@ -129,7 +132,8 @@ class ComparisonPage:
         merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for x in self.headlines:
             merged.setdefault((x["paper"], x["claim"]), []).append(x)
-        lines = [{**of[0], "results": of} for of in merged.values()]
+        withdrawn = {one.slug: one.paper.get("withdrawn") for one in self.records}
+        lines = [{**of[0], "results": of, "withdrawn": withdrawn[of[0]["paper"]]} for of in merged.values()]
         names = sorted({x["family"] for x in lines}, key=FAMILIES.index)
         families = [(family, [x for x in lines if x["family"] == family]) for family in names]
         return part("comparison.html.j2", "headlines", {"families": families})

@@ -26,6 +26,7 @@ class Result:
     rows: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
     stale: dict[str, str] = field(default_factory=dict)  # experiment -> why
+    quality: dict[str, Any] | None = None  # the error rates of this very verdict
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -33,6 +34,10 @@ class Result:
 
     def claim(self, name: str) -> dict[str, Any] | None:
         return ((self.verdict or {}).get("claims") or {}).get(name)
+
+    def rates(self, name: str) -> dict[str, Any] | None:
+        """The error rates of a claim; None where they were never computed."""
+        return ((self.quality or {}).get("claims") or {}).get(name)
 
     def stale_for(self, claim: Mapping[str, Any]) -> str | None:
         """Why a claim's rows, those of its controls included, are stale."""
@@ -67,7 +72,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     if path.name.endswith(".rows.json"):
         return documents.rows(path, f"run `repro run {path.parents[1].name}` again")
-    return documents.verdict(path, f"run `repro judge {path.parents[1].name}` again")
+    reader = documents.quality if path.name.endswith(".quality.json") else documents.verdict
+    return reader(path, f"run `repro judge {path.parents[1].name}` again")
 
 
 def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str, Any]) -> None:
@@ -140,7 +146,10 @@ def record(slug: str, root: Path, *, current: Current = current, stale: Stale | 
         why: Mapping[str, str] = {}
         if rows is not None:
             why = stale.get(profile) or {} if stale is not None else changes(loaded, profile, rows, current)
-        results[profile] = Result(profile, rows, verdict, dict(why))
+        quality = _read(folder / "results" / f"{profile}.quality.json")
+        if quality and quality["rows_digest"] != (verdict or {}).get("rows_digest"):
+            quality = None  # of other rows
+        results[profile] = Result(profile, rows, verdict, dict(why), quality)
     return Record(slug, folder, as_dict(loaded), results)
 
 

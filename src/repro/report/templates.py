@@ -30,7 +30,7 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     env.filters |= {
-        "number": words.number, "percent": words.percent, "seconds": words.seconds, "exact": json.dumps,
+        "number": words.number, "percent": words.percent, "seconds": words.seconds, "exact": json.dumps, "rate": words.rate,
         "sign": words.SIGNS.__getitem__, "state": words.STATES.__getitem__, "role": ROLES.__getitem__,
         "mathml": lambda tex: Markup(text.mathml(tex)), "markdown": lambda source: Markup(text.markdown(source)),
         "drawn": Markup,  # of figures alone: they escape what they write

@@ -47,6 +47,9 @@ def mathml(tex: str, *, display: bool = True) -> str:
         if node.text:  # the converter leaves entities for a browser to read; the serialiser escapes what they stand for
             node.text = html.unescape(node.text)
     for node in root.iter():
+        for name, value in list(node.attrib.items()):  # \href, \style and \color write what their author likes
+            if name != "xmlns" and (name in ("href", "style", "class", "id") or re.search(r"[:;()<>\"']", value)):
+                del node.attrib[name]
         kind = node.attrib.get("mathvariant")
         if kind in ("bold", "bold-italic"):
             del node.attrib["mathvariant"]

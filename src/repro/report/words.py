@@ -64,6 +64,11 @@ def percent(level: float) -> str:
     return f"{100 * level:.4g} %"
 
 
+def rate(value: float) -> str:
+    """A share in per cent, to one decimal and without the sign: 0.0213 as 2.1; none and all as 0 and 100."""
+    return f"{100 * value:.0f}" if value in (0, 1) else f"{100 * value:.1f}"
+
+
 def seconds(value: float) -> str:
     """A cost: `0.4 s`, `12 s`, `3.5 min`, `2.1 h`."""
     for size, unit in ((3600, "h"), (60, "min")):

@@ -1,0 +1,164 @@
+"""What papers/evonorm measures: dependence on the batch, the form of both layers, and small ResNets on a GPU."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from repro.data import fashion_mnist
+from repro.models.convnet import ConvNet, cifar_resnet
+from repro.models.norms import GhostBatchNorm
+from repro.models.slots import scaled_gaussian
+from repro.papers.batchnorm import BatchNorm
+from repro.papers.evonorm.method import EvoNormB0, EvoNormS0
+from repro.train import cosine, draws, evaluate_classifier, fit, generator, seed_of
+
+# --- the arms --------------------------------------------------------------------------------------------------------
+
+
+class Bare(EvoNormS0):
+    """S0 without its denominator, gamma x sigmoid(v x) + beta."""
+
+    def activate(self, x: Tensor, v: Tensor) -> Tensor:
+        return x * torch.sigmoid(v * x)
+
+
+class Least(EvoNormB0):
+    """B0 with min in place of max."""
+
+    def activate(self, x: Tensor, v: Tensor) -> Tensor:
+        batch, within = deviations(x)
+        return x / torch.minimum(batch, v * x + within)
+
+
+class Linear(EvoNormB0):
+    """B0 with v at 0 and without max: the input over the batch's deviation."""
+
+    def activate(self, x: Tensor, v: Tensor) -> Tensor:
+        super().activate(x, v)  # keeps the running variance
+        return x / (deviations(x)[0] if self.training else self.running_var.view(v.shape).sqrt())
+
+
+def deviations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every channel over the batch, and within every image."""
+    return x.std((0, 2, 3), correction=0, keepdim=True), x.std((2, 3), correction=0, keepdim=True)
+
+
+EVONORMS = {"b0": EvoNormB0, "s0": EvoNormS0, "bare": Bare, "least": Least, "linear": Linear}
+
+
+@dataclass(frozen=True)
+class Network:
+    depth: int
+    width: int
+    groups: int
+
+
+def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -> ConvNet:
+    """A CIFAR ResNet for grey images.  EvoNorms stand for norm and ReLU, and as gamma x + beta where no ReLU follows."""
+    evo = EVONORMS.get(arm)
+    if evo is not None and issubclass(evo, EvoNormS0):
+        evo = partial(evo, num_groups=config.groups)
+    norm = evo or (partial(GhostBatchNorm, size=size) if arm == "small" else nn.BatchNorm2d)
+    model = cifar_resnet(
+        config.depth, width=config.width, channels=1, norm=norm, act=nn.SiLU if arm == "bn_silu" else nn.ReLU, bias=False,
+        shortcut="project", generator=source, init=scaled_gaussian(1.0),
+    )  # fmt: skip
+    for block in model.blocks if evo else ():
+        model.act = block.act1 = nn.Identity()
+        block.norm2 = evo(block.norm2.num_features, nonlinearity=False)
+        if isinstance(block.skip, nn.Sequential):
+            block.skip[1] = evo(block.norm2.num_features, nonlinearity=False)
+    return model
+
+
+# --- dependence on the batch -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Independence(Network):
+    draws: int
+    images: int
+
+
+def independence(arm: str, seed: int, config: Independence, device: torch.device) -> dict[str, float]:
+    """In float64: an image among others and alone, in training; training against evaluation after some batches."""
+    source, found = generator("evonorm independence", seed), {f"{name}_error": [] for name in ("layer", "network", "others", "mode")}
+    for _ in range(config.draws):
+        layer = EVONORMS[arm](32) if arm in EVONORMS else nn.Sequential(nn.BatchNorm2d(32), nn.ReLU())
+        for name, module, channels in (("layer", layer, 32), ("network", network(arm, config, source), 1)):
+            module = module.to(device, torch.float64)
+            x, others = torch.randn(2, config.images, channels, 8, 8, generator=source, dtype=torch.float64).to(device)
+            with torch.no_grad():
+                together, alone, again = module(x), module(x[:1]), module(torch.cat([x[:1], others[1:]]))
+                found[f"{name}_error"].append((together[:1] - alone).abs().max() / together[:1].abs().max())
+                found["others_error"].append((together[:1] - again[:1]).abs().max() / together[:1].abs().max())
+                found["mode_error"].append((module.eval()(x) - together).abs().max() / together.abs().max())
+    return {name: float(torch.stack(errors).max()) for name, errors in found.items()}
+
+
+# --- form ------------------------------------------------------------------------------------------------------------
+
+SCALES, SHIFTS, SLOPES = (1e-2, 1.0, 1e3), (-1.0, 0.0, 1.0), (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Form:
+    draws: int
+
+
+def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, float]:
+    """One layer without eps, in float64, over inputs of several sizes, shifts and contrasts, and several v."""
+    draw, errors = draws(device, "evonorm form", seed), {}
+    for scale, shift, v in list(product(SCALES, SHIFTS, SLOPES)) * config.draws:
+        x = scale * (shift + (0.5 * draw(8, 4, 1, 1)).exp() * draw(8, 4, 8, 8))
+        layer = BatchNorm(4, eps=0.0) if arm == "bn" else EVONORMS[arm](4, eps=0.0, **({"num_groups": 2} if arm == "s0" else {}))
+        layer.to(device, torch.float64).requires_grad_(False)
+        if arm != "bn":
+            layer.v.fill_(v)
+        y, (batch, within) = layer(x), deviations(x)
+        group = x.view(8, 2, 2, 8, 8).std((2, 3, 4), correction=0).repeat_interleave(2, 1)[..., None, None]
+        line, low = x / batch, v * x + within <= batch
+
+        def keep(name: str, error: Tensor, unit: Tensor) -> None:
+            errors.setdefault(name, []).append(float(error.abs().max() / unit.abs().max()))
+
+        keep("bound_excess", (v * y - 1).clamp_min(0), torch.ones(1))
+        keep("line_error", (y - line) * low, line)
+        keep("scale_error", torch.stack([layer(k * x) - y for k in (1e-3, 0.1, 10.0, 1e3)]), y)
+        keep("small_error", layer(1e-8 / scale * x) - x / (2 * group), x / group)
+        keep("large_error", layer(1e8 / scale * x) - x.relu() / group, x / group)
+        if shift == 0:
+            pairs = zip(x.transpose(0, 1).flatten(1), y.transpose(0, 1).flatten(1), strict=True)
+            bends = [1 - float(torch.corrcoef(torch.stack(pair))[0, 1]) ** 2 for pair in pairs]
+            errors.setdefault("bend", []).append(math.fsum(bends) / len(bends))
+    return {name: (min if name == "bend" else max)(values) for name, values in errors.items()}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training(Network):
+    pool: int
+    examples: int
+    test: int
+    steps: int
+    batch: int
+    micro: int
+    lr: float
+
+
+def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
+    """SGD with the same batches in every arm; `small` takes its statistics over `micro` images.  Test accuracy."""
+    data, model = fashion_mnist.load(device), network(arm, config, generator("evonorm training", seed), config.micro).to(device)
+    for block in model.blocks:
+        nn.init.zeros_(block.norm2.weight)  # as the authors' code does with every norm at the end of a branch
+    fit(
+        model, data.pooled("train", config.examples, config.pool), steps=config.steps, batch=config.batch, lr=config.lr,
+        seed=seed_of("evonorm batches", seed), optimizer="momentum", schedule=cosine(0.05), weight_decay=1e-4,
+    )  # fmt: skip
+    return {"accuracy": evaluate_classifier(model, *data.pooled("test", config.test, config.pool))["accuracy"]}

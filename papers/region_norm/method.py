@@ -1,0 +1,130 @@
+"""Region Normalization (Yu et al., AAAI 2020, arXiv:1911.10375), Section 3.
+
+With a mask that is 1 in the hole and 0 elsewhere, each sample and channel is normalized in its two regions R apart:
+
+    mu_R = mean of x over R      s2_R = mean of (x - mu_R)^2 over R      x^ = (x - mu_R) / sqrt(s2_R + eps) on R
+
+    RN-B, for the first layers      y = (1 + gamma_R) x^ + beta_R, two vectors for the hole and two for the rest
+    RN-L, for the others, no mask   s = sigmoid(conv(mean over channels of x, maximum over channels of x))
+                                    y = (1 + gamma(s)) x^ + beta(s), the hole being where s >= t = 0.8
+
+x and y: (B, C, H, W); mask: (B, 1, H', W'), resized to the nearest pixel; s: (B, 1, H, W).  gamma_R, beta_R: (C,),
+start at 0.  conv, gamma and beta are 7 x 7 convolutions to one channel, which all channels share; torch's initial
+values.  The gradient flows through mu_R and s2_R, not through the mask.  No running statistics: train and eval agree.
+
+Where the authors' code (geekyutao/RN, rn.py) differs from the paper, or the paper is silent:
+  D1  statistics are those of a sample, as in the paper; theirs are those of the batch: batchwise=True.
+  D2  eps = 1e-5 is added to s2_R.  Their detour (the other region filled with mu_R, batch norm over everything, times
+      sqrt(|R| / all)) adds eps all / |R| instead, which hushes small regions: batchwise=True does so too.
+  D3  beta_R of RN-B acts on its region; theirs, both are added everywhere, so that only their sum matters.
+  D4  an empty region takes no part, and a region of one pixel, or of one value, gives 0.
+  D5  works in float32 at least, and y has the dtype of x, under autocast also.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["RegionNormB", "RegionNormL", "region_norm"]
+
+
+def region_norm(x: Tensor, mask: Tensor, eps: float = 1e-5, *, batchwise: bool = False) -> Tensor:
+    """x^ of x: (B, C, H, W), without any affine map; mask: (B, 1, H, W), 1 or True in the hole, 0 elsewhere (Section 3).
+
+    batchwise=True: mu and s2 over the whole batch, and eps, as in the authors' code (D1, D2).
+    Raises ValueError if a shape does not fit, TypeError if x is an integer.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
+    if x.dim() != 4 or mask.shape != (len(x), 1, *x.shape[2:]):
+        raise ValueError(f"x {tuple(x.shape)} and mask {tuple(mask.shape)} are not (B, C, H, W) and (B, 1, H, W)")
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # D5
+    axes, hole, y = (0, 2, 3) if batchwise else (2, 3), mask.detach().to(wide.dtype), torch.zeros_like(wide)
+    for region in (hole, 1 - hole):
+        size = region.sum(axes, keepdim=True).clamp(min=1)  # D4
+        centred = (wide - (wide * region).sum(axes, keepdim=True) / size) * region
+        variance = centred.square().sum(axes, keepdim=True) / size
+        diluted = mask.numel() / size if batchwise else 1  # D2
+        y = y + centred / (variance + eps * diluted).sqrt()
+    return y.to(x.dtype)
+
+
+class RegionNormB(nn.Module):
+    """RN-B, basic region normalization with a gain and a bias per region and channel: forward(x, mask) (Section 3).
+
+    State dict of the authors' RN_B.  mask: (B, 1, H', W') of any size, 1 in the hole.  batchwise: as in `region_norm`.
+    """
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, *, batchwise: bool = False, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        self.num_features, self.eps, self.batchwise = num_features, eps, batchwise
+        for name in ("foreground_gamma", "foreground_beta", "background_gamma", "background_beta"):
+            self.register_parameter(name, nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for p in self.parameters():
+            nn.init.zeros_(p)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.num_features or mask.shape[:2] != (len(x), 1):
+            raise ValueError(f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), or mask {tuple(mask.shape)} not (B, 1, H', W')")
+        wide = torch.promote_types(x.dtype, torch.float32)
+        hole = F.interpolate(mask.detach().to(wide), x.shape[2:], mode="nearest")
+        y = region_norm(x.to(wide), hole, self.eps, batchwise=self.batchwise)
+        in_hole, elsewhere = ((self.foreground_gamma, self.foreground_beta), (self.background_gamma, self.background_beta))
+        gamma, beta = (hole * a.view(-1, 1, 1) + (1 - hole) * b.view(-1, 1, 1) for a, b in zip(in_hole, elsewhere, strict=True))  # D3
+        return (y * (1 + gamma) + beta).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, batchwise={self.batchwise}"
+
+
+class SelfAwareAffine(nn.Module):
+    """The map s and the two maps gamma(s) and beta(s) that RN-L takes from x (Section 3)."""
+
+    def __init__(self, kernel_size: int, device: torch.device | str | None, dtype: torch.dtype | None):
+        super().__init__()
+        like = {"padding": kernel_size // 2, "device": device, "dtype": dtype}
+        self.conv1 = nn.Conv2d(2, 1, kernel_size, bias=False, **like)
+        self.gamma_conv, self.beta_conv = (nn.Conv2d(1, 1, kernel_size, **like) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = torch.sigmoid(self.conv1(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)))
+        return s, self.gamma_conv(s), self.beta_conv(s)
+
+
+class RegionNormL(nn.Module):
+    """RN-L, learnable region normalization, which finds the hole by itself: forward(x) (Section 3).
+
+    State dict of the authors' RN_L.  threshold: of s, from which on a pixel counts as hole.  An odd kernel_size.
+    """
+
+    def __init__(
+        self, num_features: int, threshold: float = 0.8, eps: float = 1e-5, *, kernel_size: int = 7, batchwise: bool = False,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} would move the map: write an odd number")
+        super().__init__()
+        self.num_features, self.threshold, self.eps, self.batchwise = num_features, threshold, eps, batchwise
+        self.sa = SelfAwareAffine(kernel_size, device, dtype)
+
+    def reset_parameters(self) -> None:
+        for conv in self.sa.children():
+            conv.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {self.num_features}, H, W)")
+        with torch.autocast(x.device.type, enabled=False):  # D5: rounding of s would move pixels to the other region
+            s, gamma, beta = self.sa(x.to(self.sa.conv1.weight.dtype))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = region_norm(x.to(wide), s.detach() >= self.threshold, self.eps, batchwise=self.batchwise)
+        return (y * (1 + gamma) + beta).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, threshold={self.threshold}, eps={self.eps}, batchwise={self.batchwise}"

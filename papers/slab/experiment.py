@@ -1,0 +1,178 @@
+"""What papers/slab measures: RepBN folded away, the cost of SLA, a ViT that loses its LayerNorm, and its latency."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from repro.data import fashion_mnist
+from repro.models.convnet import seeded
+from repro.models.vit import vit, without_norms
+from repro.papers.slab.method import SLA, PRepBN, RepBN, fuse
+from repro.timing import compare
+from repro.train import cosine, evaluate_classifier, fit, generator, seed_of
+
+# --- folding ---------------------------------------------------------------------------------------------------------
+
+
+def folded(arm: str, norm: RepBN, linear: nn.Linear | None = None) -> nn.Module:
+    """`fuse`, or a fold that people get wrong."""
+    norm = copy.deepcopy(norm)
+    if arm == "no_eps":  # sigma is the root of the running variance alone
+        norm.eps = 0.0
+    if arm == "eta_shift":  # beta + eta in place of beta + eta mu
+        norm.bias += norm.eta * (1 - norm.running_mean)
+    return fuse(norm, linear)
+
+
+@dataclass(frozen=True)
+class Folding:
+    widths: tuple[int, ...]
+    draws: int
+    rows: int
+    depth: int  # of a ViT as wide as the last of the widths
+    dtype: str
+
+
+@torch.no_grad()
+def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[str, float]:
+    """RepBN in evaluation against its folds, as shares of the largest output: alone, before a linear layer, in a ViT."""
+    source, dtype = generator("slab folding", seed), getattr(torch, config.dtype)
+    found: dict[str, list[Tensor]] = {"norm_error": [], "linear_error": [], "network_error": []}
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source, dtype=torch.float64).to(device, dtype)
+
+    def trained(norm: RepBN) -> RepBN:
+        """Statistics and parameters as training might leave them: deviations from 0.1 to 10, means of their size."""
+        n, norm = norm.num_features, norm.to(device, dtype).eval()
+        norm.running_var.copy_(100 ** draw(n).clamp(-1, 1))
+        norm.running_mean.copy_(norm.running_var.sqrt() * draw(n))
+        for t in norm.parameters():
+            t.copy_(draw(len(t)))
+        return norm
+
+    def record(name: str, got: Tensor, want: Tensor) -> None:
+        found[name].append((got - want).abs().max() / want.abs().max())
+
+    for n in config.widths * config.draws:
+        norm, linear = trained(RepBN(n)), seeded(partial(nn.Linear, n, n), source).to(device, dtype)
+        x = norm.running_mean + norm.running_var.sqrt() * draw(config.rows, n)
+        record("norm_error", folded(arm, norm)(x), norm(x))
+        record("linear_error", folded(arm, norm, linear)(x), linear(norm(x)))
+    model = vit(28, 7, n, config.depth, heads=2, classes=10, channels=1, norm=RepBN, generator=source).to(device, dtype).eval()
+    for norm in [module for module in model.modules() if isinstance(module, RepBN)]:
+        trained(norm)
+    images = draw(config.rows, 1, 28, 28)
+    want = model(images)
+    record("network_error", without_norms(model, partial(folded, arm))(images), want)
+    return {name: float(torch.stack(errors).max()) for name, errors in found.items()}
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+class Quadratic(SLA):
+    """The same attention, its weights (N, N) written out."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = q.relu() @ k.relu().transpose(-2, -1)
+        return weights @ v / (weights.sum(-1, keepdim=True) + self.eps)
+
+
+class Softmax(SLA):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+@dataclass(frozen=True)
+class Attention:
+    dim: int
+    heads: int
+    tokens: int
+
+
+@torch.no_grad()
+def attention(arm: str, seed: int, config: Attention, device: torch.device) -> dict[str, float]:
+    """Multiplications and additions of the whole layer for one image, and its output against the weights written out."""
+    kind, source = {"sla": SLA, "quadratic": Quadratic, "softmax": Softmax}[arm], generator("slab attention", seed)
+    layer = seeded(partial(kind, config.dim, config.heads, (math.isqrt(config.tokens),) * 2), source).to(device, torch.float64)
+    x = torch.randn(1, config.tokens, config.dim, generator=source, dtype=torch.float64).to(device)
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x)
+    layer.attend = partial(Quadratic.attend, layer)
+    want = layer(x)
+    return {"operations": counter.get_total_flops(), "order_error": float((y - want).abs().max() / want.abs().max())}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    patch: int
+    dim: int
+    depth: int
+    examples: int
+    test: int
+    steps: int
+    batch: int
+    lr: float
+    decay: float  # lambda reaches 0 at this share of the steps
+
+
+def plain_batchnorm(n: int) -> RepBN:
+    """BatchNorm of tokens: eta is 0 and stays."""
+    norm = RepBN(n)
+    nn.init.zeros_(norm.eta).requires_grad_(False)
+    return norm
+
+
+def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
+    """A ViT on Fashion-MNIST; test accuracy at the end, of the network with its norms merged where they can be."""
+    data = fashion_mnist.load(device)
+    prepbn, stuck = partial(PRepBN, total_steps=round(config.decay * config.steps)), partial(PRepBN, total_steps=10**12)
+    norms = {"layernorm": nn.LayerNorm, "batchnorm": plain_batchnorm, "repbn": RepBN, "prepbn": prepbn, "stuck": stuck}
+    model = vit(28, config.patch, config.dim, config.depth, heads=config.dim // 16, classes=10, channels=1, norm=norms[arm],
+                generator=generator("slab training", seed)).to(device)  # fmt: skip
+    train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
+    fit(model, train, steps=config.steps, batch=config.batch, lr=config.lr, seed=seed_of("slab training batches", seed),
+        weight_decay=0.05, schedule=cosine(0.05), amp=torch.bfloat16 if device.type == "cuda" else None)  # fmt: skip
+    if arm not in ("layernorm", "stuck"):
+        without_norms(model, fuse)
+    return {"accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])["accuracy"]}
+
+
+# --- latency ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Latency:
+    patch: int
+    dim: int
+    depth: int
+    calls: int
+    blocks: int
+    aa_limit: float
+    batch: int
+
+
+def latency_group(arms: list[str], seed: int, config: Latency, device: torch.device) -> dict[str, dict[str, float]]:
+    """Forward passes of a ViT without gradients: with torch's LayerNorm, with RepBN as it is, with RepBN merged."""
+    source = generator("slab latency", seed)
+    x = torch.randn(config.batch, 1, 28, 28, generator=source).to(device)
+
+    def forward_of(arm: str) -> Callable[[], Tensor]:
+        norm = nn.LayerNorm if arm == "layernorm" else RepBN
+        model = vit(28, config.patch, config.dim, config.depth, heads=config.dim // 64, classes=10, channels=1, norm=norm,
+                    generator=source).to(device).eval()  # fmt: skip
+        return torch.no_grad()(partial(without_norms(model, fuse) if arm == "merged" else model, x))
+
+    timings = compare({arm: forward_of(arm) for arm in arms}, reference="layernorm", device=device, blocks=config.blocks,
+                      calls=config.calls, seed=seed, aa_limit=config.aa_limit, memory=False)  # fmt: skip
+    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

@@ -1,0 +1,176 @@
+"""What papers/unified_norm measures: folding, the inequality behind the outlier threshold, what it catches, a ViT, its cost."""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from repro.data import fashion_mnist
+from repro.models.norms import TokenBatchNorm
+from repro.models.slots import Norm, linear
+from repro.models.vit import vit, without_norms
+from repro.papers.unified_norm.method import UnifiedNorm, fuse_into_linear
+from repro.timing import compare, peak_bytes
+from repro.train import cosine, evaluate_classifier, fit, generator, seed_of
+
+
+@dataclass(frozen=True)
+class ViT:
+    """For grey images of 28 x 28."""
+
+    patch: int
+    dim: int
+    depth: int
+
+    def build(self, norm: Norm, source: torch.Generator) -> nn.Module:
+        return vit(28, self.patch, self.dim, self.depth, heads=4, classes=10, channels=1, norm=norm, generator=source)
+
+
+# --- folding ---------------------------------------------------------------------------------------------------------
+
+
+def fold_of(arm: str, norm: nn.Module, layer: nn.Linear) -> nn.Linear:
+    """The folding of an arm: the right one, one that forgets eps, one that forgets the bias of the norm."""
+    norm = copy.deepcopy(norm)
+    norm.eps = 0.0 if arm == "no_eps" else norm.eps
+    norm.bias = None if arm == "no_shift" else norm.bias
+    return fuse_into_linear(norm, layer)
+
+
+@torch.no_grad()
+def folding(arm: str, seed: int, config: ViT, device: torch.device) -> dict[str, float]:
+    """Layers with random statistics, gains and biases, and a whole ViT of them, against their folded versions."""
+    source, fold = generator("unified_norm folding", seed), partial(fold_of, arm)
+
+    def norm(n: int) -> nn.Module:
+        made = UnifiedNorm(n, device=device, dtype=torch.float64).eval()
+        for t in made.parameters():
+            t.copy_(torch.randn(n, generator=source))
+        made.running_psi2.copy_(0.1 + torch.rand(n, generator=source))
+        return made
+
+    def error(one: Tensor, other: Tensor) -> float:
+        return float((one - other).abs().max() / other.abs().max())
+
+    found: dict[str, list[float]] = {"float64_error": [], "float32_error": []}
+    for outputs in (3 * config.dim, 4 * config.dim, 10):  # queries, keys and values; feed-forward; head
+        layer = linear(config.dim, outputs, bias=True, std=config.dim**-0.5, generator=source).to(device)
+        before, x = norm(config.dim), torch.randn(1000, config.dim, generator=source, dtype=torch.float64).to(device)
+        for name, dtype in (("float64_error", torch.float64), ("float32_error", torch.float32)):
+            a, b, rounded = before.to(dtype), layer.to(dtype), x.to(dtype)
+            found[name].append(error(fold(a, b)(rounded), b(a(rounded))))
+    model = config.build(norm, source).double().to(device).eval()
+    images = torch.randn(500, 1, 28, 28, generator=source, dtype=torch.float64).to(device)
+    y, z = model(images), without_norms(model, fold)(images)
+    left = sum(isinstance(module, UnifiedNorm) for module in model.modules())
+    return {**{name: max(each) for name, each in found.items()}, "model_error": error(z, y), "norms_left": left}
+
+
+# --- the threshold of the outlier filtration -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inequality:
+    windows: int
+    window: int  # M
+
+
+def inequality(arm: str, seed: int, config: Inequality, device: torch.device) -> dict[str, float]:
+    """AM - GM of random windows against its bounds, M / (M - 1) and M times the variance of the roots; excesses over AM."""
+    source, m = generator("unified_norm inequality", seed), config.window
+    normal = torch.randn(3, config.windows, m, generator=source, dtype=torch.float64)
+    pareto = (1 - torch.rand(config.windows, m, generator=source, dtype=torch.float64)) ** -2
+    spike = torch.cat([(3 * normal[1, :, :1]).exp(), torch.ones(config.windows, m - 1)], 1)
+    x = torch.cat([(0.05 * normal[0]).exp(), (3 * normal[1]).exp(), normal[2].relu(), pareto, spike]).to(device)
+    am, spread = x.mean(1), x.sqrt().var(1, correction=0)
+    gap = am - x.log().mean(1).exp()
+    upper = {"bound": m * spread, "without_m": spread, "variance_of_x": m * x.var(1, correction=0)}[arm]
+    sides = {"above": gap - upper, "below": m / (m - 1) * spread - gap}
+    return {name: float((side / am).nan_to_num().max().clamp(min=0)) for name, side in sides.items()}
+
+
+@dataclass(frozen=True)
+class Filtration:
+    channels: int
+    batches: int
+    fluctuation: float  # deviation of log x2 from batch to batch
+    spread: float  # deviation of log x2 from channel to channel
+
+
+class NewBuffer(UnifiedNorm):
+    """Each channel's variance, with this batch among the recorded: by the inequality nothing ever exceeds it."""
+
+    def is_outlier(self, recorded: Tensor, window: Tensor) -> Tensor:
+        return (window.mean(0) - window.log().mean(0).exp() > self.window_size * window.sqrt().var(0)).any()
+
+
+@torch.no_grad()
+def filtration(arm: str, seed: int, config: Filtration, device: torch.device) -> dict[str, float | list[float]]:
+    """A stream of log-normal x2: how often a usual batch is left out, and one whose x2 is a multiple of the usual, in all channels."""
+    source, n = generator("unified_norm filtration", seed), config.channels
+    norm = (NewBuffer if arm == "new_buffer" else UnifiedNorm)(n, warmup_iters=0, outlier_filtration=True).double().to(device)
+    noise = torch.randn(config.batches + 1, 1, n, generator=source, dtype=torch.float64).to(device)
+    caught: dict[float, list[int]] = {spike: [] for spike in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)}
+    for step in range(config.batches):
+        x = (0.5 * (config.spread * noise[-1] + config.fluctuation * noise[step])).exp()  # one token of root x2
+        for spike, seen in caught.items() if step > 10 and step % 5 == 0 else ():
+            other = copy.deepcopy(norm)
+            other(spike**0.5 * x)
+            seen.append(int(other.skip_counter - norm.skip_counter))
+        norm(x)
+    curve = {spike: sum(seen) / len(seen) for spike, seen in caught.items()}
+    return {"false_alarms": float(norm.skip_counter) / config.batches, "caught": curve[10.0], "caught_curve": list(curve.values()),
+            "spike": list(curve)}  # fmt: skip
+
+
+# --- a ViT: accuracy, memory, time -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accuracy(ViT):
+    examples: int
+    test: int
+    steps: int
+    batch: int
+    lr: float
+
+
+def accuracy(arm: str, seed: int, config: Accuracy, device: torch.device) -> dict[str, float]:
+    """Test accuracy after training on Fashion-MNIST; with UN after folding.  `unit`: the running value put back to 1 before."""
+    data, unified = fashion_mnist.load(device), partial(UnifiedNorm, warmup_iters=config.steps // 10, outlier_filtration=True)
+    norm = {"layernorm": nn.LayerNorm, "batchnorm": TokenBatchNorm}.get(arm, unified)
+    model = config.build(norm, generator("unified_norm accuracy", seed)).to(device)
+    train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
+    fit(model, train, steps=config.steps, batch=config.batch, lr=config.lr, schedule=cosine(0.1), weight_decay=0.05,
+        seed=seed_of("unified_norm batches", seed))  # fmt: skip
+    if arm == "unit":
+        model.apply(lambda module: module.reset_running_stats() if isinstance(module, UnifiedNorm) else None)
+    model = without_norms(model, fuse_into_linear) if norm is unified else model
+    return {"accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])["accuracy"]}
+
+
+@dataclass(frozen=True)
+class Cost(ViT):
+    batch: int
+    dtype: str
+    aa_limit: float = 0.02  # of the speed alone
+
+
+def inference(arm: str, seed: int, config: Cost, device: torch.device) -> partial:
+    """One forward pass of a ViT without gradients."""
+    source, like = generator("unified_norm cost", seed), {"device": device, "dtype": getattr(torch, config.dtype)}
+    model = config.build(nn.LayerNorm if "layernorm" in arm else UnifiedNorm, source)
+    model = (without_norms(model, fuse_into_linear) if arm == "folded" else model.eval()).to(**like)
+    return partial(torch.no_grad()(model), torch.randn(config.batch, 1, 28, 28, generator=source).to(**like))
+
+
+def memory(arm: str, seed: int, config: Cost, device: torch.device) -> dict[str, float]:
+    return {"peak_bytes": float(peak_bytes(inference(arm, seed, config, device), device))}
+
+
+def speed_group(arms: list[str], seed: int, config: Cost, device: torch.device) -> dict[str, dict[str, float]]:
+    timings = compare({arm: inference(arm, seed, config, device) for arm in arms}, reference="layernorm", device=device,
+                      blocks=20, calls=5, warmup=10, seed=seed, aa_limit=config.aa_limit)  # fmt: skip
+    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

@@ -1,0 +1,364 @@
+"""Bad input is refused in one line: the corpus of hand-made cases, and random damage to everything that is read."""
+
+import contextlib
+import io
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_arena import SETTINGS, document
+from test_paper import TEXT
+
+from conftest import ROOT
+from repro import arena, badinput, demo, documents, index, plan, report, run, verdict
+from repro import paper as papers
+from repro.data import archives, sources
+from repro.errors import ReproError
+from repro.paper import as_dict, load
+from repro.store import Store, rows_digest, sealed
+
+CASES = badinput.load(ROOT / "tests" / "bad_input")
+SUBJECTS = list(dict.fromkeys(case.subject for case in CASES))
+
+
+# --- the corpus -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tables() -> Iterator[list[badinput.Bench]]:
+    with badinput.benches() as made:
+        yield made
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_case_comes_out_as_it_must(tables: list[badinput.Bench], subject: str) -> None:
+    results = badinput.tried([case for case in CASES if case.subject == subject], tables)
+    wrong = [f"{r.name}: {r.why}" for r in results if r.outcome == "wrong"]
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(results)} cases of {subject}:", *wrong])
+
+
+def test_the_corpus_is_what_it_says() -> None:
+    assert len(CASES) >= 260 and len(SUBJECTS) == 10
+    assert sum(case.kind == "refused" for case in CASES) >= 200
+    for case in CASES:
+        if case.kind == "refused":
+            assert case.words and all(word.strip() for word in case.words), case.name
+
+
+def test_the_runner_sees_what_is_wrong() -> None:
+    """Each way in which a command can fail the corpus is told."""
+    fine = {"code": 2, "out": "", "err": "error: a.yaml:3: write b\n", "changed": []}
+    case = badinput.Case("s", "n", ["repro"], "refused", ["a.yaml:3", "write b"])
+    assert badinput.judge(case, fine, "").outcome == "refused"
+    for spoilt, why in (
+        ({"err": "Traceback (most recent call last)\nerror: a.yaml:3: write b\n"}, "a traceback"),
+        ({"err": "error: a.yaml:3: write b\nand more\n"}, "2 lines"), ({"err": "a.yaml:3: write b\n"}, "1 lines"),
+        ({"code": 0}, "accepted"), ({"code": -14}, "took longer"), ({"code": -11}, "signal 11"),
+        ({"err": "error: a.yaml: write b\n"}, "lacks"), ({"changed": ["b.json"]}, "changed b.json"),
+    ):  # fmt: skip
+        result = badinput.judge(case, {**fine, **spoilt}, "")
+        assert result.outcome == "wrong" and why in result.why, why
+    page = badinput.Case("s", "n", ["page", "demo"], "accepted", [], shape=True)
+    sound = "<p>a</p>"
+    assert badinput.judge(page, {"code": 0, "out": "<p>b &lt;i&gt;</p>", "err": "", "changed": []}, sound).outcome == "accepted"
+    for html in ("<p>a<i></i></p>", '<p title="x">a</p>', "<p>a</p><script>x</script>", '<p onclick="x">a</p>', "<a href='//x'>a</a>"):
+        assert badinput.judge(page, {"code": 0, "out": html, "err": "", "changed": []}, sound).outcome == "wrong", html
+
+
+# --- random damage ----------------------------------------------------------------------------------------------------
+
+FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+# Values that a hand, another program or an attacker may leave in a file.
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
+    st.sampled_from(["", " ", "../../x", "<script>", "1e-3", "nan", "\x1b[2J", "\ud800", "{{7*7}}", "sha256:", 2**63, -1, 0, 1e308, 5e-324]),
+)  # fmt: skip
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.text(max_size=6), SCALARS, max_size=3))
+
+
+@contextlib.contextmanager
+def refusal() -> Iterator[list[str]]:
+    """Lets a ReproError pass that is one line, nothing else."""
+    told: list[str] = []
+    try:
+        yield told
+    except ReproError as error:
+        told.append(str(error))
+        assert "\n" not in told[0] and 5 < len(told[0]) < 5000, told[0]
+
+
+def places(value: Any, where: tuple = ()) -> Iterator[tuple]:
+    yield where
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(item, (*where, key))
+
+
+@st.composite
+def damaged(draw: st.DrawFn, sound: Any) -> Any:
+    """A copy of plain data with one to three places changed, dropped, doubled or exchanged."""
+    made = json.loads(json.dumps(sound))
+    for _ in range(draw(st.integers(1, 3))):
+        every = [where for where in places(made) if where]
+        if not every:
+            break
+        *way, last = draw(st.sampled_from(every))
+        inside = made
+        for part in way:
+            inside = inside[part]
+        match draw(st.sampled_from(["set", "set", "drop", "double", "rename"])):
+            case "drop":
+                del inside[last]
+            case "double" if isinstance(inside, list):
+                inside.append(inside[last])
+            case "rename" if isinstance(inside, dict):
+                inside[draw(st.text(max_size=8))] = inside.pop(last)
+            case _:
+                inside[last] = draw(VALUES)
+    return made
+
+
+@st.composite
+def damaged_lines(draw: st.DrawFn, text: str) -> str:
+    """A text with lines dropped, doubled, moved, retagged or spoilt by a character."""
+    lines = text.splitlines()
+    for _ in range(draw(st.integers(1, 3))):
+        i = draw(st.integers(0, len(lines) - 1))
+        match draw(st.sampled_from(["drop", "double", "move", "tag", "indent", "character"])):
+            case "drop":
+                del lines[i : i + draw(st.integers(1, 3))]
+            case "double":
+                lines.insert(draw(st.integers(0, len(lines))), lines[i])
+            case "move":
+                lines.insert(draw(st.integers(0, len(lines) - 1)), lines.pop(i))
+            case "tag":
+                tag = draw(st.sampled_from(["!!python/name:os.system", "!x", "&a", "*a", "|", ">", "- ", "? ", "!!binary", "<<:"]))
+                lines[i] = lines[i].replace(": ", f": {tag} ", 1)
+            case "indent":
+                lines[i] = " " * draw(st.integers(0, 3)) + lines[i]
+            case _:
+                at = draw(st.integers(0, len(lines[i])))
+                lines[i] = lines[i][:at] + draw(st.sampled_from(list("{}[]:,#&*!|>'\"%@`-?\t\\0x\x00\u2028é"))) + lines[i][at:]
+        if not lines:
+            break
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, data: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode("utf-8", "surrogatepass"))
+    return path
+
+
+def use(paper: papers.Paper) -> None:
+    """What commands do with a paper that was accepted."""
+    json.dumps(as_dict(paper), allow_nan=False).encode()
+    for profile in paper.profiles:
+        assert paper.registration(profile).startswith("sha256:")
+        json.dumps(plan.entry(paper, profile), allow_nan=False).encode()
+
+
+@settings(max_examples=120, **FUZZ)
+@given(text=damaged_lines(TEXT))
+def test_damaged_lines_of_a_paper(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "papers" / "rmsnorm" / "paper.yaml", text)
+    with refusal() as told:
+        use(load(path))
+    assert not told or told[0].startswith(str(path)), told
+
+
+PLAIN = {}  # TEXT as plain data, read once
+
+
+@settings(max_examples=120, **FUZZ)
+@given(data=st.data())
+def test_random_values_in_a_paper(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "papers" / "rmsnorm" / "paper.yaml"
+    if not PLAIN:
+        PLAIN.update(papers.load_yaml(write(path, TEXT)))
+    write(path, data.draw(damaged(PLAIN)))  # JSON is YAML
+    with refusal() as told:
+        use(load(path))
+    assert not told or told[0].startswith(str(path)), told
+
+
+@settings(max_examples=80, **FUZZ)
+@given(data=st.data())
+def test_random_values_in_the_settings_of_the_suite_and_of_the_arena(tmp_path: Path, data: st.DataObject) -> None:
+    from repro.paper_yaml import YamlFile
+
+    sound = YamlFile(tmp_path, "params.yaml", demo.PARAMS.encode()).data
+    write(tmp_path / "params.yaml", data.draw(damaged(sound)))
+    with refusal():
+        papers.load_params(tmp_path)
+    sound = YamlFile(tmp_path, "arena.yaml", badinput.ARENA.encode()).data
+    write(tmp_path / "arena.yaml", data.draw(damaged(sound)))
+    with refusal():
+        for name, track in arena.tracks(tmp_path).items():
+            for profile in set(track) & set(papers.PROFILES):
+                json.dumps(arena.track_of(tmp_path, name, profile), allow_nan=False)
+
+
+def sound_rows(paper: papers.Paper) -> dict[str, Any]:
+    """Rows of the demo as a run writes them."""
+    rng = random.Random(0)
+    rows = [{"experiment": t["experiment"], "arm": t["arm"], "seed": t["seed"], "factors": t["factors"], "status": "ok", "seconds": 0.01,
+             "measures": {"error": rng.random() / 100 + (t["arm"] == "broken"), "curve": [1.0, 0.5]}}
+            for t in plan.entry(paper, "cpu")["trials"]]  # fmt: skip
+    provenance = {"digest": rows_digest(rows), "commit": None, "dirty": False, "device": "cpu", "device_model": "a CPU", "device_class": "cpu",
+                  "threads": 1, "versions": {"torch": "2"}, "platform": "Linux", "started": "2026-01-01", "seconds": 0.1,
+                  "sources": {"main": "sha256:0"}, "config": {"main": "sha256:0"}, "trials": ["sha256:0"] * len(rows), "notes": []}  # fmt: skip
+    return sealed({"schema": 1, "paper": "demo", "profile": "cpu", "provenance": provenance,
+                   "registered": paper.registration("cpu"), "rows": rows})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with the demo, its rows and its verdict."""
+    root = tmp_path_factory.mktemp("suite") / "checkout"
+    demo.build(root)
+    paper = load(root / "papers" / "demo")
+    rows = sound_rows(paper)
+    write(root / "papers" / "demo" / "results" / "cpu.rows.json", rows)
+    write(root / "papers" / "demo" / "results" / "cpu.verdict.json", verdict.judge(paper, "cpu", rows))
+    return root
+
+
+@settings(max_examples=150, **FUZZ)
+@given(data=st.data())
+def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
+    paper = load(suite / "papers" / "demo")
+    made = data.draw(damaged(sound_rows(paper)))
+    if data.draw(st.booleans()):
+        with contextlib.suppress(Exception):  # whoever changes rows can seal them, where they are rows at all
+            made["provenance"]["digest"] = rows_digest(made["rows"])
+            made = sealed(made)
+    path = write(tmp_path / "papers" / "demo" / "results" / "cpu.rows.json", made)
+    with refusal():
+        rows = verdict.load_rows(path)
+        json.dumps(verdict.judge(paper, "cpu", rows), allow_nan=False).encode()
+        cost = plan.seconds(plan.entry(paper, "cpu")["trials"], rows["rows"])
+        assert cost is None or math.isfinite(cost)
+
+
+@settings(max_examples=100, **FUZZ)
+@given(data=st.data())
+def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
+    from repro import cite, cli
+
+    paper = load(suite / "papers" / "demo")
+    sound = json.loads((suite / "papers" / "demo" / "results" / "cpu.verdict.json").read_text())
+    path = write(tmp_path / "papers" / "demo" / "results" / "cpu.verdict.json", data.draw(damaged(sound)))
+    for name in ("paper.yaml", "method.py"):
+        write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
+        patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
+        patch.setattr(cli, "_say", lambda text="": str(text).encode())
+        stored = index.read_verdict("demo", "cpu")
+        json.dumps(stored, allow_nan=False).encode()
+        (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
+        cli._verdict_table(paper, stored)
+        cli.show("demo")
+
+
+@settings(max_examples=100, **FUZZ)
+@given(data=st.data())
+def test_random_values_in_plans(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
+    paper = load(suite / "papers" / "demo")
+    path = write(tmp_path / "plan.json", data.draw(damaged(plan.make([paper], "cpu"))))
+    with refusal():
+        for entry in run.read_plan(path)["entries"]:
+            assert documents.SLUG.fullmatch(entry["paper"]) and entry["profile"] in papers.PROFILES
+            run.units_of(entry, "cpu")
+
+
+ARENA_ROWS = document(seeds=3)
+
+
+@settings(max_examples=100, **FUZZ)
+@given(data=st.data())
+def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.DataObject) -> None:
+    sound = {"schema": 1, "registered": "sha256:0", **ARENA_ROWS}
+    made = data.draw(damaged(sound))
+    with contextlib.suppress(Exception):
+        made["provenance"]["digest"] = rows_digest(made["rows"])
+        made = sealed(made)
+    path = write(tmp_path / "arena" / "mlp.cpu.rows.json", made)
+    budget = {**SETTINGS, "final": {"seeds": 3, "steps": 40}}
+    with refusal():
+        rows = documents.arena_rows(path, "again", "rows.json", "mlp", "cpu", budget)
+        json.dumps(arena.table(rows, budget), allow_nan=False).encode()
+    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena.table(sound, budget))))
+    with refusal():
+        made = documents.arena_table(path, "again", "table.json", "mlp", "cpu")
+        arena.nearest_cell(made, 4, 16)
+        for cell in made["cells"]:
+            for slot in cell["slots"].values():
+                arena.recommended(slot["ranking"], 0.1)
+        report.arena.summary(tmp_path)
+
+
+@settings(max_examples=150, **FUZZ)
+@given(raw=st.binary(max_size=200), data=st.data())
+def test_random_bytes_in_trial_records(tmp_path: Path, raw: bytes, data: st.DataObject) -> None:
+    store, key = Store(tmp_path), "sha256:" + "ab" * 32
+    body = store.put(key, {"row": {"arm": "a", "seed": 0, "measures": {"x": 0.5}}}, replace=True)
+    sound = store.path(key).read_bytes()
+    at = data.draw(st.integers(0, len(sound)))
+    for spoilt in (raw, sound[:at], sound[:at] + raw[:1] + sound[at + 1 :], sound[:at] + raw + sound[at:],
+                   json.dumps(data.draw(damaged(json.loads(sound)))).encode()):  # fmt: skip
+        store.path(key).write_bytes(spoilt)
+        found = store.get(key)
+        assert found is None or found == body, "a damaged record counts as absent"
+    assert store.put(key, body) == body and store.get(key) == body, "and is written anew"
+
+
+SOUND_DATA = [edit for case in CASES if case.subject == "data" and case.kind == "accepted" for edit in case.edits if ".repro" in edit["file"]]
+
+
+@settings(max_examples=150, **FUZZ)
+@given(raw=st.binary(max_size=300), data=st.data())
+def test_random_bytes_in_data_files(tmp_path: Path, raw: bytes, data: st.DataObject) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise archives.Unusable("no network")
+
+    edit = data.draw(st.sampled_from(SOUND_DATA))
+    content, name = edit["bytes"], Path(edit["file"]).name
+    at = data.draw(st.integers(0, len(content) - 1))
+    spoilt = data.draw(st.sampled_from([raw, content[:at], content[:at] + raw + content[at:], content[:at] + raw + content[at + len(raw) :]]))
+    toy = badinput._toy().DATASET
+    folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "toy"
+    write(folder / name, spoilt)
+    with pytest.MonkeyPatch.context() as patch, refusal() as told:
+        patch.setattr(sources, "command", offline)
+        patch.setattr(archives, "LIMIT", 1 << 20)
+        if name == "toy.bin":
+            assert bytes(toy.read(folder.parent)["toy.bin"].numpy()) == badinput.TOY
+        else:
+            assert (sources.fetch(toy, folder.parent) / "toy.bin").read_bytes() == badinput.TOY
+    if told:
+        assert not (folder / "toy.bin").is_file() or name == "toy.bin", "what was refused is not kept"
+
+
+WORDS = ["list", "show", "run", "judge", "plan", "verify", "refresh", "history", "new", "index", "arena", "recommend", "cite", "data", "fetch",
+         "demo", "toy", "mlp", "--profile", "--device", "--seeds", "--json", "--all", "--check", "--track", "--model", "--depth", "--margin",
+         "--family", "--verdict", "--force", "--jobs", "--cff", "--", "cpu", "gpu", "smoke", "0", "-1", "1e3", "nan", "..", "../x", "", "*"]  # fmt: skip
+
+
+@settings(max_examples=60, **FUZZ)
+@given(words=st.lists(st.one_of(st.sampled_from(WORDS), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)),
+                      min_size=1, max_size=6))  # fmt: skip
+def test_random_words_on_the_command_line(tables: list[badinput.Bench], words: list[str]) -> None:
+    answer = tables[0].ask(["repro", *words])
+    assert "Traceback" not in answer["out"] + answer["err"], answer["err"]
+    assert answer["code"] >= 0, f"{words}: signal {-answer['code']}"
+    if answer["code"]:
+        lines = answer["err"].strip("\n").split("\n")
+        help_shown = answer["code"] == 2 and "Usage:" in answer["err"] + answer["out"]
+        assert help_shown or len(lines) == 1 and lines[0].startswith("error: "), (words, answer["err"])
