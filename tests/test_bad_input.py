@@ -330,7 +330,7 @@ def test_random_bytes_in_data_files(tmp_path: Path, raw: bytes, data: st.DataObj
 
     edit = data.draw(st.sampled_from(SOUND_DATA))
     content, name = edit["bytes"], Path(edit["file"]).name
-    at = data.draw(st.integers(0, len(content) - 1))
+    at = data.draw(st.integers(0, len(content)))
     spoilt = data.draw(st.sampled_from([raw, content[:at], content[:at] + raw + content[at:], content[:at] + raw + content[at + len(raw) :]]))
     toy = badinput._toy().DATASET
     folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "toy"

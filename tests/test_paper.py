@@ -248,7 +248,7 @@ BAD = {
     ),
     "duplicate key": (
         "year: 2019", "year: 2019\nyear: 2020",
-        "?: key 'year' stands twice, first on line 4",
+        "?: key 'year' stands twice, first on line 4; leave one out",
     ),
     "anchor": (
         "year: 2019", "year: &y 2019",

@@ -28,18 +28,23 @@ from torch.nn import functional as F
 __all__ = ["RegionNormB", "RegionNormL", "region_norm"]
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least (D5)."""
+    if not x.is_floating_point():
+        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def region_norm(x: Tensor, mask: Tensor, eps: float = 1e-5, *, batchwise: bool = False) -> Tensor:
     """x^ of x: (B, C, H, W), without any affine map; mask: (B, 1, H, W), 1 or True in the hole, 0 elsewhere (Section 3).
 
     batchwise=True: mu and s2 over the whole batch, and eps, as in the authors' code (D1, D2).
     Raises ValueError if a shape does not fit, TypeError if x is an integer.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
     if x.dim() != 4 or mask.shape != (len(x), 1, *x.shape[2:]):
         raise ValueError(f"x {tuple(x.shape)} and mask {tuple(mask.shape)} are not (B, C, H, W) and (B, 1, H, W)")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # D5
-    axes, hole, y = (0, 2, 3) if batchwise else (2, 3), mask.detach().to(wide.dtype), torch.zeros_like(wide)
+    wide, axes = widened(x), (0, 2, 3) if batchwise else (2, 3)
+    hole, y = mask.detach().to(wide.dtype), torch.zeros_like(wide)
     for region in (hole, 1 - hole):
         size = region.sum(axes, keepdim=True).clamp(min=1)  # D4
         centred = (wide - (wide * region).sum(axes, keepdim=True) / size) * region
@@ -72,9 +77,9 @@ class RegionNormB(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_features or mask.shape[:2] != (len(x), 1):
             raise ValueError(f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), or mask {tuple(mask.shape)} not (B, 1, H', W')")
-        wide = torch.promote_types(x.dtype, torch.float32)
-        hole = F.interpolate(mask.detach().to(wide), x.shape[2:], mode="nearest")
-        y = region_norm(x.to(wide), hole, self.eps, batchwise=self.batchwise)
+        wide = widened(x)
+        hole = F.interpolate(mask.detach().to(wide.dtype), x.shape[2:], mode="nearest")
+        y = region_norm(wide, hole, self.eps, batchwise=self.batchwise)
         in_hole, elsewhere = ((self.foreground_gamma, self.foreground_beta), (self.background_gamma, self.background_beta))
         gamma, beta = (hole * a.view(-1, 1, 1) + (1 - hole) * b.view(-1, 1, 1) for a, b in zip(in_hole, elsewhere, strict=True))  # D3
         return (y * (1 + gamma) + beta).to(x.dtype)
@@ -120,10 +125,10 @@ class RegionNormL(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {self.num_features}, H, W)")
+        wide = widened(x)
         with torch.autocast(x.device.type, enabled=False):  # D5: rounding of s would move pixels to the other region
-            s, gamma, beta = self.sa(x.to(self.sa.conv1.weight.dtype))
-        wide = torch.promote_types(x.dtype, torch.float32)
-        y = region_norm(x.to(wide), s.detach() >= self.threshold, self.eps, batchwise=self.batchwise)
+            s, gamma, beta = self.sa(wide.to(self.sa.conv1.weight.dtype))
+        y = region_norm(wide, s.detach() >= self.threshold, self.eps, batchwise=self.batchwise)
         return (y * (1 + gamma) + beta).to(x.dtype)
 
     def extra_repr(self) -> str:
