@@ -5,7 +5,7 @@ PROFILE ?= cpu
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-.PHONY: setup reproduce test report lint lock clean
+.PHONY: setup reproduce test report lint lock audit clean
 .DELETE_ON_ERROR:
 
 setup: .venv/ready
@@ -32,6 +32,11 @@ lint: .venv/ready
 
 lock:
 	uv pip compile pyproject.toml --extra cluster --extra report --extra test --universal --python-version 3.11 --generate-hashes -q -o requirements.lock
+
+audit: .venv/ready
+	@mkdir -p .repro
+	$(BIN)/uv tool run --from cyclonedx-bom cyclonedx-py environment .venv -o .repro/sbom.json
+	$(BIN)/uv tool run pip-audit --require-hashes --disable-pip -r requirements.lock || echo "pip-audit: found something, or its service cannot be reached from here" >&2
 
 clean:
 	rm -rf .venv .repro build src/*.egg-info

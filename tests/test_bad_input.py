@@ -362,3 +362,102 @@ def test_random_words_on_the_command_line(tables: list[badinput.Bench], words: l
         lines = answer["err"].strip("\n").split("\n")
         help_shown = answer["code"] == 2 and "Usage:" in answer["err"] + answer["out"]
         assert help_shown or len(lines) == 1 and lines[0].startswith("error: "), (words, answer["err"])
+
+
+# --- hostile texts on the pages ---------------------------------------------------------------------------------------
+
+HOSTILE = '<script>alert(1)</script>"><img src=//x.test onerror=alert(1)>\'{{7*7}}</style></svg><!--javascript:alert(1)\u2028]]>&lt;'
+HARMLESS = "a text without any markup in it, though as long as the other one, with commas, digits 1 2 3 and a full stop at its very end."
+WORDS_OF_A_PAPER = {"title", "venue", "summary", "statement", "where", "text", "unit", "note", "about", "why", "untested", "erratum", "name", "started",
+                    "device_model", "platform", "commit", "registered", "what", "device", "rows_digest", "measure_told"}  # fmt: skip
+ARM_KEYS, MEASURE_KEYS, FACTOR_KEYS = {"arm", "against", "positive", "arms"}, {"measure", "axis"}, {"per", "over", "factor", "cells"}
+
+
+def spoken(value: Any, text: str, factors: set[str], key: str = "", inside: str = "") -> Any:
+    """Plain data with `text` in every text field and in every name that a person chooses: arms, measures, factors."""
+    def named(name: str) -> str:
+        return f"{name}{text}"
+
+    if isinstance(value, dict):
+        rename = key in ("measures", "factors", "at", "replace", "versions")
+        return {named(k) if rename else k: spoken(v, text, factors, k if not rename else key, key) for k, v in value.items()}
+    if isinstance(value, list):
+        return [spoken(item, text, factors, key, inside) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key in ARM_KEYS | MEASURE_KEYS | FACTOR_KEYS | {"replace", "x"}:
+        return named(value)
+    if key == "equation":
+        return f"\\text{{{text}}} {value}"
+    if key in ("authors", "notes", "trials", "versions", "sources", "config") or key in WORDS_OF_A_PAPER and inside != "provides":
+        return named(value)
+    return value
+
+
+def pages(root: Path, text: str) -> dict[str, str]:
+    """The page of a paper, that of all papers and that of a track, with `text` wherever a record may hold some."""
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+    from test_report import METHOD, OTHER, PAPER, demo_rows, in_process
+
+    from repro.paper_yaml import YamlFile
+    from repro.report.render import _export
+
+    (root / "arena").mkdir(parents=True)
+    for slug, source in (("demo", PAPER), ("other", OTHER)):
+        plain = YamlFile(root, "paper.yaml", source.encode()).data
+        write(root / "papers" / slug / "paper.yaml", json.dumps(spoken(plain, text, set())))
+    write(root / "papers" / "demo" / "method.py", METHOD.replace("eps = 1e-8", json.dumps(text)[1:-1].replace('\\"', '"') + " eps = 1e-8"))
+    write(root / "papers" / "demo" / "NOTES.md", f"# Notes {text}\n\n{text}\n\n| a | {text.replace('|', '')} |\n|---|---|\n| b | c |\n")
+    paper = load(root / "papers" / "demo")
+    for profile in ("cpu", "gpu"):
+        rows = spoken(demo_rows(profile), text, set())
+        rows[0] |= {"status": "invalid", "why": text, "measures": {}}
+        provenance = spoken({"digest": rows_digest(rows), "commit": "4f2a", "dirty": True, "device_model": "a CPU", "platform": "Linux", "started": "2026",
+                             "versions": {"torch": "2"}, "notes": ["one"], "trials": [f"sha256:{i}" for i in range(len(rows))],
+                             "sources": dict.fromkeys(paper.experiments_in(profile), "sha256:"), "config": {}}, text, set())  # fmt: skip
+        document_ = sealed({"schema": 1, "paper": "demo", "profile": profile, "provenance": provenance, "registered": f"x{text}", "rows": rows})
+        judged = verdict.judge(paper, profile, document_)
+        for claim in judged["claims"].values():
+            for part in (claim, *claim["controls"], *claim["parts"]):
+                part["why"] = part["unit"] = text
+            claim["paper_value"] = {"text": text}
+        write(root / "papers" / "demo" / "results" / f"{profile}.rows.json", document_)
+        write(root / "papers" / "demo" / "results" / f"{profile}.verdict.json", judged)
+    table = arena.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
+    table |= {"what": text, "device": text, "measure": text, "rows_digest": f"sha256:{text}", "settings": {**table["settings"], text: text}}
+    for cell in table["cells"]:
+        cell["slots"] = {f"{slot}{text}": found for slot, found in cell["slots"].items()}
+        cell["changed"] = {f"{name}{text}": value for name, value in cell["changed"].items()}
+    for method in table["methods"]:
+        method |= {"slot": f"{method['slot']}{text}", "trials": [text]}
+    write(root / "arena" / "mlp.cpu.table.json", table)
+
+    def now(paper: papers.Paper, profile: str) -> dict[str, dict[str, str]]:
+        return {"sources": dict.fromkeys(paper.experiments_in(profile), text), "config": {}}
+
+    index_page = report.ComparisonPage(root, {slug: {p: {"quality": text} for p in ("cpu", "gpu")} for slug in ("demo", "other")})
+    parts = {
+        "index": [index_page.head(), index_page.headlines_table(), index_page.arena(), index_page.magnitude(), index_page.claims()],
+        "arena": [report.ArenaPage("mlp", root).page()],
+    }
+    made = {"demo": in_process(root, "demo", now)}
+    for name, own in parts.items():
+        cells = [new_code_cell("", outputs=[new_output("execute_result", data={"text/html": str(p)})]) for p in own]
+        made[name] = _export(new_notebook(cells=cells), f"{text} · repro")
+    return made
+
+
+def test_hostile_texts_stay_texts_on_every_page(tmp_path: Path) -> None:
+    hostile, harmless = pages(tmp_path / "hostile", HOSTILE), pages(tmp_path / "harmless", HARMLESS)
+    for name, source in hostile.items():
+        head, _, body = source.partition("<main>")
+        body, _, tail = body.rpartition("</main>")
+        plain_head, _, plain_body = harmless[name].partition("<main>")
+        plain_body, _, plain_tail = plain_body.rpartition("</main>")
+        shape = badinput.Shape(body)
+        assert not shape.faults, (name, shape.faults[:5])
+        assert body.count("&lt;script&gt;") > 10, name
+        assert badinput.Shape(head).found == badinput.Shape(plain_head).found, name
+        assert tail == plain_tail, name
+        assert shape.found == badinput.Shape(plain_body).found, name
+        assert "{{7*7}}" in body and "49" not in body.partition("{{7*7}}")[2][:5], name

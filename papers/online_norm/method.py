@@ -71,7 +71,7 @@ class Stream(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*output[:4], inputs[1])
+        ctx.save_for_backward(*output[1:4], *inputs[1:3])  # not z, on which an activation may work in place
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.errors, ctx.rate, ctx.guard, ctx.maps = inputs[5:7], 1 - inputs[8], *inputs[10:]
@@ -79,13 +79,14 @@ class Stream(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # D5
     def backward(ctx, h, *_):
-        (z, y, scale, root, gamma), (u, v), rate, dgamma, dbeta = ctx.saved_tensors, ctx.errors, ctx.rate, None, None
+        (y, scale, root, gamma, beta), (u, v), rate, dgamma, dbeta = ctx.saved_tensors, ctx.errors, ctx.rate, None, None
         mean, wide = ((lambda t: t.mean(-1)), (lambda t: t.unsqueeze(-1))) if ctx.maps else ((lambda t: t),) * 2
         features, samples = ([-2, -1], [-3, -1]) if ctx.maps else ([-1], [-2])
+        f = y if gamma is None else y * gamma + beta
         if ctx.guard == "scale":
-            h = (h - z * (h * z).mean(features, keepdim=True)) / root
+            h = (h - f * ((h * f).mean(features, keepdim=True) / root.square())) / root
         elif ctx.guard == "clamp":
-            h = h * (z.abs() < 5)
+            h = h * (f.abs() < 5)
         if gamma is not None:
             dgamma, dbeta, h = (h * y).sum(samples, keepdim=True), h.sum(samples, keepdim=True), h * gamma
         keep, vs = 1 - rate * mean(y.square()), [v.to(y.dtype)]
@@ -99,10 +100,8 @@ class Stream(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        def front(t, dim):
-            return t.movedim(dim, 0) if dim is not None else t.expand(info.batch_size, *t.shape) if isinstance(t, Tensor) else t
-
-        return Stream.apply(*map(front, inputs, in_dims)), 0
+        alike = [t.expand(info.batch_size, *t.shape) if isinstance(t, Tensor) and d is None else t for t, d in zip(inputs, in_dims, strict=True)]
+        return Stream.apply(*(t.movedim(d, 0) if d else t for t, d in zip(alike, in_dims, strict=True))), 0
 
 
 class OnlineNorm(Affine):

@@ -6,6 +6,7 @@ holes and an l1 loss, without adversary: 7 x 7 convolution, two strided ones, di
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -98,14 +99,19 @@ def one_region(arm: str, seed: int, config: OneRegion, device: torch.device) -> 
 # --- inpainting: Section 4 --------------------------------------------------------------------------------------------
 
 
+Instance = partial(nn.InstanceNorm2d, affine=True)
+LAYERS = {  # the norms of the first layers, and of the others
+    "instance": (Instance, Instance), "batch": (nn.BatchNorm2d, nn.BatchNorm2d), "encoder": (RegionNormB, Instance),
+    "region": (RegionNormB, RegionNormL), "other_mask": (RegionNormB, RegionNormL),
+}  # fmt: skip
+
+
 class Inpainter(nn.Module):
     """(B, 2, H, W), an image and the mask of its hole -> (B, 2, H, W), the whole image as the network has it, and the mask."""
 
     def __init__(self, arm: str, c: int, blocks: int):
         super().__init__()
-        instance = lambda n: nn.InstanceNorm2d(n, affine=True)  # noqa: E731
-        early, late = {"instance": (instance, instance), "encoder": (RegionNormB, instance), "batch": (nn.BatchNorm2d, nn.BatchNorm2d)}.get(
-            arm, (RegionNormB, RegionNormL))  # fmt: skip
+        early, late = LAYERS[arm]
         self.other_mask, wide = arm == "other_mask", {"padding_mode": "reflect"}
         self.convs = nn.ModuleList([nn.Conv2d(1, c, 7, padding=3, **wide), nn.Conv2d(c, 2 * c, 4, 2, 1), nn.Conv2d(2 * c, 4 * c, 4, 2, 1)])
         self.norms = nn.ModuleList(early(n) for n in (c, 2 * c, 4 * c))

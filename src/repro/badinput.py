@@ -511,21 +511,21 @@ LINK = re.compile(r"https://(arxiv|doi)\.org/[^\s<>\"'\\]*|#[\w.-]*|(\.\./)*[\w/
 
 
 class Shape(html.parser.HTMLParser):
-    """The elements of a part of a page with the names of their attributes (formulas count as one); `faults`: what would
-    run, or ask a host for something."""
+    """The elements of a part of a page with the names of their attributes (formulas and drawings count as one each);
+    `faults`: what would run, or ask a host for something."""
 
     def __init__(self, source: str):
         super().__init__()
         self.found: list[tuple[str, ...]] = []
         self.faults: list[str] = []
-        self._formula = 0
+        self._deep = 0  # within a formula or a drawing
         self.feed(source)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._formula += tag == "math"
-        if not self._formula:
+        if not self._deep:
             self.found.append((tag, *sorted(name for name, _ in attrs)))
+        self._deep += tag in ("math", "svg")
         if tag in ASKS:
             self.faults.append(f"<{tag}>")
         for name, value in attrs:
@@ -540,7 +540,7 @@ class Shape(html.parser.HTMLParser):
         self.faults.append(f"<!--{data[:60]}-->")
 
     def handle_endtag(self, tag: str) -> None:
-        self._formula -= tag == "math"
+        self._deep -= tag in ("math", "svg")
 
 
 def judge(case: Case, answer: dict[str, Any], sound_page: str) -> Result:

@@ -65,7 +65,7 @@ class JsonFile:
             self._refuse(1, "nested too deep" if deep else "holds a number with thousands of digits")
 
     def _refuse(self, line: int, message: str) -> NoReturn:
-        raise ReproError(f"{self.shown}:{line}: {message}; {self.again}")
+        raise ReproError(" ".join(f"{self.shown}:{line}: {message}; {self.again}".split()))  # a key may hold a line's end
 
     def fail(self, where: Where, message: str) -> NoReturn:
         """Refuse what stands at a place, such as ("rows", 3, "seed")."""

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,7 +39,8 @@ class YamlFile:
         try:
             decoded = text.decode("utf-8").removeprefix("\ufeff")
             self._plain(decoded)
-            root = YAML(typ="safe", pure=True).compose(decoded)
+            with warnings.catch_warnings(action="ignore"):  # of an anchor that stands twice, which is refused below
+                root = YAML(typ="safe", pure=True).compose(decoded)
             self.data = None if root is None else self._value(root, ())
         except UnicodeDecodeError as error:
             line = text[: error.start].count(b"\n") + 1
@@ -66,7 +68,7 @@ class YamlFile:
         """Raise the one-line error of a place."""
         line = next(self.lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in self.lines)
         dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
-        raise ReproError(f"{self.shown}:{line}: {dotted + ': ' if dotted else ''}{message}")
+        raise ReproError(" ".join(f"{self.shown}:{line}: {dotted + ': ' if dotted else ''}{message}".split()))
 
     def _value(self, node: Any, where: Where) -> Any:
         self.lines.setdefault(where, node.start_mark.line + 1)

@@ -1,0 +1,75 @@
+"""Nothing that is read can run code; rows of another device class are compared by what their seeds let one expect."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Checkout
+from repro import verify
+from repro.store import rows_digest, sealed
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "np.load", "numpy.load", "pd.read_pickle", "torch.jit.load", "os.system"}
+SOURCES = [p for folder in ("src", "papers", "notebooks", "benchmarks") for p in (ROOT / folder).rglob("*.py") if not p.name.startswith("test_")]
+
+
+def offences(source: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+            found.append(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
+            found.append(ast.unparse(node.func))
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell") and ast.unparse(node.value) != "False":
+            found.append(node.arg)
+    return found
+
+
+def test_no_pickle_is_loaded_and_no_text_is_run() -> None:
+    assert len(SOURCES) > 100
+    assert {str(p): found for p in SOURCES if (found := offences(p.read_text(encoding="utf-8")))} == {}
+
+
+@pytest.mark.parametrize("source", [
+    "import pickle", "from pickle import loads", "import torch\ntorch.load('x')", "eval('1')", "import yaml", "np.load(f, allow_pickle=True)",
+    "subprocess.run('ls', shell=True)",
+])  # fmt: skip
+def test_the_reader_of_the_source_sees(source: str) -> None:
+    assert offences(source)
+
+
+ROWS = [{"status": "ok", "measures": {"loss": value, "bound": 0.5, "curve": [1.0]}} for value in (1.0, 1.1, 0.9, 1.05, 0.95)]
+
+
+@pytest.mark.parametrize("status, measures, apart", [
+    ("ok", {"loss": 1.2, "bound": 0.5001}, []), ("ok", {"loss": 3.0, "bound": 0.5}, ["loss"]), ("ok", {"loss": 1.0, "bound": 0.6}, ["bound"]),
+    ("diverged", {}, ["status"]), ("ok", {"curve": [9.0]}, []),
+])  # fmt: skip
+def test_one_more_seed(status: str, measures: dict, apart: list[str]) -> None:
+    assert verify._unexpected({"status": status, "measures": measures}, ROWS) == apart
+
+
+def test_rows_of_another_class_are_measured_again_and_compared(checkout: Checkout) -> None:
+    checkout.ok("run", "demo")
+    path = checkout.paper / "results" / "cpu.rows.json"
+    document = json.loads(path.read_text())
+    document["provenance"]["device_class"] = "cpu-elsewhere"
+    path.write_text(json.dumps(sealed(document)))
+    checkout.ok("judge", "demo")
+    checkout.ok("index")
+    done = checkout.run("verify", "demo", "--rerun", "2")
+    assert "compared by the interval of its seeds" in done.stdout and "2 trials measured again, 0 differ" in done.stdout
+    for row in document["rows"]:
+        row["measures"]["error"] += 5.0
+    document["provenance"]["digest"] = rows_digest(document["rows"])
+    path.write_text(json.dumps(sealed(document)))
+    checkout.ok("judge", "demo")
+    assert "differs in error" in checkout.run("verify", "demo", "--rerun", "2").stdout
+
+
+def test_the_source_list_is_what_a_release_holds() -> None:
+    assert Path(ROOT / "src/repro/store.py") in SOURCES and Path(ROOT / "papers/rmsnorm/method.py") in SOURCES
