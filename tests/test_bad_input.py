@@ -368,30 +368,31 @@ def test_random_words_on_the_command_line(tables: list[badinput.Bench], words: l
 
 HOSTILE = '<script>alert(1)</script>"><img src=//x.test onerror=alert(1)>\'{{7*7}}</style></svg><!--javascript:alert(1)\u2028]]>&lt;'
 HARMLESS = "a text without any markup in it, though as long as the other one, with commas, digits 1 2 3 and a full stop at its very end."
-WORDS_OF_A_PAPER = {"title", "venue", "summary", "statement", "where", "text", "unit", "note", "about", "why", "untested", "erratum", "name", "started",
-                    "device_model", "platform", "commit", "registered", "what", "device", "rows_digest", "measure_told"}  # fmt: skip
-ARM_KEYS, MEASURE_KEYS, FACTOR_KEYS = {"arm", "against", "positive", "arms"}, {"measure", "axis"}, {"per", "over", "factor", "cells"}
+TEXTS = {"title", "venue", "summary", "statement", "where", "text", "unit", "note", "about", "why", "untested", "erratum", "name", "authors", "started",
+         "device_model", "platform", "commit", "notes", "trials"}  # fmt: skip
+NAMES = {"arm", "against", "positive", "arms", "measure", "axis", "per", "over", "factor", "cells", "x"}
 
 
-def spoken(value: Any, text: str, factors: set[str], key: str = "", inside: str = "") -> Any:
+def spoken(value: Any, text: str, key: str = "", inside: str = "") -> Any:
     """Plain data with `text` in every text field and in every name that a person chooses: arms, measures, factors."""
     def named(name: str) -> str:
         return f"{name}{text}"
 
+    if isinstance(value, dict) and key in ("replace", "versions", "sources"):
+        return {k if key == "sources" else named(k): named(v) for k, v in value.items()}
+    if isinstance(value, dict) and key in ("measures", "factors", "at"):
+        return {named(k): spoken(v, text) for k, v in value.items()}
     if isinstance(value, dict):
-        rename = key in ("measures", "factors", "at", "replace", "versions")
-        return {named(k) if rename else k: spoken(v, text, factors, k if not rename else key, key) for k, v in value.items()}
+        return {k: spoken(v, text, k, key) for k, v in value.items()}
     if isinstance(value, list):
-        return [spoken(item, text, factors, key, inside) for item in value]
+        return [spoken(item, text, key, inside) for item in value]
     if not isinstance(value, str):
         return value
-    if key in ARM_KEYS | MEASURE_KEYS | FACTOR_KEYS | {"replace", "x"}:
+    if key in NAMES:
         return named(value)
     if key == "equation":
         return f"\\text{{{text}}} {value}"
-    if key in ("authors", "notes", "trials", "versions", "sources", "config") or key in WORDS_OF_A_PAPER and inside != "provides":
-        return named(value)
-    return value
+    return named(value) if key in TEXTS and inside != "provides" else value
 
 
 def pages(root: Path, text: str) -> dict[str, str]:
@@ -405,16 +406,16 @@ def pages(root: Path, text: str) -> dict[str, str]:
     (root / "arena").mkdir(parents=True)
     for slug, source in (("demo", PAPER), ("other", OTHER)):
         plain = YamlFile(root, "paper.yaml", source.encode()).data
-        write(root / "papers" / slug / "paper.yaml", json.dumps(spoken(plain, text, set())))
+        write(root / "papers" / slug / "paper.yaml", json.dumps(spoken(plain, text)))
     write(root / "papers" / "demo" / "method.py", METHOD.replace("eps = 1e-8", json.dumps(text)[1:-1].replace('\\"', '"') + " eps = 1e-8"))
     write(root / "papers" / "demo" / "NOTES.md", f"# Notes {text}\n\n{text}\n\n| a | {text.replace('|', '')} |\n|---|---|\n| b | c |\n")
     paper = load(root / "papers" / "demo")
     for profile in ("cpu", "gpu"):
-        rows = spoken(demo_rows(profile), text, set())
+        rows = spoken(demo_rows(profile), text)
         rows[0] |= {"status": "invalid", "why": text, "measures": {}}
         provenance = spoken({"digest": rows_digest(rows), "commit": "4f2a", "dirty": True, "device_model": "a CPU", "platform": "Linux", "started": "2026",
                              "versions": {"torch": "2"}, "notes": ["one"], "trials": [f"sha256:{i}" for i in range(len(rows))],
-                             "sources": dict.fromkeys(paper.experiments_in(profile), "sha256:"), "config": {}}, text, set())  # fmt: skip
+                             "sources": dict.fromkeys(paper.experiments_in(profile), "sha256:"), "config": {}}, text)  # fmt: skip
         document_ = sealed({"schema": 1, "paper": "demo", "profile": profile, "provenance": provenance, "registered": f"x{text}", "rows": rows})
         judged = verdict.judge(paper, profile, document_)
         for claim in judged["claims"].values():
