@@ -448,6 +448,26 @@ def pages(root: Path, text: str) -> dict[str, str]:
     return made
 
 
+def test_hostile_texts_do_not_break_the_generated_readmes(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement that ends the generated part, or the table's column, must not: writing twice gives the same."""
+    text = "It | adds <!-- end of GENERATED --> <script>alert(1)</script> | one."
+    path = suite / "papers" / "demo" / "paper.yaml"
+    sound = path.read_text()
+    monkeypatch.setattr(papers, "paper_dirs", lambda: suite / "papers")
+    monkeypatch.setattr(index, "_relative", lambda path: Path(path).name)
+    monkeypatch.setattr(index.provenance, "closure", lambda *modules: {})
+    try:
+        path.write_text(sound.replace("The error is small.", json.dumps(text)))
+        index.write(suite)
+        first = (suite / "README.md").read_text()
+        assert index.write(suite) == [] and index.check(suite) == []
+    finally:
+        path.write_text(sound)
+    assert first.count(index.END) == 1 and "<script>" not in first
+    line = next(line for line in first.splitlines() if "alert" in line)
+    assert line.count("|") - line.count("\\|") == 7, "no column more"
+
+
 def test_hostile_texts_stay_texts_on_every_page(tmp_path: Path) -> None:
     hostile, harmless = pages(tmp_path / "hostile", HOSTILE), pages(tmp_path / "harmless", HARMLESS)
     for name, source in hostile.items():

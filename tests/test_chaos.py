@@ -34,11 +34,11 @@ def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "faults.md"
     page.write_text(f"# Faults\n\n{chaos.BEGIN}\nold\n{chaos.END}\nafter\n")
     faults = [chaos.Fault("one", 2, 2, 2, 0), chaos.Fault("two", 3, 3, 2, 1)]
-    chaos.write(page, chaos.table(faults), "repro chaos")
+    chaos.write(page, chaos.HEAD, chaos.table(faults), "repro chaos")
     text = page.read_text()
     assert "| all | 5 | 5 | 4 | 1 |" in text and "old" not in text and text.startswith("# Faults") and text.endswith("after\n")
     page.write_text("# Faults\n")
     with pytest.raises(ReproError, match="no place for the table"):
-        chaos.write(page, chaos.table(faults), "repro chaos")
+        chaos.write(page, chaos.HEAD, chaos.table(faults), "repro chaos")
     with pytest.raises(ReproError, match="unknown fault"):
         chaos.run(1, ["flood"])

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import traceback
 import types
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -88,9 +89,9 @@ def load(folder: Path) -> list[Case]:
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.py")]):
         table = load_table(path)
         found += [_case(path, table, one) for one in table["cases"]]
-    twice = {f"{c.subject}: {c.name}" for c in found if sum(c.subject == d.subject and c.name == d.name for d in found) > 1}
-    if twice:
-        raise ReproError(f"{folder}: two cases are named {min(twice)}")
+    (name, count), *_ = Counter(f"{case.subject}: {case.name}" for case in found).most_common(1) or [("", 0)]
+    if count > 1:
+        raise ReproError(f"{folder}: {count} cases are named {name}")
     return found
 
 

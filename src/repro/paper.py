@@ -493,7 +493,7 @@ def _build(kind: Any, value: Any) -> Any:
 @functools.cache
 def _checks_digest() -> bytes:
     own = Path(__file__)
-    parts = [own.with_name(name).read_bytes() for name in ("paper.py", "paper_checks.py", "paper_yaml.py")]
+    parts = [own.with_name(name).read_bytes() for name in ("paper.py", "paper_checks.py", "paper_yaml.py", "documents.py")]
     return hashlib.sha256(b"\0".join(parts)).digest()
 
 

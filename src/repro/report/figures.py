@@ -8,7 +8,7 @@ import functools
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,18 @@ def svg(chart: Any, *, name: str, title: str, description: str) -> str:
     return head + re.sub(r"^<svg[^>]*>", "", text)
 
 
+def _if_an_axis_holds_it(draw: Callable[..., str]) -> Callable[..., str]:
+    """No drawing of numbers that no axis can hold, such as 1e308 beside 0: the table below has them."""
+    @functools.wraps(draw)
+    def drawn(*groups: Any, **options: Any) -> str:
+        try:
+            return draw(*groups, **options)
+        except ArithmeticError:
+            return ""
+
+    return drawn
+
+
 def is_log(values: Sequence[float]) -> bool:
     """Whether the positive values span so much that only a logarithmic axis shows them."""
     positive = [v for v in values if v > 0]
@@ -148,6 +160,7 @@ def _domain(values: Sequence[float], log: bool) -> list[float]:
     return [low - pad, high + pad]
 
 
+@_if_an_axis_holds_it
 def dots(
     groups: Sequence[Group], *, name: str, axis: str, title: str, description: str, limits: Sequence[float] = ()
 ) -> str:
@@ -240,6 +253,7 @@ def dots(
     return svg(chart, name=name, title=title, description=description)
 
 
+@_if_an_axis_holds_it
 def lines(
     groups: Sequence[Group],
     *,
@@ -336,6 +350,7 @@ def thin(line: list[tuple[float, float]], most: int = 120) -> list[tuple[float, 
     return [line[round(i * (len(line) - 1) / (most - 1))] for i in range(most)]
 
 
+@_if_an_axis_holds_it
 def decision(
     estimates: Sequence[Estimate],
     region: tuple[float | None, float | None],
@@ -448,6 +463,7 @@ def _near(value: float, kept: Sequence[float], log: bool) -> bool:
     return low - 2 * width <= (math.log(value) if log else value) <= high + 2 * width
 
 
+@_if_an_axis_holds_it
 def magnitudes(items: Sequence[tuple[str, float, str]], *, name: str, title: str, description: str) -> str:
     """(label, ours / the paper's, state) for each claim with a number, on a log axis with 1 marked."""
     alt = _alt()
