@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from repro.experiments.arena import misfit
 from repro.models.convnet import cifar_resnet
+from repro.models.norms import GhostBatchNorm
 from repro.models.slots import WEIGHTED
 from repro.papers.weight_standardization import BatchChannelNorm, EstBN, WSConv2d, standardize
-from repro.models.norms import GhostBatchNorm
 from repro.testing import (
     assert_near,
     check_copies,
