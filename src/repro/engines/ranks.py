@@ -46,6 +46,20 @@ def execute(unit: dict) -> list[dict]:
     return found["results"]
 
 
+def join(backend: str) -> None:
+    """Make the process group of this attempt.
+
+    The store of torchrun outlives its attempts, and a rank that read there the address of a dead one would wait for it
+    without end: the keys of each attempt have a prefix of their own.
+    """
+    import torch.distributed as dist
+
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    store = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
 def main() -> None:
     """One rank."""
     die_with_parent()
@@ -61,7 +75,7 @@ def main() -> None:
     unit = json.loads((folder / "unit.json").read_text())
     torch.set_num_threads(1)
     cuda = unit["device"].startswith("cuda")
-    dist.init_process_group("nccl" if cuda else "gloo")
+    join("nccl" if cuda else "gloo")
     if cuda:
         torch.cuda.set_device(dist.get_node_local_rank())
         unit["device"] = f"cuda:{dist.get_node_local_rank()}"
