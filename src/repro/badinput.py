@@ -462,9 +462,9 @@ def serve(torch_too: bool) -> int:
         furnish(root)
     gc.collect()
     gc.freeze()  # so that forks share what was imported
+    before = files_of(root)  # before the answer: the other process of the bench may spoil files after it
     answers.write("{}\n")
     answers.flush()
-    before = files_of(root)
     for line in sys.stdin:
         case = json.loads(line)
         try:
