@@ -45,9 +45,11 @@ def module_file(module: str) -> Path | None:
     return None
 
 
-def _imports(tree: ast.AST, module: str, is_package: bool) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
+@functools.cache
+def _imports(path: Path, stamp: tuple[int, int], module: str) -> set[str]:
+    """What the file of a module imports, with all parent packages."""
+    found, is_package = set(), path.name == "__init__.py"
+    for node in ast.walk(_parse(path, stamp)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -56,7 +58,7 @@ def _imports(tree: ast.AST, module: str, is_package: bool) -> set[str]:
                 parents = module.split(".")[: None if is_package and node.level == 1 else -node.level + is_package]
                 base = ".".join([*parents, *([base] if base else [])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return found
+    return set().union(*map(_parents, found))
 
 
 def _parents(module: str) -> set[str]:
@@ -64,15 +66,20 @@ def _parents(module: str) -> set[str]:
     return {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes with a file."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
 @functools.cache
-def _parse(path: Path, _stamp: tuple[int, int]) -> ast.Module:
+def _parse(path: Path, stamp: tuple[int, int]) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def parse(path: Path) -> ast.Module:
     """The syntax tree of a file, read again only when the file changes."""
-    stat = path.stat()
-    return _parse(path, (stat.st_mtime_ns, stat.st_size))
+    return _parse(path, _stamp(path))
 
 
 def closure(*modules: str) -> dict[str, Path]:
@@ -87,8 +94,7 @@ def closure(*modules: str) -> dict[str, Path]:
         if path is None or module in files or module in NEUTRAL:
             continue
         files[module] = path
-        for name in _imports(parse(path), module, path.name == "__init__.py"):
-            todo += _parents(name)
+        todo += _imports(path, _stamp(path), module)
     return dict(sorted(files.items()))
 
 
@@ -114,15 +120,14 @@ def source_digest(*modules: str) -> str:
     """Digest of everything in this suite that `modules` run."""
     total = hashlib.sha256()
     for name, path in closure(*modules).items():
-        stat = path.stat()
-        total.update(f"{name} {_file_digest(path, (stat.st_mtime_ns, stat.st_size))}\n".encode())
+        total.update(f"{name} {_file_digest(path, _stamp(path))}\n".encode())
     return "sha256:" + total.hexdigest()
 
 
 @functools.cache
-def _arm_modules(path: Path, _stamp: tuple[int, int]) -> dict[str, set[str]]:
+def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for node in ast.walk(_parse(path, _stamp)):
+    for node in ast.walk(_parse(path, stamp)):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
                 if isinstance(key, ast.Constant) and isinstance(key.value, str):
@@ -141,10 +146,9 @@ def arm_modules(module: str, arm: str) -> set[str]:
     path = module_file(module)
     if path is None:
         return set()
-    stat = path.stat()
     own = re.fullmatch(r"\w+:(\w+)\.\w+", arm)
     named = {f"repro.papers.{own[1]}"} if own and own[1] != "control" else set()
-    return named | _arm_modules(path, (stat.st_mtime_ns, stat.st_size)).get(arm, set())
+    return named | _arm_modules(path, _stamp(path)).get(arm, set())
 
 
 def experiment_modules(paper: str, settings: dict) -> list[str]:

@@ -6,6 +6,7 @@ Works from a plan alone (`repro plan SLUG --json`), with no more than torch and 
 """
 
 import argparse
+import functools
 import importlib
 import json
 import math
@@ -217,12 +218,13 @@ def units_of(entry: dict, device: str, place: dict[str, str] | None = None) -> l
             "path": path, "exclusive": path == "exclusive", "ranks": setting.get("ranks"), "device": device, "trials": [],
         })  # fmt: skip
         unit["trials"].append(trial)
+    source = functools.cache(provenance.source_digest)  # units share their sources
     for unit in groups.values():
-        _add_keys(unit, place or provenance.place(device))
+        _add_keys(unit, place or provenance.place(device), source)
     return list(groups.values())
 
 
-def _add_keys(unit: dict, place: dict[str, str]) -> None:
+def _add_keys(unit: dict, place: dict[str, str], source: Callable[..., str]) -> None:
     """What determines a row, digested; data are pinned by sha256 in the modules that the source digest covers."""
     trials = unit["trials"]
     everyone = {"single": unit["ranks"], "batched": [t["seed"] for t in trials], "exclusive": [t["arm"] for t in trials]}
@@ -233,7 +235,7 @@ def _add_keys(unit: dict, place: dict[str, str]) -> None:
         keyed.append({**trial, "key": digest({
             "experiment": [unit["module"], unit["experiment"]], "arm": trial["arm"], "seed": trial["seed"],
             "config": {**unit["config"], **trial["factors"]}, "path": [unit["path"], everyone[unit["path"]]],
-            "source": provenance.source_digest(unit["module"], *sorted(named)),
+            "source": source(unit["module"], *sorted(named)),
             "device": place["model" if unit["exclusive"] else "class"], "threads": 1, "torch": provenance.versions()["torch"],
         })})  # fmt: skip
     unit["trials"] = keyed
