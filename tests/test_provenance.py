@@ -61,4 +61,4 @@ def test_the_core_imports_nothing_of_the_judge() -> None:
     for name in ("errors", "store", "provenance", "run", "train", "probes", "timing", "engines.local", "engines.worker"):
         path = provenance.module_file(f"repro.{name}")
         assert path is not None
-        assert not provenance._imports(provenance.parse(path), f"repro.{name}", False) & judge, name
+        assert not provenance._imports(path, provenance._stamp(path), f"repro.{name}") & judge, name
