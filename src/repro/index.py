@@ -264,7 +264,8 @@ def verdict_table(all_papers: list[Paper]) -> str:
         for profile in ("cpu", "gpu"):
             verdict = read_verdict(paper.slug, profile)
             claim = verdict["claims"].get(verdict["headline"]) if verdict and verdict["headline"] else None
-            states[profile] = STATES.get(claim["state"], claim["state"]) if claim else "not run"
+            mark = " (post hoc)" if claim and verdict["post_hoc"] else ""
+            states[profile] = STATES.get(claim["state"], claim["state"]) + mark if claim else "not run"
             shown = (verdict["headline"], claim) if claim else shown
         name, claim = shown or (next(filter(None, map(paper.headline_for, ("cpu", "gpu", "paper")))), {})
         told = paper.claims[name]
