@@ -86,17 +86,19 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[subpr
             assert started[0].poll() is None and time.monotonic() < deadline, told.stdout + told.stderr
             time.sleep(0.5)
 
-    start("--head", "--port", str(port), "--include-dashboard", "false", "--num-cpus", "0", "--temp-dir", folder)
-    wait(1)
-    for _ in range(2):
-        start("--address", f"127.0.0.1:{port}", "--num-cpus", "1")
-    wait(3)
-    yield f"127.0.0.1:{port}", started[1:]
-    for process in reversed(started):
-        process.terminate()
-    for process in started:
-        process.wait(timeout=30)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        start("--head", "--port", str(port), "--include-dashboard", "false", "--num-cpus", "0", "--temp-dir", folder)
+        wait(1)
+        for nodes in (2, 3):  # one after the other: two that start at once may choose the same ports, and one then ends
+            start("--address", f"127.0.0.1:{port}", "--num-cpus", "1")
+            wait(nodes)
+        yield f"127.0.0.1:{port}", started[1:]
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait(timeout=30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.slow
