@@ -378,7 +378,7 @@ def refuse_requests(page: Page) -> None:
             if name in {"src", "srcset", "poster", "background", "action", "xlink:href"}:
                 raise AssertionError(f"{tag} {name}={value}")
             if name == "href":
-                assert tag == "a" and re.match(r"https://(arxiv|doi)\.org/|#|(\.\./)?[\w/]+\.html|rows\.(csv|parquet)$", value), value
+                assert tag == "a" and re.match(r"https://(arxiv|doi)\.org/|#|(\.\./)?[\w/]+\.html|rows\.(csv\.gz|parquet)$", value), value
             if name == "style" or name == "fill":
                 assert "url(" not in (value or "") and "http" not in (value or "")
     assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
@@ -457,12 +457,12 @@ def test_all_rows_can_be_downloaded(tree, index_page):
     import pandas
 
     want = report.frame(tree)
-    for found in (pandas.read_csv(tree / "reports" / "rows.csv"), pandas.read_parquet(tree / "reports" / "rows.parquet")):
+    for found in (pandas.read_csv(tree / "reports" / "rows.csv.gz"), pandas.read_parquet(tree / "reports" / "rows.parquet")):
         assert list(found.columns) == list(want.columns) and len(found) == len(want)
         assert found.value.dropna().tolist() == pytest.approx(want.value.dropna().tolist(), rel=1e-15)
         curves = [json.loads(c) for c in found.curve.dropna()]
         assert curves == [c for c in want.curve if c is not None]
-    assert {"rows.csv", "rows.parquet"} <= {a.get("href") for a in index_page.all("a")}
+    assert {"rows.csv.gz", "rows.parquet"} <= {a.get("href") for a in index_page.all("a")}
 
 
 def test_equal_inputs_give_equal_bytes(tree, paper_page):

@@ -508,7 +508,7 @@ def _preload(torch_too: bool) -> None:
 
 ASKS = {"script", "iframe", "frame", "object", "embed", "applet", "link", "img", "image", "video", "audio", "source", "base",
         "use", "form", "input", "button", "meta", "style", "foreignobject", "animate", "set", "handler", "portal"}  # fmt: skip
-LINK = re.compile(r"https://(arxiv|doi)\.org/[^\s<>\"'\\]*|#[\w.-]*|(\.\./)*[\w/]+\.html(#[\w.-]*)?|rows\.(csv|parquet)")
+LINK = re.compile(r"https://(arxiv|doi)\.org/[^\s<>\"'\\]*|#[\w.-]*|(\.\./)*[\w/]+\.html(#[\w.-]*)?|rows\.(csv\.gz|parquet)")
 
 
 class Shape(html.parser.HTMLParser):

@@ -198,7 +198,7 @@ def root_stages(root: Path, slugs: list[str]) -> str:
       - notebooks/comparison.ipynb
 {_report_sources()}{inputs}    outs:
       - reports/index.html: {{cache: false, persist: true}}
-      - reports/rows.csv: {{cache: false, persist: true}}
+      - reports/rows.csv.gz: {{cache: false, persist: true}}
       - reports/rows.parquet: {{cache: false, persist: true}}
 """)
     return "".join(out)
