@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import demo
+from dev import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,17 +12,31 @@ from scipy import stats
 from test_report import EVIL, Page, numbers_in, refuse_requests
 
 from conftest import ROOT, Checkout
-from repro import arena, report
+from repro import report
+from repro.arena import protocol as arena
 from repro.errors import ReproError
 from repro.report.arena import summary
 
 SETTINGS = {
-    "what": "a small network", "measure": "valid_nats", "target": 1.0, "margin": 0.05,
-    "tuning": {"seeds": 2, "lr": [0.1, 1.0], "rungs": [[10, 1]]}, "final": {"seeds": 8, "steps": 40},
-    "settings": {"depth": 4, "width": 8, "batch": 16}, "cells": [{"depth": 16}], "cost": {"seeds": 1},
-}  # fmt: skip
-LEVELS = {"base": 0.50, "norm:a.A": 0.50, "norm:b.B": 0.502, "norm:c.C": 0.90, "norm:control.identity": 1.6,
-          "norm:control.broken": None, "act:d.D": 0.30}  # fmt: skip
+    "what": "a small network",
+    "measure": "valid_nats",
+    "target": 1.0,
+    "margin": 0.05,
+    "tuning": {"seeds": 2, "lr": [0.1, 1.0], "rungs": [[10, 1]]},
+    "final": {"seeds": 8, "steps": 40},
+    "settings": {"depth": 4, "width": 8, "batch": 16},
+    "cells": [{"depth": 16}],
+    "cost": {"seeds": 1},
+}
+LEVELS = {
+    "base": 0.50,
+    "norm:a.A": 0.50,
+    "norm:b.B": 0.502,
+    "norm:c.C": 0.90,
+    "norm:control.identity": 1.6,
+    "norm:control.broken": None,
+    "act:d.D": 0.30,
+}
 
 
 def document(levels=LEVELS, noise=0.01, seeds=8) -> dict:
@@ -31,9 +45,22 @@ def document(levels=LEVELS, noise=0.01, seeds=8) -> dict:
 
     def add(arm, seed, factors, level, experiment="mlp"):
         value = None if level is None else level + rng.gauss(0, noise)
-        measures = {} if value is None else {"valid_nats": value, "valid_error": value / 10, "steps": [20, 40], "curve": [2.0, value]}
-        rows.append({"experiment": experiment, "arm": arm, "seed": seed, "factors": factors, "seconds": 1.0,
-                     "status": "diverged" if value is None else "ok", "measures": measures})  # fmt: skip
+        measures = (
+            {}
+            if value is None
+            else {"valid_nats": value, "valid_error": value / 10, "steps": [20, 40], "curve": [2.0, value]}
+        )
+        rows.append(
+            {
+                "experiment": experiment,
+                "arm": arm,
+                "seed": seed,
+                "factors": factors,
+                "seconds": 1.0,
+                "status": "diverged" if value is None else "ok",
+                "measures": measures,
+            }
+        )
 
     for arm, level in levels.items():
         for seed in (1000, 1001):
@@ -42,10 +69,28 @@ def document(levels=LEVELS, noise=0.01, seeds=8) -> dict:
         for seed in range(seeds):
             add(arm, seed, {"depth": 4, "batch": 16, "lr": 0.1, "steps": 40}, level)
             add(arm, seed, {"depth": 16, "batch": 16, "lr": 0.1, "steps": 40}, 2.3 if arm == "norm:c.C" else level)
-        rows.append({"experiment": "cost", "arm": arm, "seed": 0, "factors": {}, "status": "ok", "seconds": 1.0,
-                     "measures": {"seconds": 0.01, "peak_bytes": 1000}})  # fmt: skip
-    return {"paper": "arena-mlp", "profile": "cpu", "rows": rows, "out": {"norm:e.E": "ValueError: no"},
-            "provenance": {"digest": "sha256:0", "device_model": "a CPU", "trials": [f"sha256:{i:064x}" for i in range(len(rows))]}}  # fmt: skip
+        rows.append(
+            {
+                "experiment": "cost",
+                "arm": arm,
+                "seed": 0,
+                "factors": {},
+                "status": "ok",
+                "seconds": 1.0,
+                "measures": {"seconds": 0.01, "peak_bytes": 1000},
+            }
+        )
+    return {
+        "paper": "arena-mlp",
+        "profile": "cpu",
+        "rows": rows,
+        "out": {"norm:e.E": "ValueError: no"},
+        "provenance": {
+            "digest": "sha256:0",
+            "device_model": "a CPU",
+            "trials": [f"sha256:{i:064x}" for i in range(len(rows))],
+        },
+    }
 
 
 def test_ranks_tell_ties_from_differences() -> None:
@@ -76,8 +121,14 @@ def test_the_table_follows_from_the_rows() -> None:
     assert [s["lr"] for s in one["sensitivity"]] == [0.1, 1.0] and one["sensitivity"][1]["diverged"] == 1.0
     assert one["steps_to_target"] == 40 and one["seconds_to_target"] == pytest.approx(0.4) and one["peak_bytes"] == 1000
     assert next(m for m in made["methods"] if m["arm"] == "norm:c.C")["fails_at_depth"] == 16
-    assert next(m for m in made["methods"] if m["arm"] == "norm:control.identity")["steps_to_target"] is None, "a miss is infinite"
-    own = [r["measures"]["valid_nats"] for r in rows if r["arm"] == "norm:b.B" and r["seed"] < 1000 and r["factors"].get("depth") == 4]
+    assert next(m for m in made["methods"] if m["arm"] == "norm:control.identity")["steps_to_target"] is None, (
+        "a miss is infinite"
+    )
+    own = [
+        r["measures"]["valid_nats"]
+        for r in rows
+        if r["arm"] == "norm:b.B" and r["seed"] < 1000 and r["factors"].get("depth") == 4
+    ]
     line = next(x for x in made["cells"][0]["slots"]["norm"]["ranking"] if x["arm"] == "norm:b.B")
     assert line["mean"] == pytest.approx(sum(own) / 8) and line["n"] == 8
     assert len(one["trials"]) == sum(r["arm"] == "norm:b.B" for r in rows)
@@ -88,9 +139,15 @@ def test_the_table_follows_from_the_rows() -> None:
 def test_a_track_that_cannot_tell_its_controls_says_so() -> None:
     good = arena.table(document(), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
     assert good["ok"] and good["worse"] == {"norm:control.identity": True, "norm:control.broken": True}
-    weak = arena.table(document({**LEVELS, "norm:control.identity": 0.505}), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
+    weak = arena.table(document({**LEVELS, "norm:control.identity": 0.505}), SETTINGS)["cells"][0]["slots"]["norm"][
+        "discriminates"
+    ]
     assert not weak["ok"] and weak["worse"]["norm:control.identity"] is False
-    good_norm = {**LEVELS, "norm:a.A": 0.3, "norm:control.identity": 0.49}  # worse than the best, no worse than the base
+    good_norm = {
+        **LEVELS,
+        "norm:a.A": 0.3,
+        "norm:control.identity": 0.49,
+    }  # worse than the best, no worse than the base
     base = arena.table(document(good_norm), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
     assert base["best"] == "norm:a.A" and base["worse"] == {"norm:control.identity": False, "norm:control.broken": True}
 
@@ -100,7 +157,9 @@ def test_a_wide_interval_is_no_recommendation() -> None:
     assert {line["arm"] for line in arena.recommended(sharp, 0.05)} == {"base", "norm:a.A", "norm:b.B"}
     wide = arena.table(document(noise=0.2), SETTINGS)["cells"][0]["slots"]["norm"]["ranking"]
     assert [line["arm"] for line in arena.recommended(wide, 0.05)] == [wide[0]["arm"]], "only the best itself"
-    all_bad = arena.table(document({"base": 0.5, "norm:control.identity": 0.1}), SETTINGS)["cells"][0]["slots"]["norm"]["ranking"]
+    all_bad = arena.table(document({"base": 0.5, "norm:control.identity": 0.1}), SETTINGS)["cells"][0]["slots"]["norm"][
+        "ranking"
+    ]
     assert all(line["arm"] not in arena.CONTROLS for line in arena.recommended(all_bad, 10.0))
 
 
@@ -141,8 +200,16 @@ def test_rank_intervals_cover_under_equality() -> None:
 
 
 def test_survivors_are_the_best_and_of_equals_the_smaller() -> None:
-    rows = [{"arm": "x", "factors": {"lr": lr}, "status": status, "measures": {"loss": value} if status == "ok" else {}}
-            for lr, status, value in [(0.1, "ok", 1.0), (0.1, "ok", 3.0), (1.0, "ok", 2.0), (1.0, "ok", 2.0), (10.0, "diverged", 0)]]  # fmt: skip
+    rows = [
+        {"arm": "x", "factors": {"lr": lr}, "status": status, "measures": {"loss": value} if status == "ok" else {}}
+        for lr, status, value in [
+            (0.1, "ok", 1.0),
+            (0.1, "ok", 3.0),
+            (1.0, "ok", 2.0),
+            (1.0, "ok", 2.0),
+            (10.0, "diverged", 0),
+        ]
+    ]
     assert arena.survivors(rows, "loss", 1) == [("x", 0.1)]
     assert arena.survivors(rows, "loss", 2) == [("x", 0.1), ("x", 1.0)]
 
@@ -229,8 +296,13 @@ class Whole(nn.Module):
         super().__init__()
 '''
     (checkout.paper / "method.py").write_text(norm, encoding="utf-8")
-    (checkout.paper / "__init__.py").write_text("from repro.papers.demo.method import Halved, Whole\n", encoding="utf-8")
-    checkout.edit("family: normalization", "family: normalization\nprovides: [{slot: norm, name: Halved}, {slot: norm, name: Whole}]")
+    (checkout.paper / "__init__.py").write_text(
+        "from repro.papers.demo.method import Halved, Whole\n", encoding="utf-8"
+    )
+    checkout.edit(
+        "family: normalization",
+        "family: normalization\nprovides: [{slot: norm, name: Halved}, {slot: norm, name: Whole}]",
+    )
     return checkout
 
 

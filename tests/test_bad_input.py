@@ -16,11 +16,18 @@ from test_arena import SETTINGS, document
 from test_paper import TEXT
 
 from conftest import ROOT
-from repro import arena, badinput, demo, documents, index, plan, report, run, verdict
-from repro import paper as papers
+from dev import badinput, demo
+from repro import report
+from repro.arena import protocol as arena
 from repro.data import archives, sources
 from repro.errors import ReproError
-from repro.paper import as_dict, load
+from repro.files import documents
+from repro.judge import verdict
+from repro.publish import index
+from repro.run import core as run
+from repro.run import plan
+from repro.spec import paper as papers
+from repro.spec.paper import as_dict, load
 from repro.store import Store, rows_digest, sealed
 
 CASES = badinput.load(ROOT / "tests" / "bad_input")
@@ -59,16 +66,29 @@ def test_the_runner_sees_what_is_wrong() -> None:
     assert badinput.judge(case, fine, "").outcome == "refused"
     for spoilt, why in (
         ({"err": "Traceback (most recent call last)\nerror: a.yaml:3: write b\n"}, "a traceback"),
-        ({"err": "error: a.yaml:3: write b\nand more\n"}, "2 lines"), ({"err": "a.yaml:3: write b\n"}, "1 lines"),
-        ({"code": 0}, "accepted"), ({"code": -14}, "took longer"), ({"code": -11}, "signal 11"),
-        ({"err": "error: a.yaml: write b\n"}, "lacks"), ({"changed": ["b.json"]}, "changed b.json"),
-    ):  # fmt: skip
+        ({"err": "error: a.yaml:3: write b\nand more\n"}, "2 lines"),
+        ({"err": "a.yaml:3: write b\n"}, "1 lines"),
+        ({"code": 0}, "accepted"),
+        ({"code": -14}, "took longer"),
+        ({"code": -11}, "signal 11"),
+        ({"err": "error: a.yaml: write b\n"}, "lacks"),
+        ({"changed": ["b.json"]}, "changed b.json"),
+    ):
         result = badinput.judge(case, {**fine, **spoilt}, "")
         assert result.outcome == "wrong" and why in result.why, why
     page = badinput.Case("s", "n", ["page", "demo"], "accepted", [], shape=True)
     sound = "<p>a</p>"
-    assert badinput.judge(page, {"code": 0, "out": "<p>b &lt;i&gt;</p>", "err": "", "changed": []}, sound).outcome == "accepted"
-    for html in ("<p>a<i></i></p>", '<p title="x">a</p>', "<p>a</p><script>x</script>", '<p onclick="x">a</p>', "<a href='//x'>a</a>"):
+    assert (
+        badinput.judge(page, {"code": 0, "out": "<p>b &lt;i&gt;</p>", "err": "", "changed": []}, sound).outcome
+        == "accepted"
+    )
+    for html in (
+        "<p>a<i></i></p>",
+        '<p title="x">a</p>',
+        "<p>a</p><script>x</script>",
+        '<p onclick="x">a</p>',
+        "<a href='//x'>a</a>",
+    ):
         assert badinput.judge(page, {"code": 0, "out": html, "err": "", "changed": []}, sound).outcome == "wrong", html
 
 
@@ -77,9 +97,31 @@ def test_the_runner_sees_what_is_wrong() -> None:
 FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 # Values that a hand, another program or an attacker may leave in a file.
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
-    st.sampled_from(["", " ", "../../x", "<script>", "1e-3", "nan", "\x1b[2J", "\ud800", "{{7*7}}", "sha256:", 2**63, -1, 0, 1e308, 5e-324]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "../../x",
+            "<script>",
+            "1e-3",
+            "nan",
+            "\x1b[2J",
+            "\ud800",
+            "{{7*7}}",
+            "sha256:",
+            2**63,
+            -1,
+            0,
+            1e308,
+            5e-324,
+        ]
+    ),
+)
 VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.text(max_size=6), SCALARS, max_size=3))
 
 
@@ -138,13 +180,19 @@ def damaged_lines(draw: st.DrawFn, text: str) -> str:
             case "move":
                 lines.insert(draw(st.integers(0, len(lines) - 1)), lines.pop(i))
             case "tag":
-                tag = draw(st.sampled_from(["!!python/name:os.system", "!x", "&a", "*a", "|", ">", "- ", "? ", "!!binary", "<<:"]))
+                tag = draw(
+                    st.sampled_from(
+                        ["!!python/name:os.system", "!x", "&a", "*a", "|", ">", "- ", "? ", "!!binary", "<<:"]
+                    )
+                )
                 lines[i] = lines[i].replace(": ", f": {tag} ", 1)
             case "indent":
                 lines[i] = " " * draw(st.integers(0, 3)) + lines[i]
             case _:
                 at = draw(st.integers(0, len(lines[i])))
-                lines[i] = lines[i][:at] + draw(st.sampled_from(list("{}[]:,#&*!|>'\"%@`-?\t\\0x\x00\u2028é"))) + lines[i][at:]
+                lines[i] = (
+                    lines[i][:at] + draw(st.sampled_from(list("{}[]:,#&*!|>'\"%@`-?\t\\0x\x00\u2028é"))) + lines[i][at:]
+                )
         if not lines:
             break
     return "\n".join(lines) + "\n"
@@ -152,7 +200,11 @@ def damaged_lines(draw: st.DrawFn, text: str) -> str:
 
 def write(path: Path, data: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else (data if isinstance(data, str) else json.dumps(data)).encode("utf-8", "surrogatepass"))
+    path.write_bytes(
+        data
+        if isinstance(data, bytes)
+        else (data if isinstance(data, str) else json.dumps(data)).encode("utf-8", "surrogatepass")
+    )
     return path
 
 
@@ -191,7 +243,7 @@ def test_random_values_in_a_paper(tmp_path: Path, data: st.DataObject) -> None:
 @settings(max_examples=80, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_the_settings_of_the_suite_and_of_the_arena(tmp_path: Path, data: st.DataObject) -> None:
-    from repro.paper_yaml import YamlFile
+    from repro.spec.yaml import YamlFile
 
     sound = YamlFile(tmp_path, "params.yaml", demo.PARAMS.encode()).data
     write(tmp_path / "params.yaml", data.draw(damaged(sound)))
@@ -208,14 +260,45 @@ def test_random_values_in_the_settings_of_the_suite_and_of_the_arena(tmp_path: P
 def sound_rows(paper: papers.Paper) -> dict[str, Any]:
     """Rows of the demo as a run writes them."""
     rng = random.Random(0)
-    rows = [{"experiment": t["experiment"], "arm": t["arm"], "seed": t["seed"], "factors": t["factors"], "status": "ok", "seconds": 0.01,
-             "measures": {"error": rng.random() / 100 + (t["arm"] == "broken"), "curve": [1.0, 0.5]}}
-            for t in plan.entry(paper, "cpu")["trials"]]  # fmt: skip
-    provenance = {"digest": rows_digest(rows), "commit": None, "dirty": False, "device": "cpu", "device_model": "a CPU", "device_class": "cpu",
-                  "threads": 1, "versions": {"torch": "2"}, "platform": "Linux", "started": "2026-01-01", "seconds": 0.1,
-                  "sources": {"main": "sha256:0"}, "config": {"main": "sha256:0"}, "trials": ["sha256:0"] * len(rows), "notes": []}  # fmt: skip
-    return sealed({"schema": 1, "paper": "demo", "profile": "cpu", "provenance": provenance,
-                   "registered": paper.registration("cpu"), "rows": rows})  # fmt: skip
+    rows = [
+        {
+            "experiment": t["experiment"],
+            "arm": t["arm"],
+            "seed": t["seed"],
+            "factors": t["factors"],
+            "status": "ok",
+            "seconds": 0.01,
+            "measures": {"error": rng.random() / 100 + (t["arm"] == "broken"), "curve": [1.0, 0.5]},
+        }
+        for t in plan.entry(paper, "cpu")["trials"]
+    ]
+    provenance = {
+        "digest": rows_digest(rows),
+        "commit": None,
+        "dirty": False,
+        "device": "cpu",
+        "device_model": "a CPU",
+        "device_class": "cpu",
+        "threads": 1,
+        "versions": {"torch": "2"},
+        "platform": "Linux",
+        "started": "2026-01-01",
+        "seconds": 0.1,
+        "sources": {"main": "sha256:0"},
+        "config": {"main": "sha256:0"},
+        "trials": ["sha256:0"] * len(rows),
+        "notes": [],
+    }
+    return sealed(
+        {
+            "schema": 1,
+            "paper": "demo",
+            "profile": "cpu",
+            "provenance": provenance,
+            "registered": paper.registration("cpu"),
+            "rows": rows,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +333,8 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 @settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
-    from repro import cite, cli
+    from repro import cli
+    from repro.publish import cite
 
     paper = load(suite / "papers" / "demo")
     sound = json.loads((suite / "papers" / "demo" / "results" / "cpu.verdict.json").read_text())
@@ -311,15 +395,26 @@ def test_random_bytes_in_trial_records(tmp_path: Path, raw: bytes, data: st.Data
     body = store.put(key, {"row": {"arm": "a", "seed": 0, "measures": {"x": 0.5}}}, replace=True)
     sound = store.path(key).read_bytes()
     at = data.draw(st.integers(0, len(sound)))
-    for spoilt in (raw, sound[:at], sound[:at] + raw[:1] + sound[at + 1 :], sound[:at] + raw + sound[at:],
-                   json.dumps(data.draw(damaged(json.loads(sound)))).encode()):  # fmt: skip
+    for spoilt in (
+        raw,
+        sound[:at],
+        sound[:at] + raw[:1] + sound[at + 1 :],
+        sound[:at] + raw + sound[at:],
+        json.dumps(data.draw(damaged(json.loads(sound)))).encode(),
+    ):
         store.path(key).write_bytes(spoilt)
         found = store.get(key)
         assert found is None or found == body, "a damaged record counts as absent"
     assert store.put(key, body) == body and store.get(key) == body, "and is written anew"
 
 
-SOUND_DATA = [edit for case in CASES if case.subject == "data" and case.kind == "accepted" for edit in case.edits if ".repro" in edit["file"]]
+SOUND_DATA = [
+    edit
+    for case in CASES
+    if case.subject == "data" and case.kind == "accepted"
+    for edit in case.edits
+    if ".repro" in edit["file"]
+]
 
 
 @settings(max_examples=150, **FUZZ)
@@ -331,7 +426,11 @@ def test_random_bytes_in_data_files(tmp_path: Path, raw: bytes, data: st.DataObj
     edit = data.draw(st.sampled_from(SOUND_DATA))
     content, name = edit["bytes"], Path(edit["file"]).name
     at = data.draw(st.integers(0, len(content)))
-    spoilt = data.draw(st.sampled_from([raw, content[:at], content[:at] + raw + content[at:], content[:at] + raw + content[at + len(raw) :]]))
+    spoilt = data.draw(
+        st.sampled_from(
+            [raw, content[:at], content[:at] + raw + content[at:], content[:at] + raw + content[at + len(raw) :]]
+        )
+    )
     toy = badinput._toy().DATASET
     folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "toy"
     write(folder / name, spoilt)
@@ -346,14 +445,66 @@ def test_random_bytes_in_data_files(tmp_path: Path, raw: bytes, data: st.DataObj
         assert not (folder / "toy.bin").is_file() or name == "toy.bin", "what was refused is not kept"
 
 
-WORDS = ["list", "show", "run", "judge", "plan", "verify", "refresh", "history", "new", "index", "arena", "recommend", "cite", "data", "fetch",
-         "demo", "toy", "mlp", "--profile", "--device", "--seeds", "--json", "--all", "--check", "--track", "--model", "--depth", "--margin",
-         "--family", "--verdict", "--force", "--jobs", "--cff", "--", "cpu", "gpu", "smoke", "0", "-1", "1e3", "nan", "..", "../x", "", "*"]  # fmt: skip
+WORDS = [
+    "list",
+    "show",
+    "run",
+    "judge",
+    "plan",
+    "verify",
+    "refresh",
+    "history",
+    "new",
+    "index",
+    "arena",
+    "recommend",
+    "cite",
+    "data",
+    "fetch",
+    "demo",
+    "toy",
+    "mlp",
+    "--profile",
+    "--device",
+    "--seeds",
+    "--json",
+    "--all",
+    "--check",
+    "--track",
+    "--model",
+    "--depth",
+    "--margin",
+    "--family",
+    "--verdict",
+    "--force",
+    "--jobs",
+    "--cff",
+    "--",
+    "cpu",
+    "gpu",
+    "smoke",
+    "0",
+    "-1",
+    "1e3",
+    "nan",
+    "..",
+    "../x",
+    "",
+    "*",
+]
 
 
 @settings(max_examples=60, **FUZZ)
-@given(words=st.lists(st.one_of(st.sampled_from(WORDS), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)),
-                      min_size=1, max_size=6))  # fmt: skip
+@given(
+    words=st.lists(
+        st.one_of(
+            st.sampled_from(WORDS),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_random_words_on_the_command_line(tables: list[badinput.Bench], words: list[str]) -> None:
     answer = tables[0].ask(["repro", *words])
     assert "Traceback" not in answer["out"] + answer["err"], answer["err"]
@@ -366,15 +517,36 @@ def test_random_words_on_the_command_line(tables: list[badinput.Bench], words: l
 
 # --- hostile texts on the pages ---------------------------------------------------------------------------------------
 
-HOSTILE = '<script>alert(1)</script>"><img src=//x.test onerror=alert(1)>\'{{7*7}}</style></svg><!--javascript:alert(1)\u2028]]>&lt;'
+HOSTILE = "<script>alert(1)</script>\"><img src=//x.test onerror=alert(1)>'{{7*7}}</style></svg><!--javascript:alert(1)\u2028]]>&lt;"
 HARMLESS = "a text without any markup in it, though as long as the other one, with commas, digits 1 2 3 and a full stop at its very end."
-TEXTS = {"title", "venue", "summary", "statement", "where", "text", "unit", "note", "about", "why", "untested", "erratum", "name", "authors", "started",
-         "device_model", "platform", "commit", "notes", "trials"}  # fmt: skip
+TEXTS = {
+    "title",
+    "venue",
+    "summary",
+    "statement",
+    "where",
+    "text",
+    "unit",
+    "note",
+    "about",
+    "why",
+    "untested",
+    "erratum",
+    "name",
+    "authors",
+    "started",
+    "device_model",
+    "platform",
+    "commit",
+    "notes",
+    "trials",
+}
 NAMES = {"arm", "against", "positive", "arms", "measure", "axis", "per", "over", "factor", "cells", "x"}
 
 
 def spoken(value: Any, text: str, key: str = "", inside: str = "") -> Any:
     """Plain data with `text` in every text field and in every name that a person chooses: arms, measures, factors."""
+
     def named(name: str) -> str:
         return f"{name}{text}"
 
@@ -400,23 +572,51 @@ def pages(root: Path, text: str) -> dict[str, str]:
     from nbformat.v4 import new_code_cell, new_notebook, new_output
     from test_report import METHOD, OTHER, PAPER, demo_rows, in_process
 
-    from repro.paper_yaml import YamlFile
     from repro.report.render import _export
+    from repro.spec.yaml import YamlFile
 
     (root / "arena").mkdir(parents=True)
     for slug, source in (("demo", PAPER), ("other", OTHER)):
         plain = YamlFile(root, "paper.yaml", source.encode()).data
         write(root / "papers" / slug / "paper.yaml", json.dumps(spoken(plain, text)))
-    write(root / "papers" / "demo" / "method.py", METHOD.replace("eps = 1e-8", json.dumps(text)[1:-1].replace('\\"', '"') + " eps = 1e-8"))
-    write(root / "papers" / "demo" / "NOTES.md", f"# Notes {text}\n\n{text}\n\n| a | {text.replace('|', '')} |\n|---|---|\n| b | c |\n")
+    write(
+        root / "papers" / "demo" / "method.py",
+        METHOD.replace("eps = 1e-8", json.dumps(text)[1:-1].replace('\\"', '"') + " eps = 1e-8"),
+    )
+    write(
+        root / "papers" / "demo" / "NOTES.md",
+        f"# Notes {text}\n\n{text}\n\n| a | {text.replace('|', '')} |\n|---|---|\n| b | c |\n",
+    )
     paper = load(root / "papers" / "demo")
     for profile in ("cpu", "gpu"):
         rows = spoken(demo_rows(profile), text)
         rows[0] |= {"status": "invalid", "why": text, "measures": {}}
-        provenance = spoken({"digest": rows_digest(rows), "commit": "4f2a", "dirty": True, "device_model": "a CPU", "platform": "Linux", "started": "2026",
-                             "versions": {"torch": "2"}, "notes": ["one"], "trials": [f"sha256:{i}" for i in range(len(rows))],
-                             "sources": dict.fromkeys(paper.experiments_in(profile), "sha256:"), "config": {}}, text)  # fmt: skip
-        document_ = sealed({"schema": 1, "paper": "demo", "profile": profile, "provenance": provenance, "registered": f"x{text}", "rows": rows})
+        provenance = spoken(
+            {
+                "digest": rows_digest(rows),
+                "commit": "4f2a",
+                "dirty": True,
+                "device_model": "a CPU",
+                "platform": "Linux",
+                "started": "2026",
+                "versions": {"torch": "2"},
+                "notes": ["one"],
+                "trials": [f"sha256:{i}" for i in range(len(rows))],
+                "sources": dict.fromkeys(paper.experiments_in(profile), "sha256:"),
+                "config": {},
+            },
+            text,
+        )
+        document_ = sealed(
+            {
+                "schema": 1,
+                "paper": "demo",
+                "profile": profile,
+                "provenance": provenance,
+                "registered": f"x{text}",
+                "rows": rows,
+            }
+        )
         judged = verdict.judge(paper, profile, document_)
         for claim in judged["claims"].values():
             for part in (claim, *claim["controls"], *claim["parts"]):
@@ -425,7 +625,13 @@ def pages(root: Path, text: str) -> dict[str, str]:
         write(root / "papers" / "demo" / "results" / f"{profile}.rows.json", document_)
         write(root / "papers" / "demo" / "results" / f"{profile}.verdict.json", judged)
     table = arena.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
-    table |= {"what": text, "device": text, "measure": text, "rows_digest": f"sha256:{text}", "settings": {**table["settings"], text: text}}
+    table |= {
+        "what": text,
+        "device": text,
+        "measure": text,
+        "rows_digest": f"sha256:{text}",
+        "settings": {**table["settings"], text: text},
+    }
     for cell in table["cells"]:
         cell["slots"] = {f"{slot}{text}": found for slot, found in cell["slots"].items()}
         cell["changed"] = {f"{name}{text}": value for name, value in cell["changed"].items()}
@@ -436,9 +642,17 @@ def pages(root: Path, text: str) -> dict[str, str]:
     def now(paper: papers.Paper, profile: str) -> dict[str, dict[str, str]]:
         return {"sources": dict.fromkeys(paper.experiments_in(profile), text), "config": {}}
 
-    index_page = report.ComparisonPage(root, {slug: {p: {"quality": text} for p in ("cpu", "gpu")} for slug in ("demo", "other")})
+    index_page = report.ComparisonPage(
+        root, {slug: {p: {"quality": text} for p in ("cpu", "gpu")} for slug in ("demo", "other")}
+    )
     parts = {
-        "index": [index_page.head(), index_page.headlines_table(), index_page.arena(), index_page.magnitude(), index_page.claims()],
+        "index": [
+            index_page.head(),
+            index_page.headlines_table(),
+            index_page.arena(),
+            index_page.magnitude(),
+            index_page.claims(),
+        ],
         "arena": [report.ArenaPage("mlp", root).page()],
     }
     made = {"demo": in_process(root, "demo", now)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import chaos
+from dev import chaos
 from repro.errors import ReproError
 
 
@@ -19,7 +19,9 @@ def test_damaged_data_and_checkpoints_are_refused() -> None:
 
 
 def test_a_fault_that_goes_unnoticed_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chaos.Chaos, "damage", lambda self, data: data)  # nothing is damaged, so nothing can be detected
+    monkeypatch.setattr(
+        chaos.Chaos, "damage", lambda self, data: data
+    )  # nothing is damaged, so nothing can be detected
     [fault] = chaos.run(2, ["data"], lambda text: None)
     assert (fault.injected, fault.detected, fault.ok) == (2, 0, False)
 
@@ -36,7 +38,12 @@ def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
     faults = [chaos.Fault("one", 2, 2, 2, 0), chaos.Fault("two", 3, 3, 2, 1)]
     chaos.write(page, chaos.HEAD, chaos.table(faults), "repro chaos")
     text = page.read_text()
-    assert "| all | 5 | 5 | 4 | 1 |" in text and "old" not in text and text.startswith("# Faults") and text.endswith("after\n")
+    assert (
+        "| all | 5 | 5 | 4 | 1 |" in text
+        and "old" not in text
+        and text.startswith("# Faults")
+        and text.endswith("after\n")
+    )
     page.write_text("# Faults\n")
     with pytest.raises(ReproError, match="no place for the table"):
         chaos.write(page, chaos.HEAD, chaos.table(faults), "repro chaos")

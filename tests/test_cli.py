@@ -22,7 +22,9 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["show", "rmsnorm"], ["cite", "rmsnorm"], ["plan", "rmsnorm"]])
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "--json"], ["show", "rmsnorm"], ["cite", "rmsnorm"], ["plan", "rmsnorm"]]
+)
 def test_looking_things_up_loads_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", QUIET.format(words=words)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -31,8 +33,17 @@ def test_looking_things_up_loads_nothing_heavy(words: list[str]) -> None:
 
 def test_list_and_show_as_json(checkout: Checkout) -> None:
     listed = json.loads(checkout.ok("list", "--json"))
-    assert listed == [{"slug": "demo", "title": "A paper for tests", "year": 2020, "family": "normalization", "withdrawn": None,
-                       "headline": {"cpu": "main"}, "verdicts": {"cpu": "not_run"}}]  # fmt: skip
+    assert listed == [
+        {
+            "slug": "demo",
+            "title": "A paper for tests",
+            "year": 2020,
+            "family": "normalization",
+            "withdrawn": None,
+            "headline": {"cpu": "main"},
+            "verdicts": {"cpu": "not_run"},
+        }
+    ]
     assert json.loads(checkout.ok("list", "--json", "--verdict", "reproduced")) == []
     shown = json.loads(checkout.ok("show", "demo", "--json"))
     assert shown["paper"]["claims"]["main"]["where"] == "Table 1" and shown["verdicts"] == {"cpu": None}
@@ -100,17 +111,25 @@ def test_stubs_fail_until_they_are_filled(checkout: Checkout) -> None:
     assert checkout.ok("new", "mix_ln").count("wrote") == 6
     assert "mix_ln" in checkout.ok("list")
     assert "NotImplementedError" in checkout.refused("run", "mix_ln", "--profile", "smoke", code=1)
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "papers/mix_ln"], cwd=checkout.root,
-                           env=checkout.environment(), capture_output=True, text=True)  # fmt: skip
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "papers/mix_ln"],
+        cwd=checkout.root,
+        env=checkout.environment(),
+        capture_output=True,
+        text=True,
+    )
     assert tests.returncode == 1 and "2 failed" in tests.stdout
 
 
-@pytest.mark.parametrize("old, new, told", [
-    ("profile: cpu", "profile: cqu", "params.yaml:1"),
-    ("seeds: null", "seeds: -3", "params.yaml:3"),
-    ("device: auto", "devise: auto", "params.yaml:2"),
-    ("cpu: 180", "cpu: 18e1x", "params.yaml:4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("profile: cpu", "profile: cqu", "params.yaml:1"),
+        ("seeds: null", "seeds: -3", "params.yaml:3"),
+        ("device: auto", "devise: auto", "params.yaml:2"),
+        ("cpu: 180", "cpu: 18e1x", "params.yaml:4"),
+    ],
+)
 def test_bad_params_name_the_line(checkout: Checkout, old: str, new: str, told: str) -> None:
     checkout.edit(old, new, "params.yaml")
     assert told in checkout.refused("run", "demo")
@@ -124,5 +143,7 @@ def test_doctor_says_what_is_missing(checkout: Checkout) -> None:
 
 def test_outside_a_checkout_it_says_so(tmp_path) -> None:
     code = "import repro; repro.__path__[:] = repro.__path__[:1]\nfrom repro import cli\nimport sys; sys.argv = ['repro', 'run', '--all']\ncli.main()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
+    )
     assert done.returncode == 2 and "no checkout of this suite" in done.stderr and "Traceback" not in done.stderr

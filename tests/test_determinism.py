@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro import paper, plan, provenance, run, train
-from repro.engines import local
+from repro import train
+from repro.run import core as run
+from repro.run import plan, provenance
+from repro.run.engines import local
+from repro.spec import paper
 
 # Single, batched and shared experiments, trained networks among them.
 TRIALS = [("rmsnorm", "quality"), ("batchnorm", "training"), ("nfnet", "large_lr"), ("mix_ln", "language_model")]
@@ -29,7 +32,9 @@ def other_seed(unit: dict) -> dict:
 def test_again_in_another_process_and_with_another_seed(tmp_path: Path, slug: str, experiment: str) -> None:
     unit, answers = unit_of(slug, experiment), []
     first, again, other = run.execute(unit), run.execute(unit), run.execute(other_seed(unit))
-    local.run_units([unit, unit], jobs=2, state=tmp_path, done=lambda unit, answer: answers.append(answer.get("results", answer)))
+    local.run_units(
+        [unit, unit], jobs=2, state=tmp_path, done=lambda unit, answer: answers.append(answer.get("results", answer))
+    )
     assert first == again
     assert answers == [first, first], "two worker processes"
     assert first != other, "the seed matters"
@@ -54,7 +59,9 @@ print(told.train_loss, model[0].weight.tolist())
 """
 
     def out(path: str, kill: int) -> str:
-        return subprocess.run([sys.executable, "-c", script, path, str(kill)], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [sys.executable, "-c", script, path, str(kill)], capture_output=True, text=True, check=True
+        ).stdout
 
     path = tmp_path / "half.safetensors"
     assert out(str(path), 8) == "" and path.exists()
@@ -68,12 +75,17 @@ def test_under_ray(tmp_path: Path) -> None:
     script = """
 import json, sys
 from pathlib import Path
-from repro import engines
+from repro.run import engines
 if __name__ == "__main__":
     with engines.chosen("ray", "cpu", 1) as where:
         where["engine"]([json.loads(Path(sys.argv[1]).read_text())], jobs=1, state=Path(sys.argv[2]), done=lambda u, a: print("ANSWER", json.dumps(a.get("results", a))))
 """
-    told = subprocess.run([sys.executable, "-c", script, str(tmp_path / "unit.json"), str(tmp_path)], capture_output=True, text=True, timeout=200)
+    told = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "unit.json"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     [line] = [line for line in told.stdout.splitlines() if line.startswith("ANSWER")]
     assert json.loads(line.removeprefix("ANSWER ")) == json.loads(json.dumps(run.execute(unit)))
 

@@ -16,8 +16,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 def make(clone: Path, *words: str) -> tuple[str, float]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "VIRTUAL_ENV"))}
     began = time.perf_counter()
-    done = subprocess.run(["make", *words, f"PYTHON={sys.executable}"], cwd=clone, env=environment, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL)  # fmt: skip
+    done = subprocess.run(
+        ["make", *words, f"PYTHON={sys.executable}"],
+        cwd=clone,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout, time.perf_counter() - began
@@ -61,12 +68,22 @@ def test_profile_in_params_selects_the_stages(clone: Path) -> None:
 
 def test_an_installed_package_works_outside_the_checkout(clone: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
-    subprocess.run([clone / ".venv/bin/uv", "pip", "install", "-q", "--no-deps", "--target", str(target), str(clone)], check=True)
+    subprocess.run(
+        [clone / ".venv/bin/uv", "pip", "install", "-q", "--no-deps", "--target", str(target), str(clone)], check=True
+    )
     code = "from repro.papers.rmsnorm import RMSNorm; import torch; print(RMSNorm(4)(torch.ones(2, 4)).tolist())"
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run([clone / ".venv/bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [clone / ".venv/bin/python", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.stdout.strip().startswith("[[0.99") or done.stdout.strip() == str([[1.0] * 4] * 2), done.stderr
-    listed = subprocess.run([clone / ".venv/bin/python", "-m", "repro.cli", "list"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    listed = subprocess.run(
+        [clone / ".venv/bin/python", "-m", "repro.cli", "list"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert listed.returncode == 0 and "rmsnorm" in listed.stdout, listed.stderr
 
 

@@ -9,14 +9,22 @@ import typing
 
 import pytest
 
-from repro import index, paper, plan, provenance, run, verdict
-from repro.paper import Paper
+from repro.judge import verdict
+from repro.publish import index
 from repro.report import staleness
+from repro.run import core as run
+from repro.run import plan, provenance
+from repro.spec import paper
+from repro.spec.paper import Paper
 
 ROOT = provenance.root()
 SLUGS = paper.slugs()
-STORED = [(slug, profile) for slug in SLUGS for profile in ("cpu", "gpu", "paper")
-          if (ROOT / "papers" / slug / "results" / f"{profile}.rows.json").is_file()]  # fmt: skip
+STORED = [
+    (slug, profile)
+    for slug in SLUGS
+    for profile in ("cpu", "gpu", "paper")
+    if (ROOT / "papers" / slug / "results" / f"{profile}.rows.json").is_file()
+]
 
 
 @pytest.fixture(params=SLUGS)
@@ -31,7 +39,9 @@ def code_lines(text: str) -> int:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             taken |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines = text.splitlines()
-    return sum(bool(line.strip()) and not line.strip().startswith("#") and i not in taken for i, line in enumerate(lines, 1))
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and i not in taken for i, line in enumerate(lines, 1)
+    )
 
 
 def test_there_are_papers() -> None:
@@ -40,7 +50,16 @@ def test_there_are_papers() -> None:
 
 def test_files_and_their_length(one: Paper) -> None:
     here = ROOT / "papers" / one.slug
-    for name in ("paper.yaml", "method.py", "experiment.py", "test_method.py", "NOTES.md", "README.md", "dvc.yaml", "__init__.py"):
+    for name in (
+        "paper.yaml",
+        "method.py",
+        "experiment.py",
+        "test_method.py",
+        "NOTES.md",
+        "README.md",
+        "dvc.yaml",
+        "__init__.py",
+    ):
         assert (here / name).read_text().strip(), name
     assert code_lines((here / "method.py").read_text()) <= 100
     assert code_lines((here / "experiment.py").read_text()) <= 130
@@ -117,7 +136,11 @@ def test_seeds_in_one_batch_give_what_they_give_alone(one: Paper) -> None:
         for a, b in zip(together, alone, strict=True):
             assert a["status"] == b["status"]
             for name, value in a["measures"].items():
-                assert value == pytest.approx(b["measures"][name], rel=1e-3), (unit["experiment"], trials[0]["arm"], name)
+                assert value == pytest.approx(b["measures"][name], rel=1e-3), (
+                    unit["experiment"],
+                    trials[0]["arm"],
+                    name,
+                )
 
 
 def test_nothing_generated_is_out_of_date() -> None:

@@ -56,29 +56,38 @@ class OwnNorm(nn.Module):
 BUILD = {
     "mlp": (lambda norm, act, g: MLP((768, 12, 10, 5), norm=norm, act=act, generator=g), images, [10, 12]),
     "residual mlp": (
-        lambda norm, act, g: ResidualMLP(768, 12, 2, 5, norm=norm, act=act, generator=g), images, [12, 12, 12],
+        lambda norm, act, g: ResidualMLP(768, 12, 2, 5, norm=norm, act=act, generator=g),
+        images,
+        [12, 12, 12],
     ),
     "resnet": (
-        lambda norm, act, g: cifar_resnet(8, classes=5, width=4, norm=norm, act=act, generator=g), images,
+        lambda norm, act, g: cifar_resnet(8, classes=5, width=4, norm=norm, act=act, generator=g),
+        images,
         [4, 4, 4, 8, 8, 16, 16],
     ),
     "plain": (
         lambda norm, act, g: cifar_resnet(8, classes=5, width=4, residual=False, norm=norm, act=act, generator=g),
-        images, [4, 4, 4, 8, 8, 16, 16],
+        images,
+        [4, 4, 4, 8, 8, 16, 16],
     ),
     "bottleneck": (
         lambda norm, act, g: ConvNet(
             [1, 1], [8, 16], classes=5, block=Bottleneck, stem="imagenet", norm=norm, act=act, generator=g
         ),
-        images, [2, 2, 4, 4, 8, 8, 16, 16],
+        images,
+        [2, 2, 4, 4, 8, 8, 16, 16],
     ),
     "vit": (
-        lambda norm, act, g: vit(16, 4, 8, 2, heads=2, classes=5, norm=norm, act=act, generator=g), images, [8] * 5,
+        lambda norm, act, g: vit(16, 4, 8, 2, heads=2, classes=5, norm=norm, act=act, generator=g),
+        images,
+        [8] * 5,
     ),
     "gpt": (
-        lambda norm, act, g: GPT(17, 8, 12, 2, heads=2, norm=norm, act=act, generator=g), tokens, [12] * 5,
+        lambda norm, act, g: GPT(17, 8, 12, 2, heads=2, norm=norm, act=act, generator=g),
+        tokens,
+        [12] * 5,
     ),
-}  # fmt: skip
+}
 
 
 # --- slots -----------------------------------------------------------------------------------------------------------
@@ -410,9 +419,11 @@ def by_hand(model: RNN, x: list[list[float]]) -> list[list[float]]:
     for row in x:
         wx, uh = product(model.input.weight, row), product(model.hidden.weight, h)
         if model.cell == "tanh":
-            a = layer_norm(plus(wx, uh), model.norm_h) if model.joint else plus(
-                layer_norm(wx, model.norm_x), layer_norm(uh, model.norm_h)
-            )  # fmt: skip
+            a = (
+                layer_norm(plus(wx, uh), model.norm_h)
+                if model.joint
+                else plus(layer_norm(wx, model.norm_x), layer_norm(uh, model.norm_h))
+            )
             h = [math.tanh(v) for v in plus(a, bias)]
         elif model.cell == "lstm":
             a = plus(layer_norm(wx, model.norm_x), layer_norm(uh, model.norm_h), bias)

@@ -9,9 +9,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from repro import paper as papers
 from repro.errors import ReproError
-from repro.paper import as_dict, controlled, load, load_params, load_yaml
+from repro.spec import paper as papers
+from repro.spec.paper import as_dict, controlled, load, load_params, load_yaml
 
 TEXT = """\
 slug: rmsnorm
@@ -136,189 +136,237 @@ def test_a_control_swaps_arms_and_fixes_levels(write):
     assert (fixed.arm, fixed.per, fixed.at) == ("rmsnorm", None, {"depth": 4})
 
 
-@pytest.mark.parametrize("old, new", [
-    ("margin: 0.02", "margin: 0.03"), ("against: layernorm, margin", "against: identity, margin"),
-    ("expect: not_reproduced", "expect: not_reproduced, at: {depth: 4}"), ("seeds: 5\n", "seeds: 6\n"),
-    ("nats, better: lower}\n  curve", "nats, better: higher}\n  curve"),
-    ("headline: {cpu: parity", "headline: {cpu: speed"),
-    ("factors: {depth: [4, 12]", "factors: {depth: [4]"), ("tuning_seeds: [1000]", "tuning_seeds: [1001]"),
-    ("    positive: layernorm\n", ""), ("per: depth}", "per: depth, level: 0.9}"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("margin: 0.02", "margin: 0.03"),
+        ("against: layernorm, margin", "against: identity, margin"),
+        ("expect: not_reproduced", "expect: not_reproduced, at: {depth: 4}"),
+        ("seeds: 5\n", "seeds: 6\n"),
+        ("nats, better: lower}\n  curve", "nats, better: higher}\n  curve"),
+        ("headline: {cpu: parity", "headline: {cpu: speed"),
+        ("factors: {depth: [4, 12]", "factors: {depth: [4]"),
+        ("tuning_seeds: [1000]", "tuning_seeds: [1001]"),
+        ("    positive: layernorm\n", ""),
+        ("per: depth}", "per: depth, level: 0.9}"),
+    ],
+)
 def test_registration_follows_what_decides(write, old, new):
     assert load(write(changed(old, new)[0])).registration("cpu") != load(write()).registration("cpu")
 
 
-@pytest.mark.parametrize("old, new", [
-    ("margin: 0.02", "margin: 0.02, name: parity"),
-    ("unit: nats, better: lower}\n  curve", "unit: bits, better: lower}\n  curve"),
-    ("statement: BLEU is kept.", "statement: BLEU stays."), ("seeds: 10", "seeds: 9"), ("repeats: 3,", "repeats: 4,"),
-    ("  gpu: {seeds: 10, timing: {repeats: 30}}\n", "  gpu: {seeds: 10, timing: {repeats: 30}, about: an H100}\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("margin: 0.02", "margin: 0.02, name: parity"),
+        ("unit: nats, better: lower}\n  curve", "unit: bits, better: lower}\n  curve"),
+        ("statement: BLEU is kept.", "statement: BLEU stays."),
+        ("seeds: 10", "seeds: 9"),
+        ("repeats: 3,", "repeats: 4,"),
+        ("  gpu: {seeds: 10, timing: {repeats: 30}}\n", "  gpu: {seeds: 10, timing: {repeats: 30}, about: an H100}\n"),
+    ],
+)
 def test_registration_leaves_prose_and_other_profiles_alone(write, old, new):
     assert load(write(changed(old, new)[0])).registration("cpu") == load(write()).registration("cpu")
 
 
 BAD = {
     "unknown key": (
-        "margin: 0.02", "margn: 0.02",
+        "margin: 0.02",
+        "margn: 0.02",
         "claims.parity.rule.margn: unknown key; did you mean 'margin'?",
     ),
     "unknown key at the top": (
-        "title: Root", "titel: Root",
+        "title: Root",
+        "titel: Root",
         "titel: unknown key; did you mean 'title'?",
     ),
     "a comma in a text": (
-        "expect: not_reproduced}", "expect: not_reproduced, why: broken, no norm}",
+        "expect: not_reproduced}",
+        "expect: not_reproduced, why: broken, no norm}",
         "claims.parity.controls[0].no norm: unknown key; allowed: expect, replace, seed_offset, experiment, at, "
         "why (a text that holds a comma needs quotes inside { })",
     ),
     "missing key": (
-        ", arm: rmsnorm, against: layernorm, margin: 0.02", ", against: layernorm, margin: 0.02",
+        ", arm: rmsnorm, against: layernorm, margin: 0.02",
+        ", against: layernorm, margin: 0.02",
         "claims.parity.rule: 'arm' is missing",
     ),
     "family": (
-        "family: normalization", "family: normalisation",
+        "family: normalization",
+        "family: normalisation",
         "family: is the text 'normalisation'; did you mean 'normalization'? (allowed: normalization, "
         "activation, initialization, residual, training)",
     ),
     "fidelity": (
-        "fidelity: scaled", "fidelity: exact",
+        "fidelity: scaled",
+        "fidelity: exact",
         "claims.parity.fidelity: is the text 'exact'; allowed: analytic, same, scaled, proxy",
     ),
     "kind": (
-        "kind: noninferiority", "kind: non-inferiority",
+        "kind: noninferiority",
+        "kind: non-inferiority",
         "claims.parity.rule.kind: is the text 'non-inferiority'; did you mean 'noninferiority'?",
     ),
     "no kind": (
-        "{kind: noninferiority, measure", "{measure",
+        "{kind: noninferiority, measure",
+        "{measure",
         "claims.parity.rule: 'kind' is missing; allowed: identity, bound, ratio, ordering, noninferiority, "
         "equivalence, slope, count",
     ),
     "text for a number": (
-        "margin: 0.02", "margin: 0.02x",
+        "margin: 0.02",
+        "margin: 0.02x",
         "claims.parity.rule.margin: is the text '0.02x'; write a number",
     ),
     "text for a number in a profile": (
-        "steps: 150, lr: 1e-3", "steps: 150, lr: 1e-3x",
+        "steps: 150, lr: 1e-3",
+        "steps: 150, lr: 1e-3x",
         "profiles.cpu.quality.lr: is the text '1e-3x'; write a number",
     ),
     "number for a text": (
-        "'1910.07467'", "1910.07467",
+        "'1910.07467'",
+        "1910.07467",
         "arxiv: is the number 1910.07467; write it in quotes",
     ),
     "arxiv": (
-        "'1910.07467'", "'1910/07467'",
+        "'1910.07467'",
+        "'1910/07467'",
         "arxiv: is '1910/07467'; write an identifier such as '1910.07467'",
     ),
     "no source": (
-        "arxiv: '1910.07467'\n", "",
+        "arxiv: '1910.07467'\n",
+        "",
         "'arxiv' is missing (or write doi: or url:)",
     ),
     "code": (
-        "bzhangGo/rmsnorm@2e726f1", "bzhangGo/rmsnorm",
+        "bzhangGo/rmsnorm@2e726f1",
+        "bzhangGo/rmsnorm",
         "code: is 'bzhangGo/rmsnorm'; write owner/repository@revision, or null",
     ),
     "slug": (
-        "slug: rmsnorm", "slug: rms_norm",
+        "slug: rmsnorm",
+        "slug: rms_norm",
         "slug: is 'rms_norm', but the folder is 'rmsnorm'; write slug: rmsnorm",
     ),
     "infinite": (
-        "margin: 0.02", "margin: .inf",
+        "margin: 0.02",
+        "margin: .inf",
         "claims.parity.rule.margin: is .inf; write a finite number",
     ),
     "too large": (
-        "margin: 0.02", "margin: 1e999",
+        "margin: 0.02",
+        "margin: 1e999",
         "claims.parity.rule.margin: is 1e999; write a finite number",
     ),
     "date": (
-        "year: 2019", "year: 2019-01-01",
+        "year: 2019",
+        "year: 2019-01-01",
         "year: is the date 2019-01-01; write it in quotes",
     ),
     "truth for a number": (
-        "year: 2019", "year: true",
+        "year: 2019",
+        "year: true",
         "year: is the truth value True; write a whole number",
     ),
     "list for a mapping": (
-        "paper_value: {text: comparable}", "paper_value: [comparable]",
+        "paper_value: {text: comparable}",
+        "paper_value: [comparable]",
         "claims.parity.paper_value: is a list; write a mapping",
     ),
     "empty": (
-        "authors: [Biao Zhang, Rico Sennrich]", "authors: []",
+        "authors: [Biao Zhang, Rico Sennrich]",
+        "authors: []",
         "authors: is empty; write at least one",
     ),
     "duplicate key": (
-        "year: 2019", "year: 2019\nyear: 2020",
+        "year: 2019",
+        "year: 2019\nyear: 2020",
         "?: key 'year' stands twice, first on line 4; leave one out",
     ),
     "anchor": (
-        "year: 2019", "year: &y 2019",
+        "year: 2019",
+        "year: &y 2019",
         "year: anchor &y and its aliases are not allowed; write the value out",
     ),
     "tag": ("year: 2019", "year: !!python/name:os.system", None),
     "rule's arm": (
-        "arm: rmsnorm, against: layernorm, margin", "arm: rmsnrm, against: layernorm, margin",
-        "claims.parity.rule.arm: no arm 'rmsnrm' in experiment 'quality' at profile 'cpu'; did you mean "
-        "'rmsnorm'?",
+        "arm: rmsnorm, against: layernorm, margin",
+        "arm: rmsnrm, against: layernorm, margin",
+        "claims.parity.rule.arm: no arm 'rmsnrm' in experiment 'quality' at profile 'cpu'; did you mean 'rmsnorm'?",
     ),
     "rule's other arm": (
-        "against: layernorm, margin", "against: groupnorm, margin",
+        "against: layernorm, margin",
+        "against: groupnorm, margin",
         "claims.parity.rule.against: no arm 'groupnorm' in experiment 'quality' at profile 'cpu'; did you mean "
         "'rmsnorm'?",
     ),
     "itself": (
-        "against: layernorm, margin", "against: rmsnorm, margin",
+        "against: layernorm, margin",
+        "against: rmsnorm, margin",
         "claims.parity.rule.against: 'rmsnorm' is compared with itself",
     ),
     "an arm that a profile leaves out": (
-        "batched: true,", "batched: true, arms: [rmsnorm, identity],",
+        "batched: true,",
+        "batched: true, arms: [rmsnorm, identity],",
         "claims.parity.rule.against: no arm 'layernorm' in experiment 'quality' at profile 'cpu'; did you "
         "mean 'rmsnorm'?",
     ),
     "measure": (
-        "measure: val,", "measure: vall,",
+        "measure: val,",
+        "measure: vall,",
         "claims.parity.rule.measure: no measure 'vall'; did you mean 'val'?",
     ),
     "axis": (
-        "margin: 0.02", "margin: 0.02, steps_to: {target: 1.5, axis: step}",
+        "margin: 0.02",
+        "margin: 0.02, steps_to: {target: 1.5, axis: step}",
         "claims.parity.rule.steps_to.axis: no measure 'step'; did you mean 'steps'?",
     ),
     "target": (
-        "margin: 0.02", "margin: 0.02, steps_to: {target: bst, axis: steps}",
+        "margin: 0.02",
+        "margin: 0.02, steps_to: {target: bst, axis: steps}",
         "claims.parity.rule.steps_to.target: is the text 'bst'; did you mean 'best'? (allowed: best)",
     ),
     "no direction": (
-        "measure: val,", "measure: err,",
+        "measure: val,",
+        "measure: err,",
         "measures.err: claims.parity.rule compares by it; write better: lower, or better: higher",
     ),
     "at's factor": (
-        "per: depth}", "per: depth, at: {width: 4}}",
+        "per: depth}",
+        "per: depth, at: {width: 4}}",
         "claims.parity.rule.at.width: no factor 'width' in experiment 'quality' at profile 'cpu'; did you "
         "mean 'depth'?",
     ),
     "at's level": (
-        "per: depth}", "at: {depth: 6}}",
+        "per: depth}",
+        "at: {depth: 6}}",
         "claims.parity.rule.at.depth: depth has no level 6 at profile 'cpu'; it has 4, 12",
     ),
     "a level that a profile leaves out": (
-        "at: {model: rnn}}", "at: {model: rnnn}}",
+        "at: {model: rnn}}",
+        "at: {model: rnnn}}",
         "claims.speed.rule.cpu.at.model: model has no level 'rnnn' at profile 'cpu'; it has rnn, conv",
     ),
     "per": (
-        "per: depth}", "per: dpth}",
-        "claims.parity.rule.per: no factor 'dpth' in experiment 'quality' at profile 'cpu'; did you mean "
-        "'depth'?",
+        "per: depth}",
+        "per: dpth}",
+        "claims.parity.rule.per: no factor 'dpth' in experiment 'quality' at profile 'cpu'; did you mean 'depth'?",
     ),
     "contrast's factor": (
-        "per: depth}", "contrast: {factor: dep, levels: [4, 12], as: ratio}}",
+        "per: depth}",
+        "contrast: {factor: dep, levels: [4, 12], as: ratio}}",
         "claims.parity.rule.contrast.factor: no factor 'dep' in experiment 'quality' at profile 'cpu'; did you "
         "mean 'depth'?",
     ),
     "contrast's levels": (
-        "per: depth}", "contrast: {factor: depth, levels: [4, 8], as: ratio}}",
+        "per: depth}",
+        "contrast: {factor: depth, levels: [4, 8], as: ratio}}",
         "claims.parity.rule.contrast.factor: depth has no level 8 at profile 'cpu'; it has 4, 12",
     ),
     "contrast of one level": (
-        "per: depth}", "contrast: {factor: depth, levels: [4, 4], as: ratio}}",
+        "per: depth}",
+        "contrast: {factor: depth, levels: [4, 4], as: ratio}}",
         "claims.parity.rule.contrast.levels: is [4, 4]; write two different levels",
     ),
     "x": (
@@ -333,164 +381,202 @@ BAD = {
         "'model'?",
     ),
     "select": (
-        "margin: 0.02", "margin: 0.02, select: {factor: lr, on: tuning}",
+        "margin: 0.02",
+        "margin: 0.02, select: {factor: lr, on: tuning}",
         "claims.parity.rule.select.factor: no factor 'lr' in experiment 'quality' at profile 'cpu'; allowed: "
         "depth, batch",
     ),
     "select without tuning seeds": (", per: model}\n", ", per: model, select: {factor: model, on: tuning}}\n", None),
     "a factor twice": (
-        "per: depth}", "per: depth, at: {depth: 4}}",
+        "per: depth}",
+        "per: depth, at: {depth: 4}}",
         "claims.parity.rule.at.depth: factor 'depth' is used twice in this rule",
     ),
     "an open factor": (
-        ", per: depth}", "}",
+        ", per: depth}",
+        "}",
         "claims.parity.rule: leaves factor 'depth' open at profile 'cpu'; write at: {depth: 4} or per: depth",
     ),
     "at_least": (
-        "at_least: 1", "at_least: 3",
+        "at_least: 1",
+        "at_least: 3",
         "claims.speed.rule.gpu[1].at_least: is 3, of 2 levels at profile 'gpu'",
     ),
     "level": (
-        "margin: 0.02", "margin: 0.02, level: 95",
+        "margin: 0.02",
+        "margin: 0.02, level: 95",
         "claims.parity.rule.level: is 95; write a number between 0.5 and 1, such as 0.95",
     ),
     "level 0.5": (
-        "margin: 0.02", "margin: 0.02, level: 0.5",
+        "margin: 0.02",
+        "margin: 0.02, level: 0.5",
         "claims.parity.rule.level: is 0.5; write a number between 0.5 and 1, such as 0.95",
     ),
     "margin 0": (
-        "margin: 0.02", "margin: 0",
+        "margin: 0.02",
+        "margin: 0",
         "claims.parity.rule.margin: is 0; write a number above 0",
     ),
     "no region": (
-        ", max: 9", "",
+        ", max: 9",
+        "",
         "claims.speed.rule.gpu[1]: write one of min, max, between (now: none)",
     ),
     "two regions": (
-        "max: 9", "max: 9, min: 1",
+        "max: 9",
+        "max: 9, min: 1",
         "claims.speed.rule.gpu[1].max: write one of min, max, between (now: min, max)",
     ),
     "between": (
-        "max: 9", "between: [9, 1]",
+        "max: 9",
+        "between: [9, 1]",
         "claims.speed.rule.gpu[1].between: is [9, 1]; write [low, high]",
     ),
     "ratio below 0": (
-        "max: 1, at", "max: 0, at",
+        "max: 1, at",
+        "max: 0, at",
         "claims.speed.rule.cpu.max: is 0; a ratio is above 0",
     ),
     "control's name": (
-        "{rmsnorm: identity}", "{rmsnrm: identity}",
+        "{rmsnorm: identity}",
+        "{rmsnrm: identity}",
         "claims.parity.controls[0].replace.rmsnrm: replaces nothing: the rule's arms are rmsnorm, layernorm",
     ),
     "control's arm": (
-        "{rmsnorm: identity}", "{rmsnorm: identty}",
-        "claims.parity.controls[0].replace.rmsnorm: no arm 'identty' in experiment 'quality'; did you mean "
-        "'identity'?",
+        "{rmsnorm: identity}",
+        "{rmsnorm: identty}",
+        "claims.parity.controls[0].replace.rmsnorm: no arm 'identty' in experiment 'quality'; did you mean 'identity'?",
     ),
     "control by itself": (
-        "{rmsnorm: identity}", "{rmsnorm: rmsnorm}",
+        "{rmsnorm: identity}",
+        "{rmsnorm: rmsnorm}",
         "claims.parity.controls[0].replace.rmsnorm: replaces 'rmsnorm' by itself; name another arm, or add "
         "seed_offset: 1000",
     ),
     "control without replace": (
-        "{replace: {rmsnorm: identity}, expect", "{expect",
+        "{replace: {rmsnorm: identity}, expect",
+        "{expect",
         "claims.parity.controls[0]: replaces nothing; write replace: {arm of the rule: broken arm}",
     ),
     "not_met": (
-        "expect: not_reproduced", "expect: not_met",
+        "expect: not_reproduced",
+        "expect: not_met",
         "claims.parity.controls[0].expect: not_met makes sense for superiority only, not for "
         "noninferiority; write expect: not_reproduced",
     ),
     "seed_offset": (
-        "expect: not_reproduced", "expect: not_reproduced, seed_offset: 10",
+        "expect: not_reproduced",
+        "expect: not_reproduced, seed_offset: 10",
         "claims.parity.controls[0].seed_offset: is 10; write at least 1000",
     ),
     "control elsewhere": (
-        "expect: not_reproduced", "expect: not_reproduced, at: {depth: 5}",
+        "expect: not_reproduced",
+        "expect: not_reproduced, at: {depth: 5}",
         "claims.parity.controls[0].at.depth: depth has no level 5 at profile 'cpu'; it has 4, 12",
     ),
     "positive": (
-        "positive: layernorm", "positive: layernrm",
+        "positive: layernorm",
+        "positive: layernrm",
         "claims.parity.positive: no arm 'layernrm' in experiment 'quality'; did you mean 'layernorm'?",
     ),
     "headline": (
-        "{cpu: parity", "{cpu: paritty",
+        "{cpu: parity",
+        "{cpu: paritty",
         "headline.cpu: no claim 'paritty'; did you mean 'parity'?",
     ),
     "untested headline": (
-        "{cpu: parity", "{cpu: bleu",
+        "{cpu: parity",
+        "{cpu: bleu",
         "headline.cpu: claim 'bleu' is untested; name one that has a rule",
     ),
     "headline not judged": (
-        "gpu: speed}", "gpu: parity}",
+        "gpu: speed}",
+        "gpu: parity}",
         "headline.gpu: claim 'parity' is not judged at 'gpu'; run its experiment there or name another",
     ),
     "neither rule nor untested": (
-        "    untested: needs WMT14\n", "",
+        "    untested: needs WMT14\n",
+        "",
         "claims.bleu: has neither a rule nor 'untested: why'",
     ),
     "untested with a control": (
-        "untested: needs WMT14", "untested: needs WMT14\n    positive: layernorm",
+        "untested: needs WMT14",
+        "untested: needs WMT14\n    positive: layernorm",
         "claims.bleu.positive: the claim is untested; drop this or drop 'untested'",
     ),
     "experiment": (
-        "experiment: timing", "experiment: timings",
+        "experiment: timing",
+        "experiment: timings",
         "claims.speed.experiment: no experiment 'timings'; did you mean 'timing'?",
     ),
     "no experiment": (
-        "    experiment: timing\n", "",
+        "    experiment: timing\n",
+        "",
         "claims.speed: 'experiment' is missing",
     ),
     "experiment in a profile": (
-        "gpu: {seeds: 10, timing:", "gpu: {seeds: 10, timng:",
+        "gpu: {seeds: 10, timing:",
+        "gpu: {seeds: 10, timng:",
         "profiles.gpu.timng: no experiment 'timng'; did you mean 'timing'?",
     ),
     "profile": (
-        "  gpu: {seeds: 10", "  gpuu: {seeds: 10",
+        "  gpu: {seeds: 10",
+        "  gpuu: {seeds: 10",
         "profiles.gpuu: unknown key; did you mean 'gpu'? (allowed: smoke, cpu, gpu, paper)",
     ),
     "no seeds": (
-        "gpu: {seeds: 10, timing", "gpu: {timing",
+        "gpu: {seeds: 10, timing",
+        "gpu: {timing",
         "profiles.gpu: 'seeds' is missing",
     ),
     "seeds": (
-        "seeds: 10", "seeds: ten",
+        "seeds: 10",
+        "seeds: ten",
         "profiles.gpu.seeds: is the text 'ten'; write a whole number of at least 1",
     ),
     "tuning seeds": (
-        "tuning_seeds: [1000]", "tuning_seeds: [5]",
+        "tuning_seeds: [1000]",
+        "tuning_seeds: [5]",
         "profiles.cpu.quality.tuning_seeds[0]: is the number 5; write a whole number of at least 1000",
     ),
     "arms of a profile": (
-        "batched: true,", "batched: true, arms: [rmsnom],",
+        "batched: true,",
+        "batched: true, arms: [rmsnom],",
         "profiles.cpu.quality.arms[0]: no arm 'rmsnom' in experiment 'quality'; did you mean 'rmsnorm'?",
     ),
     "factors of a profile": (
-        "batched: true,", "batched: true, factors: {dept: [4]},",
+        "batched: true,",
+        "batched: true, factors: {dept: [4]},",
         "profiles.cpu.quality.factors.dept: no factor of experiment 'quality'; did you mean 'depth'?",
     ),
     "a factor as a setting": (
-        "batched: true,", "batched: true, depth: 4,",
+        "batched: true,",
+        "batched: true, depth: 4,",
         "profiles.cpu.quality.depth: is a factor; write factors: {depth: [...]}",
     ),
     "a level twice": (
-        "depth: [4, 12]", "depth: [4, 4]",
+        "depth: [4, 12]",
+        "depth: [4, 4]",
         "experiments.quality.factors.depth[1]: 4 stands twice",
     ),
     "batched": (
-        "repeats: 3,", "batched: true,",
+        "repeats: 3,",
+        "batched: true,",
         "profiles.cpu.timing.batched: an exclusive experiment cannot be batched",
     ),
     "paper's range": (
-        "{low: 0.36, high: 0.93}", "{low: 1.36, high: 0.93}",
+        "{low: 0.36, high: 0.93}",
+        "{low: 1.36, high: 0.93}",
         "claims.speed.paper_value.low: 1.36 is above high 0.93",
     ),
     "paper's nothing": (
-        "{low: 0.36, high: 0.93}", "{low: 0.36}",
+        "{low: 0.36, high: 0.93}",
+        "{low: 0.36}",
         "claims.speed.paper_value: write value:, or low: and high:, or text:",
     ),
     "rule of the smoke profile": (
-        "      cpu: {kind: ratio", "      smoke: {kind: ratio",
+        "      cpu: {kind: ratio",
+        "      smoke: {kind: ratio",
         "claims.speed.rule.smoke: the smoke profile is never judged; drop this",
     ),
     "rule as a text": (
@@ -498,7 +584,7 @@ BAD = {
         "rule: parity",
         "claims.parity.rule: is the text 'parity'; write a rule, a list of rules, or one per profile",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -515,19 +601,28 @@ def test_a_mistake_is_one_line_with_its_place(write, name):
     where, _, rest = told.removeprefix(f"{path}:").partition(": ")
     assert rest == message
     # Of what is missing, the line is that of the entry that lacks it.
-    elsewhere = {"no direction": 18, "no source": 1, "no experiment": 35, "neither rule nor untested": 46,
-                 "an arm that a profile leaves out": 31}  # fmt: skip
+    elsewhere = {
+        "no direction": 18,
+        "no source": 1,
+        "no experiment": 35,
+        "neither rule nor untested": 46,
+        "an arm that a profile leaves out": 31,
+    }
     assert int(where) == elsewhere.get(name, line)
 
 
 def test_tags_anchors_and_keys_are_refused(write):
     bomb = "a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n"
     for text, message in [
-        (bomb, ":1: a: anchor &a and its aliases are not allowed"), ("a: !!python/name:os.system\n", ":1: a: "),
-        ("a: !x 1\n", ":1: a: '!x' is not allowed"), ("a: 1\nb: {4: 1}\n", "a key must be a text; write '4' in quotes"),
-        ("a: 1\n a: 2\n", ":2: not YAML 1.2"), ("a: [1, 2\n", "not YAML 1.2"), ("\n\n- 1\n- {a: 1, a: 2}", ":4: "),
+        (bomb, ":1: a: anchor &a and its aliases are not allowed"),
+        ("a: !!python/name:os.system\n", ":1: a: "),
+        ("a: !x 1\n", ":1: a: '!x' is not allowed"),
+        ("a: 1\nb: {4: 1}\n", "a key must be a text; write '4' in quotes"),
+        ("a: 1\n a: 2\n", ":2: not YAML 1.2"),
+        ("a: [1, 2\n", "not YAML 1.2"),
+        ("\n\n- 1\n- {a: 1, a: 2}", ":4: "),
         ("[" * 5000, "not YAML 1.2"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(ReproError) as caught:
             load_yaml(write(text))
         assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -535,9 +630,23 @@ def test_tags_anchors_and_keys_are_refused(write):
 
 def test_yaml_is_1_2(write):
     values = {
-        "1e-3": 0.001, "1E5": 1e5, "on": "on", "yes": "yes", "010": 10, "0o10": 8, "0x1F": 31, "12:30": "12:30",
-        "true": True, "null": None, "~": None, "-.5": -0.5, "'1'": "1", "": None, "-7": -7, "[1, 2.]": [1, 2.0],
-    }  # fmt: skip
+        "1e-3": 0.001,
+        "1E5": 1e5,
+        "on": "on",
+        "yes": "yes",
+        "010": 10,
+        "0o10": 8,
+        "0x1F": 31,
+        "12:30": "12:30",
+        "true": True,
+        "null": None,
+        "~": None,
+        "-.5": -0.5,
+        "'1'": "1",
+        "": None,
+        "-7": -7,
+        "[1, 2.]": [1, 2.0],
+    }
     text = "".join(f"k{i}: {written}\n" for i, written in enumerate(values))
     assert load_yaml(write(text)) == {f"k{i}": value for i, value in enumerate(values.values())}
 
@@ -559,15 +668,28 @@ def test_files_that_are_no_paper(write, tmp_path):
 PARAMS = "profile: cpu\ndevice: auto\nseeds: null\ntime_limit: {smoke: 5, cpu: 180}\n"
 
 
-@pytest.mark.parametrize("old, new, line, message", [
-    ("cpu\ndev", "cpuu\ndev", 1, "profile: is the text 'cpuu'; did you mean 'cpu'? (allowed: smoke, cpu, gpu, paper)"),
-    ("auto", "gpu", 2, "device: is 'gpu'; write auto, cpu, cuda or cuda:0"),
-    ("null", "0", 3, "seeds: is 0; write a positive whole number, or null"),
-    ("null", "1.5", 3, "seeds: is the number 1.5; write a whole number"),
-    ("smoke: 5", "smoke: 5s", 4, "time_limit.smoke: is the text '5s'; write a number"),
-    ("smoke: 5", "smok: 5", 4, "time_limit.smok: unknown key; did you mean 'smoke'? (allowed: smoke, cpu, gpu, paper)"),
-    ("time_limit", "time_limits", 4, "time_limits: unknown key; did you mean 'time_limit'?"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, line, message",
+    [
+        (
+            "cpu\ndev",
+            "cpuu\ndev",
+            1,
+            "profile: is the text 'cpuu'; did you mean 'cpu'? (allowed: smoke, cpu, gpu, paper)",
+        ),
+        ("auto", "gpu", 2, "device: is 'gpu'; write auto, cpu, cuda or cuda:0"),
+        ("null", "0", 3, "seeds: is 0; write a positive whole number, or null"),
+        ("null", "1.5", 3, "seeds: is the number 1.5; write a whole number"),
+        ("smoke: 5", "smoke: 5s", 4, "time_limit.smoke: is the text '5s'; write a number"),
+        (
+            "smoke: 5",
+            "smok: 5",
+            4,
+            "time_limit.smok: unknown key; did you mean 'smoke'? (allowed: smoke, cpu, gpu, paper)",
+        ),
+        ("time_limit", "time_limits", 4, "time_limits: unknown key; did you mean 'time_limit'?"),
+    ],
+)
 def test_params(tmp_path, old, new, line, message):
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS)
@@ -599,7 +721,7 @@ def test_loading_imports_no_heavy_package(write, tmp_path):
     load(write())
     code = f"""
 import sys
-from repro import paper
+from repro.spec import paper
 paper.load("rmsnorm", {str(tmp_path)!r})
 print([name for name in ("torch", "numpy", "scipy", "pydantic", "ruamel.yaml") if name in sys.modules])
 """

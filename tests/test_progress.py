@@ -6,15 +6,22 @@ import json
 import pytest
 from rich.console import Console
 
-from repro import paper, plan, progress, provenance, verdict
-from repro.report import words
+from repro import words
+from repro.judge import verdict
+from repro.run import plan, progress, provenance
+from repro.spec import paper
 
 ENTRY = {"paper": "demo", "profile": "cpu", "trials": []}
-UNIT = {"experiment": "main", "trials": [{"experiment": "main", "arm": "method", "seed": 0, "factors": {"depth": 2}, "key": "k"}]}
+UNIT = {
+    "experiment": "main",
+    "trials": [{"experiment": "main", "arm": "method", "seed": 0, "factors": {"depth": 2}, "key": "k"}],
+}
 OK = {"results": [{"status": "ok", "measures": {"curve": [1.0], "error": 0.25}}], "seconds": 1.0}
 
 
-def test_the_bar_counts_trials_and_prints_what_went_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_the_bar_counts_trials_and_prints_what_went_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     out = io.StringIO()
     monkeypatch.setattr(progress, "Console", lambda: Console(file=out, force_terminal=True, width=120))
     bar = progress.Bar()
@@ -61,7 +68,9 @@ def test_the_verdict_forms_from_complete_seeds() -> None:
     for seed in sorted({row["seed"] for row in rows}, reverse=True):  # tuning and A/A seeds first
         forming.add([row for row in rows if row["seed"] == seed])
         told.append(forming.told())
-    assert told[-1].startswith(f"{stored['headline']}: ") and f"{head['state'].replace('_', ' ')} at 5 seeds" in told[-1]
+    assert (
+        told[-1].startswith(f"{stored['headline']}: ") and f"{head['state'].replace('_', ' ')} at 5 seeds" in told[-1]
+    )
     assert words.number(head["estimate"]) in told[-1]
     assert not any(told[:-1]), "seeds count from 0 on, without a gap"
     early = progress.Forming(entry)

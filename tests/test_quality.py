@@ -1,4 +1,4 @@
-"""How often a verdict errs: rates of known answer, on synthetic rows; and the same decisions as `repro.decide`."""
+"""How often a verdict errs: rates of known answer, on synthetic rows; and the same decisions as `repro.judge.decide`."""
 
 import json
 import math
@@ -10,12 +10,13 @@ import pytest
 from scipy import stats
 
 from conftest import Checkout
-from repro import documents, quality
-from repro.decide import Region, decide
 from repro.errors import ReproError
-from repro.paper import Paper, load
+from repro.files import documents
+from repro.judge import quality
+from repro.judge.decide import Region, decide
+from repro.judge.verdict import claim_parts, judge_claim
+from repro.spec.paper import Paper, load
 from repro.store import rows_digest
-from repro.verdict import claim_parts, judge_claim
 
 PAPER = """\
 slug: p
@@ -64,8 +65,17 @@ def rows_of(value, n: int = 5, spread: float = 0.1, seed: int = 0) -> list[dict]
                 noise = spread * float(random.normal())
                 status = "diverged" if x is None else "ok"
                 measures = {} if x is None else {"loss": x + noise, "score": -x - noise}
-                rows.append({"experiment": "e", "arm": arm, "seed": s, "factors": {"depth": depth}, "status": status,
-                             "seconds": 1.0, "measures": measures})  # fmt: skip
+                rows.append(
+                    {
+                        "experiment": "e",
+                        "arm": arm,
+                        "seed": s,
+                        "factors": {"depth": depth},
+                        "status": status,
+                        "seconds": 1.0,
+                        "measures": measures,
+                    }
+                )
     return rows
 
 
@@ -97,7 +107,11 @@ def test_repeats_are_decided_as_decide_decides(make, name):
     papers, states = {n: make(rule, n) for n in range(3, 9)}, []
     for i in range(150):
         n, step = 3 + i % 6, i % 7  # from where the rule holds to where it does not
-        far = (lambda arm, depth, step=step: depth ** (0.15 * step)) if name == "slope" else {"a": good + 0.3 * step, "b": 1.0}
+        far = (
+            (lambda arm, depth, step=step: depth ** (0.15 * step))
+            if name == "slope"
+            else {"a": good + 0.3 * step, "b": 1.0}
+        )
         rows = rows_of(far, n, spread=0.02 + 0.02 * (i % 5), seed=i)
         ((_, (part,)),) = claim_parts(papers[n], "cpu", "main", rows)
         other = None if part.other is None else np.array(part.other)
@@ -109,7 +123,12 @@ def test_repeats_are_decided_as_decide_decides(make, name):
 
 def test_many_draws_at_once_and_at_any_truth():
     random = np.random.default_rng(1)
-    for region in (Region(high=0.3), Region(low=-0.3), Region(-0.4, 0.3), Region(math.log(0.8), math.log(1.25), log=True)):
+    for region in (
+        Region(high=0.3),
+        Region(low=-0.3),
+        Region(-0.4, 0.3),
+        Region(math.log(0.8), math.log(1.25), log=True),
+    ):
         for n, level, m in ((3, 0.95, None), (5, 0.975, None), (8, 0.9, None), (5, 0.95, 5), (4, 0.95, 7)):
             values, other = random.normal(0, 0.2, (200, n)), None if m is None else random.normal(0.0, 0.1, (200, m))
             truth = float(random.normal(0, 0.2))
@@ -168,10 +187,13 @@ def test_a_part_that_can_hardly_hold_makes_a_false_verdict_rare(make):
     assert found["false_rate"] < 0.03
 
 
-@pytest.mark.parametrize("rule", [
-    "{kind: bound, measure: loss, arm: a, max: 2, per: depth, at_least: K}",
-    "{kind: count, measure: loss, arm: a, cells: depth, at_least: K, max: 2}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "{kind: bound, measure: loss, arm: a, max: 2, per: depth, at_least: K}",
+        "{kind: count, measure: loss, arm: a, cells: depth, at_least: K, max: 2}",
+    ],
+)
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_at_least_and_count_are_false_by_as_many_parts_as_are_missing(make, rule, least):
     found = rates(make(rule.replace("K", str(least))), rows_of({"a": 1.0, "b": 1.0}, n=5))
@@ -213,7 +235,9 @@ def test_power_rises_with_the_effect_and_is_students(make):
         powers.append(found["power"])
         (_, (part,)), *_ = claim_parts(make(KINDS["ordering"][0]), "cpu", "main", rows)
         shift = -effect * math.sqrt(5) / np.std(part.values, ddof=1)
-        assert found["power"] == pytest.approx(stats.nct.sf(stats.t.ppf(0.95, 4), 4, shift), abs=4 * 0.5 / math.sqrt(quality.DRAWS))
+        assert found["power"] == pytest.approx(
+            stats.nct.sf(stats.t.ppf(0.95, 4), 4, shift), abs=4 * 0.5 / math.sqrt(quality.DRAWS)
+        )
     assert powers == sorted(powers) and powers[0] < 0.2 and powers[-1] > 0.9
 
 
@@ -236,11 +260,18 @@ def test_the_judge_itself_says_reproduced_as_often(make, least):
     assert said / runs == pytest.approx(found["power"], abs=4 * 0.5 / math.sqrt(runs))
 
 
-@pytest.mark.parametrize("value, where", [
-    ("{value: -0.5, unit: nats}", "paper"), ("{value: -0.5}", "paper"), ("{low: -0.9, high: -0.2, unit: nats}", "paper"),
-    ("{value: -0.5, unit: BLEU}", "here"), ("{value: 0.5, unit: nats}", "here"), ("{low: -0.9, high: 0.2}", "here"),
-    ("{text: much}", "here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, where",
+    [
+        ("{value: -0.5, unit: nats}", "paper"),
+        ("{value: -0.5}", "paper"),
+        ("{low: -0.9, high: -0.2, unit: nats}", "paper"),
+        ("{value: -0.5, unit: BLEU}", "here"),
+        ("{value: 0.5, unit: nats}", "here"),
+        ("{low: -0.9, high: 0.2}", "here"),
+        ("{text: much}", "here"),
+    ],
+)
 def test_the_papers_effect_counts_where_it_speaks_of_the_parameter(make, value, where):
     found = rates(make(KINDS["ordering"][0], value=value), rows_of({"a": 0.5, "b": 1.0}))
     assert found["power_at"] == where and found["power"] > 0.9
@@ -258,8 +289,10 @@ def test_no_power_where_the_claim_is_false_here_and_in_the_paper(make):
     found = rates(make(KINDS["ordering"][0]), rows_of({"a": 1.5, "b": 1.0}))
     assert found["power"] is found["power_interval"] is found["power_at"] is None
     assert "outside the region" in found["why"] and found["false_rate"] is not None
-    some = rates(make("{kind: ordering, measure: loss, arm: a, against: b, per: depth, at_least: 1}"),
-                 rows_of(lambda arm, depth: 0.2 if (arm, depth) == ("a", 1) else 1.0 + (arm == "a")))  # fmt: skip
+    some = rates(
+        make("{kind: ordering, measure: loss, arm: a, against: b, per: depth, at_least: 1}"),
+        rows_of(lambda arm, depth: 0.2 if (arm, depth) == ("a", 1) else 1.0 + (arm == "a")),
+    )
     assert some["power"] > 0.9, "one level is asked for"
 
 
@@ -271,7 +304,10 @@ def test_what_is_not_sampled_has_no_rate(make):
     for rule in ("{kind: identity, measure: loss, arm: a, bound: 1}", KINDS["bound"][0], KINDS["ordering"][0]):
         found = rates(make(rule), rows)
         assert found["why"] == quality.EXACT and found["false_rate"] is found["power"] is None
-    assert rates(make("{kind: identity, measure: loss, arm: a, bound: 1}", 1), rows_of({"a": 0.5, "b": 1.0}, 1))["why"] == quality.EXACT
+    assert (
+        rates(make("{kind: identity, measure: loss, arm: a, bound: 1}", 1), rows_of({"a": 0.5, "b": 1.0}, 1))["why"]
+        == quality.EXACT
+    )
 
 
 def test_an_exact_part_beside_a_sampled_one(make):
@@ -315,7 +351,9 @@ def test_equal_rows_give_equal_rates_and_other_claims_other_draws(make):
     assert quality.assess(other, "cpu", document)["claims"]["other"] != one["claims"]["main"]
     scaled = [{**row, "measures": {k: 8 * v for k, v in row["measures"].items()}} for row in rows]
     found = rates(paper, scaled)  # Student's rule knows no unit
-    assert {k: found[k] for k in ("false_rate", "power")} == {k: one["claims"]["main"][k] for k in ("false_rate", "power")}
+    assert {k: found[k] for k in ("false_rate", "power")} == {
+        k: one["claims"]["main"][k] for k in ("false_rate", "power")
+    }
 
 
 def test_documents_are_read_strictly(make, tmp_path):
@@ -325,10 +363,15 @@ def test_documents_are_read_strictly(make, tmp_path):
     path.write_text(quality.text(whole))
     assert documents.quality(path, "again") == whole == json.loads(json.dumps(whole))
     for edit, told in (
-        ({"false_rate": 1.5}, "a number from 0 to 1"), ({"power": None}, "power_interval"), ({"false_interval": [0.1]}, "false_interval"),
-        ({"allowed": None}, "what is allowed"), ({"power_at": "there"}, "paper, here"), ({"n": -1}, "whole number"),
-        ({"power": None, "power_interval": None, "power_at": None}, "write why"), ({"power_at": None}, "does not fit the power"),
-    ):  # fmt: skip
+        ({"false_rate": 1.5}, "a number from 0 to 1"),
+        ({"power": None}, "power_interval"),
+        ({"false_interval": [0.1]}, "false_interval"),
+        ({"allowed": None}, "what is allowed"),
+        ({"power_at": "there"}, "paper, here"),
+        ({"n": -1}, "whole number"),
+        ({"power": None, "power_interval": None, "power_at": None}, "write why"),
+        ({"power_at": None}, "does not fit the power"),
+    ):
         path.write_text(json.dumps({**whole, "claims": {"main": {**whole["claims"]["main"], **edit}}}))
         with pytest.raises(ReproError, match=told) as caught:
             documents.quality(path, "again")
@@ -336,7 +379,9 @@ def test_documents_are_read_strictly(make, tmp_path):
 
 
 def test_the_table_goes_between_its_marks(make):
-    whole = quality.assess(make(KINDS["ordering"][0]), "cpu", {"paper": "p", "profile": "cpu", "rows": rows_of({"a": 0.9, "b": 1.0})})
+    whole = quality.assess(
+        make(KINDS["ordering"][0]), "cpu", {"paper": "p", "profile": "cpu", "rows": rows_of({"a": 0.9, "b": 1.0})}
+    )
     page = f"before\n{quality.BEGIN}\nold\n{quality.END}\nafter\n"
     once = quality.with_table(page, [whole], ["2026-01-02", None, "2026-01-01"], "page")
     assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once

@@ -66,13 +66,12 @@ def main(arm: str, seed: int, config: Main, device: torch.device) -> dict:
     return {"error": history.train_loss[-1], "curve": history.train_loss, "world": world, "first": seen[0]}
 '''
 YAML = {
-    "  curve: {unit: nats, better: lower, diverged: worst}\n":
-        "  curve: {unit: nats, better: lower, diverged: worst}\n  world: {unit: ranks, better: lower, diverged: worst}\n"
-        "  first: {unit: step, better: lower, diverged: worst}\n",
+    "  curve: {unit: nats, better: lower, diverged: worst}\n": "  curve: {unit: nats, better: lower, diverged: worst}\n  world: {unit: ranks, better: lower, diverged: worst}\n"
+    "  first: {unit: step, better: lower, diverged: worst}\n",
     "factors: {depth: [1, 2]}": "factors: {depth: [1]}",
     ", per: depth}": "}",
     "seeds: 1, main: {mode: plain}": "seeds: 1, main: {mode: plain, ranks: 2, arms: [method]}",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -135,7 +134,10 @@ def test_kill_9_of_the_parent_leaves_no_rank_and_the_next_run_resumes(ranked: Ch
     assert row(ranked)["measures"]["first"] == 10
 
 
-@pytest.mark.parametrize("setting, words", [("ranks: 0", "at least 1"), ("ranks: true", "whole number"), ("ranks: 2, batched: true", "leave out ranks")])
+@pytest.mark.parametrize(
+    "setting, words",
+    [("ranks: 0", "at least 1"), ("ranks: true", "whole number"), ("ranks: 2, batched: true", "leave out ranks")],
+)
 def test_what_ranks_may_be(ranked: Checkout, setting: str, words: str) -> None:
     ranked.edit("ranks: 2", setting)
     assert words in ranked.refused("plan", "demo", "--profile", "smoke")
@@ -149,7 +151,10 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sy
 train.fit(torch.nn.Linear(2, 2), (torch.zeros(8, 2), torch.zeros(8).long()), steps=1, batch=3, lr=0.1, seed=0)
 """
     path = f"/tmp/repro-ranks-{os.getpid()}"
-    both = [subprocess.Popen([sys.executable, "-c", script, path, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, path, str(rank)], stderr=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
     told = [process.communicate(timeout=60)[1] for process in both]
     Path(path).unlink(missing_ok=True)
     assert all("batch=3: 2 ranks share it; write a multiple of 2" in text for text in told)

@@ -33,13 +33,21 @@ def test_rows_equal_the_local_engine_s(checkout: Checkout) -> None:
     local = rows(checkout)
     fresh(checkout)
     assert "0 in the store" in checkout.ok("run", "demo", "--engine", "ray")
-    assert rows(checkout)["rows"] and [{**r, "seconds": 0} for r in rows(checkout)["rows"]] == [{**r, "seconds": 0} for r in local["rows"]]
-    assert rows(checkout)["provenance"]["trials"] == local["provenance"]["trials"], "the same keys: either engine takes up the other's trials"
+    assert rows(checkout)["rows"] and [{**r, "seconds": 0} for r in rows(checkout)["rows"]] == [
+        {**r, "seconds": 0} for r in local["rows"]
+    ]
+    assert rows(checkout)["provenance"]["trials"] == local["provenance"]["trials"], (
+        "the same keys: either engine takes up the other's trials"
+    )
     assert "0 to measure" in checkout.ok("run", "demo")
 
 
-@pytest.mark.parametrize("mode, expected", [("die_once", None), ("raise", "RuntimeError: the experiment is broken"), ("die", "lost 3 times")])
-def test_workers_that_die_are_retried_and_exceptions_are_not(checkout: Checkout, mode: str, expected: str | None) -> None:
+@pytest.mark.parametrize(
+    "mode, expected", [("die_once", None), ("raise", "RuntimeError: the experiment is broken"), ("die", "lost 3 times")]
+)
+def test_workers_that_die_are_retried_and_exceptions_are_not(
+    checkout: Checkout, mode: str, expected: str | None
+) -> None:
     checkout.edit("cpu: {seeds: 3, main: {mode: plain}}", f"cpu: {{seeds: 3, main: {{mode: {mode}}}}}")
     if expected is None:
         checkout.ok("run", "demo", "--engine", "ray")
@@ -57,11 +65,15 @@ def test_exclusive_units_run_alone_and_after_the_others(checkout: Checkout) -> N
     assert len(calls(checkout)) == 8 and len(rows(checkout)["rows"]) == 8
 
 
-@pytest.mark.parametrize("words, told", [
-    (["--engine", "rays"], "write local or ray"), (["--address", "auto"], "add --engine ray"),
-    (["--engine", "ray", "--address", "127.0.0.1:1"], "no Ray cluster there"),
-    (["--engine", "ray", "--device", "cuda"], "the cluster has no GPU"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--engine", "rays"], "write local or ray"),
+        (["--address", "auto"], "add --engine ray"),
+        (["--engine", "ray", "--address", "127.0.0.1:1"], "no Ray cluster there"),
+        (["--engine", "ray", "--device", "cuda"], "the cluster has no GPU"),
+    ],
+)
 def test_what_cannot_be_is_told_in_a_line(checkout: Checkout, words: list[str], told: str) -> None:
     assert told in checkout.refused("run", "demo", *words)
 
@@ -75,12 +87,16 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[subpr
     common = ["--object-store-memory", "80000000", "--disable-usage-stats", "--block"]
 
     def start(*words: str) -> None:
-        started.append(subprocess.Popen([str(RAY), "start", *words, *common], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        started.append(
+            subprocess.Popen([str(RAY), "start", *words, *common], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
 
     def wait(nodes: int) -> None:
         deadline = time.monotonic() + 120
         while True:
-            told = subprocess.run([str(RAY), "status", "--address", f"127.0.0.1:{port}"], capture_output=True, text=True)
+            told = subprocess.run(
+                [str(RAY), "status", "--address", f"127.0.0.1:{port}"], capture_output=True, text=True
+            )
             if told.stdout.count(" 1 node_") == nodes:
                 return
             assert started[0].poll() is None and time.monotonic() < deadline, told.stdout + told.stderr

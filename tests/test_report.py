@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from repro import report
+from repro import report, words
 from repro.errors import Failed, ReproError
-from repro.report import figures, text, words
+from repro.report import figures, text
 from repro.report.asides import FigureView, RankingView, rank_table
 from repro.report.records import record
 from repro.store import rows_digest, sealed
@@ -249,9 +249,9 @@ def demo_rows(profile: str) -> list[dict]:
 
 def build(root: Path) -> Path:
     """A tree with `papers/demo` (measured on cpu and gpu) and `papers/other` (not run)."""
-    from repro import quality
-    from repro.paper import load
-    from repro.verdict import judge
+    from repro.judge import quality
+    from repro.judge.verdict import judge
+    from repro.spec.paper import load
 
     for slug, source in (("demo", PAPER), ("other", OTHER)):
         (root / "papers" / slug / "results").mkdir(parents=True)
@@ -289,7 +289,9 @@ def build(root: Path) -> Path:
         document = sealed(document)
         (folder / f"{profile}.rows.json").write_text(json.dumps(document), encoding="utf-8")
         (folder / f"{profile}.verdict.json").write_text(json.dumps(judge(paper, profile, document)), encoding="utf-8")
-        (folder / f"{profile}.quality.json").write_text(quality.text(quality.assess(paper, profile, document)), encoding="utf-8")
+        (folder / f"{profile}.quality.json").write_text(
+            quality.text(quality.assess(paper, profile, document)), encoding="utf-8"
+        )
     return root
 
 
@@ -378,7 +380,9 @@ def refuse_requests(page: Page) -> None:
             if name in {"src", "srcset", "poster", "background", "action", "xlink:href"}:
                 raise AssertionError(f"{tag} {name}={value}")
             if name == "href":
-                assert tag == "a" and re.match(r"https://(arxiv|doi)\.org/|#|(\.\./)?[\w/]+\.html|rows\.(csv\.gz|parquet)$", value), value
+                assert tag == "a" and re.match(
+                    r"https://(arxiv|doi)\.org/|#|(\.\./)?[\w/]+\.html|rows\.(csv\.gz|parquet)$", value
+                ), value
             if name == "style" or name == "fill":
                 assert "url(" not in (value or "") and "http" not in (value or "")
     assert "@import" not in page.source and not re.search(r"url\((?!#)", page.source)
@@ -457,7 +461,10 @@ def test_all_rows_can_be_downloaded(tree, index_page):
     import pandas
 
     want = report.frame(tree)
-    for found in (pandas.read_csv(tree / "reports" / "rows.csv.gz"), pandas.read_parquet(tree / "reports" / "rows.parquet")):
+    for found in (
+        pandas.read_csv(tree / "reports" / "rows.csv.gz"),
+        pandas.read_parquet(tree / "reports" / "rows.parquet"),
+    ):
         assert list(found.columns) == list(want.columns) and len(found) == len(want)
         assert found.value.dropna().tolist() == pytest.approx(want.value.dropna().tolist(), rel=1e-15)
         curves = [json.loads(c) for c in found.curve.dropna()]
@@ -524,12 +531,15 @@ def test_every_number_on_the_page_is_a_stored_one(tree, paper_page):
 
 
 def test_error_rates_are_told_with_the_claims(tree, paper_page, index_page):
-    from repro import quality
+    from repro.judge import quality
 
     stored = [json.loads((tree / f"papers/demo/results/{p}.quality.json").read_text()) for p in ("cpu", "gpu")]
     for one in stored:
         for claim in one["claims"].values():
-            for value, ends in ((claim["false_rate"], claim["false_interval"]), (claim["power"], claim["power_interval"])):
+            for value, ends in (
+                (claim["false_rate"], claim["false_interval"]),
+                (claim["power"], claim["power_interval"]),
+            ):
                 assert value is None or {(v, words.rate(v)) for v in [value, *ends]} <= set(paper_page.numbers)
     parity = stored[0]["claims"]["parity"]
     told = f"wrongly say reproduced in {words.rate(parity['false_rate'])} % ["
@@ -558,24 +568,43 @@ def test_figures_beside_the_claims_show_the_rows(tree, paper_page):
     assert [p["profile"] for p in section["profiles"]] == ["cpu"] and section["absent"] == []
     table = section["profiles"][0]["table"]
     for line in table["lines"]:
-        values = [r["measures"]["norm"] for r in rows if r["experiment"] == "signal" and r["arm"] == line["arm"]
-                  and r["factors"]["depth"] == line["x"] and r["status"] == "ok"]  # fmt: skip
+        values = [
+            r["measures"]["norm"]
+            for r in rows
+            if r["experiment"] == "signal"
+            and r["arm"] == line["arm"]
+            and r["factors"]["depth"] == line["x"]
+            and r["status"] == "ok"
+        ]
         assert line["n"] == len(values) and line["mean"] == pytest.approx(math.fsum(values) / len(values))
         assert (line["low"], line["high"]) == (min(values), max(values))
-    assert {(line["arm"], line["x"]) for line in table["lines"]} == {(a, d) for a in ("identity", "rmsnorm") for d in (4, 8, 16, 32)}
+    assert {(line["arm"], line["x"]) for line in table["lines"]} == {
+        (a, d) for a in ("identity", "rmsnorm") for d in (4, 8, 16, 32)
+    }
     curve = FigureView(page.record, 0).section()
     assert {p["profile"] for p in curve["profiles"]} == {"cpu", "gpu"}
     assert curve["profiles"][0]["table"]["x"] == "step" and curve["profiles"][0]["table"]["lines"][0]["x"] == 0
-    assert {line["arm"] for line in curve["profiles"][0]["table"]["lines"]} == {"rmsnorm", "layernorm"}, "identity diverged"
+    assert {line["arm"] for line in curve["profiles"][0]["table"]["lines"]} == {"rmsnorm", "layernorm"}, (
+        "identity diverged"
+    )
 
 
 def test_ranks_and_their_tests_are_scipys():
     arms = ["snn", "bn", "ln"]
-    scores = [[0.1, 0.3, 0.2], [0.1, 0.2, 0.2], [0.3, 0.1, 0.2], [0.1, 0.35, math.inf], [0.1, 0.4, 0.3], [0.2, 0.5, 0.45]]
+    scores = [
+        [0.1, 0.3, 0.2],
+        [0.1, 0.2, 0.2],
+        [0.3, 0.1, 0.2],
+        [0.1, 0.35, math.inf],
+        [0.1, 0.4, 0.3],
+        [0.2, 0.5, 0.45],
+    ]
     found = rank_table(arms, scores, "snn")
     ranks = {line["arm"]: line["rank"] for line in found["lines"]}
     assert [line["arm"] for line in found["lines"]] == sorted(arms, key=ranks.get), "best first"
-    assert ranks == pytest.approx({"snn": (5 + 3) / 6, "bn": (3 + 2.5 + 1 + 2 + 3 + 3) / 6, "ln": (2 + 2.5 + 2 + 3 + 2 + 2) / 6})
+    assert ranks == pytest.approx(
+        {"snn": (5 + 3) / 6, "bn": (3 + 2.5 + 1 + 2 + 3 + 3) / 6, "ln": (2 + 2.5 + 2 + 3 + 2 + 2) / 6}
+    )
     # Friedman by hand, with the correction for the one tie: 12 n / (k (k + 1)) sum (mean rank - 2)^2 / (1 - ties)
     n, k, ties = 6, 3, (2**3 - 2) / (6 * (3**3 - 3))
     by_hand = 12 * n / (k * (k + 1)) * sum((r - 2) ** 2 for r in ranks.values()) / (1 - ties)
@@ -591,17 +620,24 @@ def test_ranks_and_their_tests_are_scipys():
     assert alike["friedman"] is None and alike["lines"][1]["p"] is None and alike["lines"][0]["rank"] == 1.5
 
 
-@pytest.mark.parametrize("old, new, told", [
-    ("measure: norm, x: depth", "measure: nrm, x: depth", "figures.1.measure: no measure 'nrm'"),
-    ("measure: norm, x: depth", "measure: norm, x: dpth", "figures.1.x: no factor of 'signal'"),
-    ("at: {depth: 4}, where", "at: {deep: 4}, where", "figures.0.at.deep: no factor 'deep'"),
-    ("arms: [identity, rmsnorm]}", "arms: [identity, rms]}", "figures.1.arms.1: no arm 'rms'"),
-    ("over: depth", "over: width", "rankings.0.over: no factor 'width'"),
-    ("over: depth, arm: rmsnorm", "over: depth, arm: layernorm", "rankings.0.arm: no arm 'layernorm'"),
-    ("experiment: identities, measure: error}", "experiment: identity, measure: error}", "no experiment 'identity'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, told",
+    [
+        ("measure: norm, x: depth", "measure: nrm, x: depth", "figures.1.measure: no measure 'nrm'"),
+        ("measure: norm, x: depth", "measure: norm, x: dpth", "figures.1.x: no factor of 'signal'"),
+        ("at: {depth: 4}, where", "at: {deep: 4}, where", "figures.0.at.deep: no factor 'deep'"),
+        ("arms: [identity, rmsnorm]}", "arms: [identity, rms]}", "figures.1.arms.1: no arm 'rms'"),
+        ("over: depth", "over: width", "rankings.0.over: no factor 'width'"),
+        ("over: depth, arm: rmsnorm", "over: depth, arm: layernorm", "rankings.0.arm: no arm 'layernorm'"),
+        (
+            "experiment: identities, measure: error}",
+            "experiment: identity, measure: error}",
+            "no experiment 'identity'",
+        ),
+    ],
+)
 def test_a_wrong_figure_is_refused_with_its_place(tmp_path, old, new, told):
-    from repro.paper import load
+    from repro.spec.paper import load
 
     folder = tmp_path / "papers" / "demo"
     folder.mkdir(parents=True)
@@ -686,25 +722,22 @@ RULES = {
     "bound": "{kind: bound, measure: m, arm: a, between: [1, 3], at: {lr: 0.1}, per: d}",
     "ratio": "{kind: ratio, measure: m, arm: a, against: b, min: 1.1, at: {d: 1, lr: 0.1}, pair: false}",
     "ordering": "{kind: ordering, measure: m, arm: a, against: b, margin: 0.2, at: {d: 2, lr: 0.1}}",
-    "equivalence":
-        "{kind: equivalence, measure: m, arm: a, against: b, ratio: [0.5, 2], per: d, at: {lr: 0.2}, at_least: 2}",
+    "equivalence": "{kind: equivalence, measure: m, arm: a, against: b, ratio: [0.5, 2], per: d, at: {lr: 0.2}, at_least: 2}",
     "slope": "{kind: slope, measure: m, arm: a, against: b, x: d, scale: logx, max: 0.5, at: {lr: 0.1}}",
     "count": "{kind: count, measure: m, arm: a, against: b, margin: 0.1, cells: [d, lr], at_least: 3}",
     "counted": "{kind: count, measure: m, arm: a, against: b, min: 1.2, cells: d, at_least: 2, at: {lr: 0.1}}",
-    "contrast":
-        "{kind: bound, measure: m, arm: a, min: 0.5, contrast: {factor: d, levels: [4, 1], as: ratio}, at: {lr: 0.1}}",
-    "steps":
-        "{kind: ordering, measure: c, arm: a, against: b, steps_to: {target: best, axis: step}, at: {d: 1, lr: 0.1}}",
+    "contrast": "{kind: bound, measure: m, arm: a, min: 0.5, contrast: {factor: d, levels: [4, 1], as: ratio}, at: {lr: 0.1}}",
+    "steps": "{kind: ordering, measure: c, arm: a, against: b, steps_to: {target: best, axis: step}, at: {d: 1, lr: 0.1}}",
     "selected": "{kind: ordering, measure: m, arm: a, against: b, at: {d: 4}, select: {factor: lr, on: tuning}}",
     "both": "[{kind: bound, measure: m, arm: a, min: 1, at: {d: 1, lr: 0.1}}, "
-            "{kind: ordering, measure: m, arm: a, against: b, name: second, at: {d: 4, lr: 0.2}}]",
-}  # fmt: skip
+    "{kind: ordering, measure: m, arm: a, against: b, name: second, at: {d: 4, lr: 0.2}}]",
+}
 
 
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_every_kind_of_rule_makes_a_page(tmp_path, spoilt):
-    from repro.paper import load
-    from repro.verdict import judge
+    from repro.judge.verdict import judge
+    from repro.spec.paper import load
 
     folder = tmp_path / "papers" / "kinds"
     (folder / "results").mkdir(parents=True)
@@ -722,16 +755,29 @@ def test_every_kind_of_rule_makes_a_page(tmp_path, spoilt):
             for arm, level in (("a", 2.0), ("b", 1.5), ("broken", 0.1)):
                 value = level * math.exp(rng.gauss(0, 0.1))
                 measures = {"m": value, "c": [3.0, 2.0, 1 / value], "step": [0, 10, 20]}
-                row = {"experiment": "e", "arm": arm, "seed": seed, "factors": {"d": d, "lr": lr}, "status": "ok",
-                       "seconds": 1.0, "measures": measures}  # fmt: skip
+                row = {
+                    "experiment": "e",
+                    "arm": arm,
+                    "seed": seed,
+                    "factors": {"d": d, "lr": lr},
+                    "status": "ok",
+                    "seconds": 1.0,
+                    "measures": measures,
+                }
                 if spoilt and (arm == "broken" or (arm == "b" and seed == 1)):
                     row |= {"status": "diverged", "step": None, "measures": {}}
                 if not (spoilt and seed > 1 and d == 4 and lr == 0.2):
                     rows.append(row)
     if spoilt:
         rows[0] |= {"status": "invalid", "why": "the A/A arms differ", "measures": {}}
-    document = {"schema": 1, "paper": "kinds", "profile": "cpu", "provenance": {"digest": rows_digest(rows)},
-                "registered": "sha256:0", "rows": rows}  # fmt: skip
+    document = {
+        "schema": 1,
+        "paper": "kinds",
+        "profile": "cpu",
+        "provenance": {"digest": rows_digest(rows)},
+        "registered": "sha256:0",
+        "rows": rows,
+    }
     (folder / "results" / "cpu.rows.json").write_text(json.dumps(document))
     (folder / "results" / "cpu.verdict.json").write_text(json.dumps(judge(paper, "cpu", document)))
     page = Page(in_process(tmp_path, "kinds", current=lambda paper, profile: {"sources": {}, "config": {}}))
@@ -816,7 +862,7 @@ def test_verdicts_have_every_claim_and_profile(tree):
 
 
 def test_staleness(tree):
-    from repro.paper import load
+    from repro.spec.paper import load
 
     paper, document = (
         load(tree / "papers" / "demo"),
@@ -842,9 +888,9 @@ def test_staleness(tree):
 
 
 def test_regions_are_those_of_the_verdict():
-    from repro import paper as schema
+    from repro.judge.verdict import region_of
     from repro.report.drawings import region
-    from repro.verdict import region_of
+    from repro.spec import paper as schema
 
     base = {"measure": "m", "arm": "a"}
     ratio = schema.Contrast(factor="d", levels=[1, 2], as_="ratio")

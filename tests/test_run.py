@@ -25,7 +25,10 @@ def test_rows_are_seed_major_with_digest_and_provenance(checkout: Checkout) -> N
     order = [(row["seed"], row["factors"]["depth"], row["arm"]) for row in document["rows"]]
     assert order == [(s, d, a) for s in range(3) for d in (1, 2) for a in ("method", "broken")]
     assert set(document) == {"schema", "paper", "profile", "provenance", "registered", "rows"}
-    assert all(set(row) == {"experiment", "arm", "seed", "factors", "status", "seconds", "measures"} for row in document["rows"])
+    assert all(
+        set(row) == {"experiment", "arm", "seed", "factors", "status", "seconds", "measures"}
+        for row in document["rows"]
+    )
     assert document["provenance"]["digest"] == rows_digest(document["rows"])
     assert len(document["provenance"]["trials"]) == 12 and document["provenance"]["threads"] == 1
     again = checkout.ok("run", "demo")
@@ -62,7 +65,9 @@ def test_an_edited_experiment_is_measured_again_and_a_comment_is_not(checkout: C
     assert "12 to measure" in checkout.ok("run", "demo")
 
 
-@pytest.mark.parametrize("mode, status, step", [("diverge", "diverged", 17), ("nan", "diverged", None), ("invalid", "invalid", None)])
+@pytest.mark.parametrize(
+    "mode, status, step", [("diverge", "diverged", 17), ("nan", "diverged", None), ("invalid", "invalid", None)]
+)
 def test_divergence_is_a_row(checkout: Checkout, mode: str, status: str, step: int | None) -> None:
     checkout.edit("cpu: {seeds: 3, main: {mode: plain}}", f"cpu: {{seeds: 3, main: {{mode: {mode}}}}}")
     checkout.ok("run", "demo")
@@ -183,21 +188,24 @@ def test_a_plan_runs_where_only_torch_and_numpy_are(checkout: Checkout, tmp_path
     assert brought["rows"] == rows_of(checkout)["rows"]
 
 
-@pytest.mark.parametrize("words, told", [
-    (["run", "dmeo"], "demo"),
-    (["run"], "--all"),
-    (["run", "demo", "--profile", "cqu"], "did you mean cpu?"),
-    (["run", "demo", "--profile", "gpu"], "has no profile gpu; it has smoke, cpu"),
-    (["run", "demo", "--device", "tpu"], "write cpu, cuda"),
-    (["run", "demo", "--device", "cuda:99"], "no GPU here"),
-    (["run", "demo", "--engine", "slurm"], "write local"),
-    (["judge", "demo"], "run `repro run demo --profile cpu` first"),
-    (["show", "demo", "--verdict"], "run `repro run demo --profile cpu`"),
-    (["list", "--family", "norm"], "unknown family"),
-    (["cite", "nothing"], "no such paper"),
-    (["new", "mix-ln"], "mix_ln"),
-    (["new", "demo"], "exists already"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["run", "dmeo"], "demo"),
+        (["run"], "--all"),
+        (["run", "demo", "--profile", "cqu"], "did you mean cpu?"),
+        (["run", "demo", "--profile", "gpu"], "has no profile gpu; it has smoke, cpu"),
+        (["run", "demo", "--device", "tpu"], "write cpu, cuda"),
+        (["run", "demo", "--device", "cuda:99"], "no GPU here"),
+        (["run", "demo", "--engine", "slurm"], "write local"),
+        (["judge", "demo"], "run `repro run demo --profile cpu` first"),
+        (["show", "demo", "--verdict"], "run `repro run demo --profile cpu`"),
+        (["list", "--family", "norm"], "unknown family"),
+        (["cite", "nothing"], "no such paper"),
+        (["new", "mix-ln"], "mix_ln"),
+        (["new", "demo"], "exists already"),
+    ],
+)
 def test_bad_words_get_one_line(checkout: Checkout, words: list[str], told: str) -> None:
     if "cuda:99" in words:
         import torch
@@ -207,7 +215,9 @@ def test_bad_words_get_one_line(checkout: Checkout, words: list[str], told: str)
     assert not (checkout.paper / "results").exists()
 
 
-@pytest.mark.parametrize("words", [["run", "demo", "--seeds", "-3"], ["run", "demo", "--jobs", "0"], ["run", "demo", "--sedes", "3"]])
+@pytest.mark.parametrize(
+    "words", [["run", "demo", "--seeds", "-3"], ["run", "demo", "--jobs", "0"], ["run", "demo", "--sedes", "3"]]
+)
 def test_bad_options_exit_with_usage(checkout: Checkout, words: list[str]) -> None:
     done = checkout.run(*words)
     assert done.returncode == 2 and words[2] in done.stderr and "Traceback" not in done.stderr
@@ -216,7 +226,9 @@ def test_bad_options_exit_with_usage(checkout: Checkout, words: list[str]) -> No
 def test_unknown_and_missing_settings_name_the_config(checkout: Checkout) -> None:
     checkout.edit("cpu: {seeds: 3, main: {mode: plain}}", "cpu: {seeds: 3, main: {mode: plain, lrr: 3}}")
     line = checkout.refused("run", "demo", code=1)
-    assert "paper.yaml:" in line and "profiles.cpu.main" in line and "unknown setting 'lrr'; Main has depth, mode" in line
+    assert (
+        "paper.yaml:" in line and "profiles.cpu.main" in line and "unknown setting 'lrr'; Main has depth, mode" in line
+    )
     checkout.edit("mode: plain, lrr: 3", "{}".strip("{}"))
     assert "mode" in checkout.refused("run", "demo", code=1)
 
@@ -238,8 +250,12 @@ def test_rows_edited_by_hand_are_refused(checkout: Checkout) -> None:
     path = checkout.paper / "results" / "cpu.rows.json"
     text = path.read_text()
     value = str(json.loads(text)["rows"][0]["measures"]["error"])
-    for new, told in [(text.replace(value, "0.001", 1), "not as it was written"), (text.replace(value, "NaN", 1), "NaN"),
-                      (text.replace('"schema": 1', '"schema": 0', 1), "schema"), (text[: len(text) // 2], "JSON")]:  # fmt: skip
+    for new, told in [
+        (text.replace(value, "0.001", 1), "not as it was written"),
+        (text.replace(value, "NaN", 1), "NaN"),
+        (text.replace('"schema": 1', '"schema": 0', 1), "schema"),
+        (text[: len(text) // 2], "JSON"),
+    ]:
         assert new != text
         path.write_text(new)
         line = checkout.refused("judge", "demo")

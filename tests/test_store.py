@@ -71,9 +71,14 @@ def test_a_damaged_record_counts_as_absent_and_is_replaced(tmp_path: Path, damag
         trials.path(key).parent.mkdir(parents=True, exist_ok=True)
         trials.path(key).write_bytes(data)
     else:
-        new = {"empty": b"", "truncated": data[:-7], "flipped": data.replace(b"1.25", b"1.35"), "list": b"[]",
-               "edited": data.replace(b"sha256:", b"sha256:0", 1),
-               "other schema": data.replace(b'"schema":1', b'"schema":0')}[damage]  # fmt: skip
+        new = {
+            "empty": b"",
+            "truncated": data[:-7],
+            "flipped": data.replace(b"1.25", b"1.35"),
+            "list": b"[]",
+            "edited": data.replace(b"sha256:", b"sha256:0", 1),
+            "other schema": data.replace(b'"schema":1', b'"schema":0'),
+        }[damage]
         assert new != data
         path.write_bytes(new)
     assert trials.get(key) is None
@@ -118,7 +123,10 @@ def test_sweep_keeps_the_temporary_files_of_the_living(tmp_path: Path) -> None:
     assert Store(tmp_path).sweep() == 0 and mine.exists()
 
 
-@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "may not be written"), (errno.EROFS, "may not be written")])
+@pytest.mark.parametrize(
+    "number, words",
+    [(errno.ENOSPC, "disk is full"), (errno.EACCES, "may not be written"), (errno.EROFS, "may not be written")],
+)
 def test_a_failed_write_says_what_to_do_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
@@ -152,7 +160,9 @@ write_file(Path(sys.argv[1]), "x" * 100_000)
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
-    script = "import sys; from repro.store import *; Store(sys.argv[1]).put(digest('a trial'), {'row': int(sys.argv[2])})"
+    script = (
+        "import sys; from repro.store import *; Store(sys.argv[1]).put(digest('a trial'), {'row': int(sys.argv[2])})"
+    )
     writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(n)]) for n in range(6)]
     assert [writer.wait() for writer in writers] == [0] * 6
     record = Store(tmp_path).get(KEY)

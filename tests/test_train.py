@@ -126,9 +126,17 @@ def test_fit_equals_the_loop_written_out():
     ours, theirs = mlp().double(), mlp().double()
     schedule = train.cosine(warmup=0.2, floor=0.1)
     history = fit(
-        ours, (x, y), steps=25, batch=32, lr=0.05, seed=7, optimizer="momentum", schedule=schedule, clip=0.5,
+        ours,
+        (x, y),
+        steps=25,
+        batch=32,
+        lr=0.05,
+        seed=7,
+        optimizer="momentum",
+        schedule=schedule,
+        clip=0.5,
         weight_decay=0.01,
-    )  # fmt: skip
+    )
     order, losses = Order(200, 32, seed=7), []
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01, foreach=False)
     for step in range(25):
@@ -215,9 +223,18 @@ def test_curves_amp_augmentation_and_channels_last():
         return evaluate_classifier(m, x, y, batch=16)
 
     history = fit(
-        model, (x, y), steps=7, batch=16, lr=1e-3, seed=0, amp=torch.bfloat16, channels_last=True, augment=augment,
-        evaluate=evaluate, eval_every=3,
-    )  # fmt: skip
+        model,
+        (x, y),
+        steps=7,
+        batch=16,
+        lr=1e-3,
+        seed=0,
+        amp=torch.bfloat16,
+        channels_last=True,
+        augment=augment,
+        evaluate=evaluate,
+        eval_every=3,
+    )
     assert history.eval_steps == [3, 6, 7] and all(shapes) and model.training
     assert {name: len(curve) for name, curve in history.curves.items()} == {"loss": 3, "accuracy": 3, "error": 3}
     assert history.final["error"] == pytest.approx(1 - history.final["accuracy"])
@@ -301,10 +318,22 @@ def test_a_killed_run_resumes_bitwise(tmp_path, optimizer, kind):
 
         data = {"lm": (text(),), "mlp": (examples(),), "conv": (images,)}[kind]
         return fit(
-            model, *data, context=8 if kind == "lm" else None, steps=23, batch=16, lr=3e-3, seed=5, optimizer=optimizer,
-            schedule="cosine", hook=hook, checkpoint=checkpoint, checkpoint_every=4, eval_every=5,
-            evaluate=lambda m: {"norm": sum(p.square().sum() for p in m.parameters())}, channels_last=kind == "conv",
-        )  # fmt: skip
+            model,
+            *data,
+            context=8 if kind == "lm" else None,
+            steps=23,
+            batch=16,
+            lr=3e-3,
+            seed=5,
+            optimizer=optimizer,
+            schedule="cosine",
+            hook=hook,
+            checkpoint=checkpoint,
+            checkpoint_every=4,
+            eval_every=5,
+            evaluate=lambda m: {"norm": sum(p.square().sum() for p in m.parameters())},
+            channels_last=kind == "conv",
+        )
 
     whole = build(0)
     undisturbed = run(whole)
@@ -397,9 +426,17 @@ def close(one: float, other: float, dtype: torch.dtype) -> bool:
 def test_batched_seeds_equal_sequential_ones(norm, dtype):
     x, y = examples(dtype=dtype)
     apart, histories, together, results = both(
-        lambda seed: mlp(seed, norm=norm), (x, y), dtype, optimizer="momentum", lr=0.05, schedule="cosine", clip=1.0,
-        weight_decay=1e-3, evaluate=lambda m: evaluate_classifier(m, x, y), eval_every=20,
-    )  # fmt: skip
+        lambda seed: mlp(seed, norm=norm),
+        (x, y),
+        dtype,
+        optimizer="momentum",
+        lr=0.05,
+        schedule="cosine",
+        clip=1.0,
+        weight_decay=1e-3,
+        evaluate=lambda m: evaluate_classifier(m, x, y),
+        eval_every=20,
+    )
     assert len({h.train_loss[0] for h in histories}) == 3
     for one, history, other, result in zip(apart, histories, together, results, strict=True):
         assert result.eval_steps == history.eval_steps == [20, 40, 50]
@@ -497,9 +534,14 @@ def test_batched_options_groups_loss_hook_and_augmentation():
         seen.setdefault(len(models), []).append([m.hidden[1].linear.weight.grad.clone() for m in models])
 
     _, histories, _, results = both(
-        mlp, examples(dtype=torch.float64), steps=12, groups=groups, augment=augment, hook=hook,
+        mlp,
+        examples(dtype=torch.float64),
+        steps=12,
+        groups=groups,
+        augment=augment,
+        hook=hook,
         loss=lambda out, y: (out - F.one_hot(y, 4)).square().mean(),
-    )  # fmt: skip
+    )
     for history, result in zip(histories, results, strict=True):
         assert result.train_loss == pytest.approx(history.train_loss, rel=1e-9)
     for step in range(12):
@@ -543,9 +585,14 @@ def test_when_all_seeds_diverge_the_run_stops():
     x, y = examples()
     calls = []
     results = fit_batched(
-        [mlp(s) for s in (0, 1)], (x * float("nan"), y), seeds=[0, 1], steps=500, batch=16, lr=0.1,
+        [mlp(s) for s in (0, 1)],
+        (x * float("nan"), y),
+        seeds=[0, 1],
+        steps=500,
+        batch=16,
+        lr=0.1,
         hook=lambda step, *_: calls.append(step),
-    )  # fmt: skip
+    )
     assert [r.step for r in results] == [0, 0] and len(calls) < 100
 
 

@@ -7,12 +7,26 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Checkout
-from repro import verify
+from repro.commands import verify
 from repro.store import rows_digest, sealed
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
-FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "np.load", "numpy.load", "pd.read_pickle", "torch.jit.load", "os.system"}
-SOURCES = [p for folder in ("src", "papers", "notebooks", "benchmarks") for p in (ROOT / folder).rglob("*.py") if not p.name.startswith("test_")]
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "torch.load",
+    "np.load",
+    "numpy.load",
+    "pd.read_pickle",
+    "torch.jit.load",
+    "os.system",
+}
+SOURCES = [
+    p
+    for folder in ("src", "papers", "notebooks", "benchmarks")
+    for p in (ROOT / folder).rglob("*.py")
+    if not p.name.startswith("test_")
+]
 
 
 def offences(source: str) -> list[str]:
@@ -24,7 +38,11 @@ def offences(source: str) -> list[str]:
             found.append(node.module)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
             found.append(ast.unparse(node.func))
-        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell") and ast.unparse(node.value) != "False":
+        elif (
+            isinstance(node, ast.keyword)
+            and node.arg in ("allow_pickle", "shell")
+            and ast.unparse(node.value) != "False"
+        ):
             found.append(node.arg)
     return found
 
@@ -34,21 +52,37 @@ def test_no_pickle_is_loaded_and_no_text_is_run() -> None:
     assert {str(p): found for p in SOURCES if (found := offences(p.read_text(encoding="utf-8")))} == {}
 
 
-@pytest.mark.parametrize("source", [
-    "import pickle", "from pickle import loads", "import torch\ntorch.load('x')", "eval('1')", "import yaml", "np.load(f, allow_pickle=True)",
-    "subprocess.run('ls', shell=True)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "eval('1')",
+        "import yaml",
+        "np.load(f, allow_pickle=True)",
+        "subprocess.run('ls', shell=True)",
+    ],
+)
 def test_the_reader_of_the_source_sees(source: str) -> None:
     assert offences(source)
 
 
-ROWS = [{"status": "ok", "measures": {"loss": value, "bound": 0.5, "curve": [1.0]}} for value in (1.0, 1.1, 0.9, 1.05, 0.95)]
+ROWS = [
+    {"status": "ok", "measures": {"loss": value, "bound": 0.5, "curve": [1.0]}} for value in (1.0, 1.1, 0.9, 1.05, 0.95)
+]
 
 
-@pytest.mark.parametrize("status, measures, apart", [
-    ("ok", {"loss": 1.2, "bound": 0.5001}, []), ("ok", {"loss": 3.0, "bound": 0.5}, ["loss"]), ("ok", {"loss": 1.0, "bound": 0.6}, ["bound"]),
-    ("diverged", {}, ["status"]), ("ok", {"curve": [9.0]}, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "status, measures, apart",
+    [
+        ("ok", {"loss": 1.2, "bound": 0.5001}, []),
+        ("ok", {"loss": 3.0, "bound": 0.5}, ["loss"]),
+        ("ok", {"loss": 1.0, "bound": 0.6}, ["bound"]),
+        ("diverged", {}, ["status"]),
+        ("ok", {"curve": [9.0]}, []),
+    ],
+)
 def test_one_more_seed(status: str, measures: dict, apart: list[str]) -> None:
     assert verify._unexpected({"status": status, "measures": measures}, ROWS) == apart
 

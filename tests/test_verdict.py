@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from repro import decide as deciding
-from repro.decide import Region, decide
 from repro.errors import ReproError
-from repro.paper import KINDS, Contrast, Measure, Select, Settings, StepsTo, load
+from repro.judge import decide as deciding
+from repro.judge.decide import Region, decide
+from repro.judge.verdict import judge, judge_rule, load_rows, region_of, unit_of
+from repro.spec.paper import KINDS, Contrast, Measure, Select, Settings, StepsTo, load
 from repro.store import rows_digest
-from repro.verdict import judge, judge_rule, load_rows, region_of, unit_of
 
 MEASURES = {
-    "loss": Measure(unit="nats", better="lower"), "score": Measure(unit="points", better="higher"),
-    "curve": Measure(unit="nats", better="lower"), "steps": Measure(unit="steps"), "plain": Measure(unit="1"),
-}  # fmt: skip
+    "loss": Measure(unit="nats", better="lower"),
+    "score": Measure(unit="points", better="higher"),
+    "curve": Measure(unit="nats", better="lower"),
+    "steps": Measure(unit="steps"),
+    "plain": Measure(unit="1"),
+}
 
 
 def rule(kind, arm="a", measure="loss", **options):
@@ -29,20 +32,41 @@ def rule(kind, arm="a", measure="loss", **options):
 
 
 def settings(n=5, factors=None, tuning=()):
-    return Settings(arms=["a", "b", "c"], factors=factors or {}, seeds=list(range(n)), tuning_seeds=list(tuning),
-                    offset_seeds={}, batched=False, ranks=None, exclusive=False, module=None, config={})  # fmt: skip
+    return Settings(
+        arms=["a", "b", "c"],
+        factors=factors or {},
+        seeds=list(range(n)),
+        tuning_seeds=list(tuning),
+        offset_seeds={},
+        batched=False,
+        ranks=None,
+        exclusive=False,
+        module=None,
+        config={},
+    )
 
 
 def row(arm, seed, value=None, measure="loss", status="ok", factors=None, **more):
     measures = more.pop("measures", {} if value is None else {measure: value})
-    return {"experiment": "e", "arm": arm, "seed": seed, "factors": factors or {}, "status": status, "seconds": 1.0,
-            "measures": measures, **more}  # fmt: skip
+    return {
+        "experiment": "e",
+        "arm": arm,
+        "seed": seed,
+        "factors": factors or {},
+        "status": status,
+        "seconds": 1.0,
+        "measures": measures,
+        **more,
+    }
 
 
 def rows_of(factors=None, measure="loss", **arms):
     """One row per value; a value None is a diverged row."""
-    return [row(arm, seed, value, measure, "diverged" if value is None else "ok", factors)
-            for arm, values in arms.items() for seed, value in enumerate(values)]  # fmt: skip
+    return [
+        row(arm, seed, value, measure, "diverged" if value is None else "ok", factors)
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
 
 
 def judged(r, rows, n=5, measures=MEASURES, **more):
@@ -181,8 +205,9 @@ DEPTHS = {"depth": [4, 12]}
 
 
 def two_depths(a4, a12, b4=1.0, b12=1.0, scale=0.1, measure="loss"):
-    return (rows_of({"depth": 4}, measure, a=around(a4, scale), b=around(b4, -scale))
-            + rows_of({"depth": 12}, measure, a=around(a12, scale), b=around(b12, -scale)))  # fmt: skip
+    return rows_of({"depth": 4}, measure, a=around(a4, scale), b=around(b4, -scale)) + rows_of(
+        {"depth": 12}, measure, a=around(a12, scale), b=around(b12, -scale)
+    )
 
 
 def test_at_fixes_levels():
@@ -222,18 +247,26 @@ def test_partial_conjunction_levels():
     assert found["state"] == "reproduced"
 
 
-@pytest.mark.parametrize("options, values, expected", [
-    ({"max": 1}, (0.5, 0.5, 5), "reproduced"), ({"max": 1}, (0.5, 5, 5), "not_reproduced"),
-    ({"between": [0.4, 0.6], "against": "b"}, (0.5, 0.5, 5), "reproduced"),
-    ({"between": [0.4, 0.6], "against": "b"}, (0.5, 0.1, 5), "not_reproduced"),
-    ({"against": "b"}, (0.9, 0.9, 5), "reproduced"), ({"against": "b"}, (0.9, 5, 5), "not_reproduced"),
-    ({"against": "b", "margin": 0.3}, (0.5, 0.5, 0.9), "reproduced"),
-    ({"against": "b", "margin": 0.3}, (0.5, 0.9, 0.9), "not_reproduced"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, values, expected",
+    [
+        ({"max": 1}, (0.5, 0.5, 5), "reproduced"),
+        ({"max": 1}, (0.5, 5, 5), "not_reproduced"),
+        ({"between": [0.4, 0.6], "against": "b"}, (0.5, 0.5, 5), "reproduced"),
+        ({"between": [0.4, 0.6], "against": "b"}, (0.5, 0.1, 5), "not_reproduced"),
+        ({"against": "b"}, (0.9, 0.9, 5), "reproduced"),
+        ({"against": "b"}, (0.9, 5, 5), "not_reproduced"),
+        ({"against": "b", "margin": 0.3}, (0.5, 0.5, 0.9), "reproduced"),
+        ({"against": "b", "margin": 0.3}, (0.5, 0.9, 0.9), "not_reproduced"),
+    ],
+)
 def test_count_asks_each_cell_its_own_rule(options, values, expected):
     factors = {"model": ["rnn", "conv", "gpt"]}
-    rows = [x for model, value in zip(factors["model"], values, strict=True)
-            for x in rows_of({"model": model}, a=around(value, 0.1), b=around(1, -0.1))]  # fmt: skip
+    rows = [
+        x
+        for model, value in zip(factors["model"], values, strict=True)
+        for x in rows_of({"model": model}, a=around(value, 0.1), b=around(1, -0.1))
+    ]
     found = judged(rule("count", cells="model", at_least=2, **options), rows, factors=factors)
     assert found["state"] == expected and len(found["parts"]) == 3
 
@@ -274,10 +307,15 @@ def test_contrast_as_ratio():
     assert found["state"] == "inconclusive" and "no ratio" in found["why"]
 
 
-@pytest.mark.parametrize("scale, y, expected", [
-    ("linear", lambda x: 3 * x + 1, 3), ("logx", lambda x: 2 * math.log(x), 2),
-    ("logy", lambda x: math.exp(0.5 * x), 0.5), ("loglog", lambda x: 7 * x**-1.5, -1.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scale, y, expected",
+    [
+        ("linear", lambda x: 3 * x + 1, 3),
+        ("logx", lambda x: 2 * math.log(x), 2),
+        ("logy", lambda x: math.exp(0.5 * x), 0.5),
+        ("loglog", lambda x: 7 * x**-1.5, -1.5),
+    ],
+)
 def test_slopes(scale, y, expected):
     factors = {"width": [1, 2, 4, 8]}
     rows = [
@@ -297,8 +335,12 @@ def test_slopes(scale, y, expected):
 
 def test_slope_against_another_arm_is_a_difference_of_slopes():
     factors = {"width": [1, 2, 4]}
-    rows = [row(arm, seed, s * w + 0.01 * seed * w, factors={"width": w})
-            for arm, s in (("a", 2.0), ("b", 5.0)) for seed in range(5) for w in (1, 2, 4)]  # fmt: skip
+    rows = [
+        row(arm, seed, s * w + 0.01 * seed * w, factors={"width": w})
+        for arm, s in (("a", 2.0), ("b", 5.0))
+        for seed in range(5)
+        for w in (1, 2, 4)
+    ]
     found = judged(rule("slope", x="width", against="b", max=-2.5), rows, factors=factors)
     assert found["state"] == "reproduced" and found["estimate"] == pytest.approx(-3)
 
@@ -320,9 +362,16 @@ def test_slope_of_a_diverged_comparator_lies_outside_too():
 
 def curves(**arms):
     """Curves over the axis 0, 10, 20, ...; None is a diverged row."""
-    return [row(arm, seed, status="diverged" if c is None else "ok",
-                measures={} if c is None else {"curve": c, "steps": [10.0 * i for i in range(len(c))]})
-            for arm, each in arms.items() for seed, c in enumerate(each)]  # fmt: skip
+    return [
+        row(
+            arm,
+            seed,
+            status="diverged" if c is None else "ok",
+            measures={} if c is None else {"curve": c, "steps": [10.0 * i for i in range(len(c))]},
+        )
+        for arm, each in arms.items()
+        for seed, c in enumerate(each)
+    ]
 
 
 def falling(k, n=8):
@@ -423,8 +472,12 @@ def test_select_fixes_each_arms_level_on_the_tuning_seeds_alone():
 
 
 def test_select_chooses_at_each_level_by_itself():
-    rows = [row("a", seed, abs(lr * depth - 0.8) + 0.001 * seed % 7, factors={"lr": lr, "depth": depth})
-            for lr in RATES["lr"] for depth in (2, 4) for seed in (*range(5), 1000)]  # fmt: skip
+    rows = [
+        row("a", seed, abs(lr * depth - 0.8) + 0.001 * seed % 7, factors={"lr": lr, "depth": depth})
+        for lr in RATES["lr"]
+        for depth in (2, 4)
+        for seed in (*range(5), 1000)
+    ]
     r = rule("bound", max=0.01, per="depth", select=Select(factor="lr", on="tuning"))
     found = judged(r, rows, factors={**RATES, "depth": [2, 4]}, tuning=[1000])
     assert found["state"] == "reproduced"  # 0.4 at depth 2, 0.2 at depth 4
@@ -470,10 +523,20 @@ def test_a_diverged_level_that_is_subtracted_speaks_neither_way():
     assert state(rule("ordering", against="b", contrast=contrast), rows, factors=DEPTHS) == "inconclusive"
 
 
-@pytest.mark.parametrize("n, worst, expected", [
-    (3, 0, "inconclusive"), (4, 0, "inconclusive"), (5, 0, "reproduced"), (7, 0, "reproduced"), (7, 1, "inconclusive"),
-    (8, 1, "reproduced"), (5, 5, "not_reproduced"), (4, 4, "inconclusive"), (8, 7, "not_reproduced"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "n, worst, expected",
+    [
+        (3, 0, "inconclusive"),
+        (4, 0, "inconclusive"),
+        (5, 0, "reproduced"),
+        (7, 0, "reproduced"),
+        (7, 1, "inconclusive"),
+        (8, 1, "reproduced"),
+        (5, 5, "not_reproduced"),
+        (4, 4, "inconclusive"),
+        (8, 7, "not_reproduced"),
+    ],
+)
 def test_the_sign_test_is_exact(n, worst, expected):
     values = [math.inf] * worst + [-math.inf] * (n - worst)
     found = decide(values, Region(high=0), 0.95)
@@ -530,8 +593,15 @@ def test_error_rates_of_the_sign_test(n):
 def simulated(kind, rng, n, spread):
     """(rule, rows) at the boundary of its region, through everything that a run's rows go through."""
     shared, noise = rng.normal(0, 3 * spread, n), rng.normal(0, spread, (6, n))
-    at = {"ratio": {"max": 0.8}, "ordering": {"margin": 0.3}, "noninferiority": {"margin": 0.3}, "bound": {"max": 1.0},
-          "equivalence": {"margin": 0.3}, "slope": {"x": "depth", "max": 1.0}, "unpaired": {"margin": 0.3}}  # fmt: skip
+    at = {
+        "ratio": {"max": 0.8},
+        "ordering": {"margin": 0.3},
+        "noninferiority": {"margin": 0.3},
+        "bound": {"max": 1.0},
+        "equivalence": {"margin": 0.3},
+        "slope": {"x": "depth", "max": 1.0},
+        "unpaired": {"margin": 0.3},
+    }
     if kind == "ratio":
         a, b = 0.8 * np.exp(shared + noise[0]), np.exp(shared + noise[1])
     elif kind == "bound":
@@ -550,8 +620,11 @@ def simulated(kind, rng, n, spread):
         rows = [
             row("a", s, spread * c + noise[i, s], factors={"cell": i}) for i, c in enumerate(centres) for s in range(n)
         ]
-        options = {"count": ("count", {"cells": "cell", "at_least": 3}), "per": ("bound", {"per": "cell"}),
-                   "at_least": ("bound", {"per": "cell", "at_least": 3})}[kind]  # fmt: skip
+        options = {
+            "count": ("count", {"cells": "cell", "at_least": 3}),
+            "per": ("bound", {"per": "cell"}),
+            "at_least": ("bound", {"per": "cell", "at_least": 3}),
+        }[kind]
         return rule(options[0], max=0.0, **options[1]), rows, {"cell": list(range(len(centres)))}
     rows = rows_of(a=list(a), b=list(b))
     if kind == "bound":
@@ -600,10 +673,16 @@ def test_power_is_that_of_the_noncentral_t(n, effect):
 # ---- the seeds that would decide -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("centre, region", [
-    (-0.5, Region(high=0.0)), (0.3, Region(high=0.0)),
-        (-0.3, Region(low=0.0)), (0.2, Region(-0.6, 1.0)), (0.0, Region(-0.5, 0.5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "centre, region",
+    [
+        (-0.5, Region(high=0.0)),
+        (0.3, Region(high=0.0)),
+        (-0.3, Region(low=0.0)),
+        (0.2, Region(-0.6, 1.0)),
+        (0.0, Region(-0.5, 0.5)),
+    ],
+)
 def test_needed_seeds_decide_four_times_in_five(centre, region):
     values = [centre + x for x in (-1.2, 0.9, 0.4, -0.9, 0.8)]
     found = decide(values, region, 0.95)
@@ -619,8 +698,15 @@ def test_needed_seeds_of_unpaired_samples():
     a, b = [0.2, 1.9, 0.3, 1.1, 0.5], [1.3, 1.4, 0.7, 1.2, 1.15]
     found = decide(a, Region(high=0.0), 0.95, other=b)
     rng, m = np.random.default_rng(6), found.needed
-    hits = [decide(list(rng.normal(np.mean(a), np.std(a, ddof=1), m)), Region(high=0.0), 0.95,
-                   other=list(rng.normal(np.mean(b), np.std(b, ddof=1), m))).state for _ in range(1000)]  # fmt: skip
+    hits = [
+        decide(
+            list(rng.normal(np.mean(a), np.std(a, ddof=1), m)),
+            Region(high=0.0),
+            0.95,
+            other=list(rng.normal(np.mean(b), np.std(b, ddof=1), m)),
+        ).state
+        for _ in range(1000)
+    ]
     assert found.state == "inconclusive" and hits.count("reproduced") / 1000 == pytest.approx(0.8, abs=0.06)
 
 
@@ -691,8 +777,14 @@ def paper(tmp_path: Path):
 
 
 def document(paper, rows, registered=None):
-    return {"schema": 1, "paper": "p", "profile": "cpu", "provenance": {"digest": rows_digest(rows)},
-            "registered": registered or paper.registration("cpu"), "rows": rows}  # fmt: skip
+    return {
+        "schema": 1,
+        "paper": "p",
+        "profile": "cpu",
+        "provenance": {"digest": rows_digest(rows)},
+        "registered": registered or paper.registration("cpu"),
+        "rows": rows,
+    }
 
 
 def claim(paper, rows):
@@ -708,7 +800,12 @@ def test_a_reproduced_claim_says_everything(paper):
     p = paper(controls=BROKEN)
     verdict = judge(p, "cpu", document(p, rows_of(**GOOD)))
     assert {k: verdict[k] for k in ("schema", "paper", "profile", "post_hoc", "headline")} == {
-        "schema": 1, "paper": "p", "profile": "cpu", "post_hoc": False, "headline": "main"}  # fmt: skip
+        "schema": 1,
+        "paper": "p",
+        "profile": "cpu",
+        "post_hoc": False,
+        "headline": "main",
+    }
     assert verdict["rows_digest"] == rows_digest(rows_of(**GOOD))
     found = verdict["claims"]["main"]
     assert found["state"] == "reproduced" and found["estimate"] == pytest.approx(-0.5) and found["n"] == 5
@@ -793,10 +890,16 @@ LOWER, BOUND = (
 )
 
 
-@pytest.mark.parametrize("a, expected", [
-    (around(0.8), "reproduced"), (around(1.5), "not_reproduced"), (around(0.2), "not_reproduced"),
-    (around(0.72, 3), "inconclusive"), (around(1.5, 20), "not_reproduced"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "a, expected",
+    [
+        (around(0.8), "reproduced"),
+        (around(1.5), "not_reproduced"),
+        (around(0.2), "not_reproduced"),
+        (around(0.72, 3), "inconclusive"),
+        (around(1.5, 20), "not_reproduced"),
+    ],
+)
 def test_a_list_of_rules(paper, a, expected):
     found = claim(paper(f"[{LOWER}, {BOUND}]"), rows_of(a=a))
     assert found["state"] == expected and [p["name"] for p in found["parts"]] == ["bound of loss", "floor"]
@@ -810,12 +913,18 @@ def test_in_a_list_what_is_not_reproduced_wins_over_what_is_inconclusive(paper):
 
 
 @pytest.mark.parametrize("n", [5, 12])
-@pytest.mark.parametrize("rule_text", [
-    ORDER, LOWER, "{kind: ratio, measure: loss, arm: a, against: b, max: 0.9}", f"[{ORDER}, {LOWER}]",
-    "{kind: noninferiority, measure: loss, arm: a, against: b, margin: 9}",
-    "{kind: equivalence, measure: loss, arm: a, against: b, margin: 9}",
-    "{kind: identity, measure: loss, arm: a, bound: 9}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule_text",
+    [
+        ORDER,
+        LOWER,
+        "{kind: ratio, measure: loss, arm: a, against: b, max: 0.9}",
+        f"[{ORDER}, {LOWER}]",
+        "{kind: noninferiority, measure: loss, arm: a, against: b, margin: 9}",
+        "{kind: equivalence, measure: loss, arm: a, against: b, margin: 9}",
+        "{kind: identity, measure: loss, arm: a, bound: 9}",
+    ],
+)
 def test_a_diverged_row_of_the_method_is_never_reproduced(paper, rule_text, n):
     p = paper(rule_text, change=("cpu: {seeds: 5", f"cpu: {{seeds: {n}"))
     values = {"a": [0.5 + 0.001 * s for s in range(n)], "b": [1 - 0.001 * s for s in range(n)], "c": [2.0] * n}
@@ -869,10 +978,17 @@ def test_a_rule_changed_after_the_run_is_post_hoc(paper):
     assert judge(later, "cpu", stored)["claims"]["main"]["state"] == "reproduced"  # judged, and marked
 
 
-@pytest.mark.parametrize("value, expected", [
-    ("{value: -1.0}", (-1.0, 0.5)), ("{low: -0.6, high: -0.4}", ([-0.6, -0.4], 1.0)), ("{value: 0}", (0, None)),
-    ("{low: 1, high: 2}", ([1, 2], -0.5)), ("{value: 22.4, unit: BLEU}", (22.4, None)), ("{text: much}", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("{value: -1.0}", (-1.0, 0.5)),
+        ("{low: -0.6, high: -0.4}", ([-0.6, -0.4], 1.0)),
+        ("{value: 0}", (0, None)),
+        ("{low: 1, high: 2}", ([1, 2], -0.5)),
+        ("{value: 22.4, unit: BLEU}", (22.4, None)),
+        ("{text: much}", None),
+    ],
+)
 @pytest.mark.parametrize("a", [GOOD["a"]])
 def test_magnitude(paper, value, expected, a):
     p = paper(change=("{value: -0.5, unit: nats}", value))
@@ -907,15 +1023,19 @@ def test_rows_edited_by_hand_are_refused(paper, tmp_path):
     assert judge(p, "cpu", stored, check_digest=False)["claims"]["main"]["state"] == "reproduced"
 
 
-@pytest.mark.parametrize("edit, message", [
-    (lambda t: t.replace("0.5", "NaN", 1), r":\d+: rows\[0\].measures.loss: NaN is no JSON"),
-    (lambda t: t.replace("0.5", "-Infinity", 1), ":.*Infinity"),
-    (lambda t: t[:-5], r":\d+: not JSON"),
-    (lambda t: t.replace('"schema": 1', '"schema": 0'), "schema 0, this version reads 1"),
-    (lambda t: "[]", "schema null"), (lambda t: t.replace('"rows"', '"row"'), "'rows' is missing"),
-    (lambda t: t.replace('"status"', '"state"', 1), r"rows\[0\]: 'status' is missing"),
-    (lambda t: t.replace('"seed": 1,', '"seed": 0,', 1), "twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda t: t.replace("0.5", "NaN", 1), r":\d+: rows\[0\].measures.loss: NaN is no JSON"),
+        (lambda t: t.replace("0.5", "-Infinity", 1), ":.*Infinity"),
+        (lambda t: t[:-5], r":\d+: not JSON"),
+        (lambda t: t.replace('"schema": 1', '"schema": 0'), "schema 0, this version reads 1"),
+        (lambda t: "[]", "schema null"),
+        (lambda t: t.replace('"rows"', '"row"'), "'rows' is missing"),
+        (lambda t: t.replace('"status"', '"state"', 1), r"rows\[0\]: 'status' is missing"),
+        (lambda t: t.replace('"seed": 1,', '"seed": 0,', 1), "twice"),
+    ],
+)
 def test_documents_that_are_no_rows(paper, tmp_path, edit, message):
     path = tmp_path / "cpu.rows.json"
     rows = rows_of(a=[0.5, 0.25], b=[1.0, 2.0])

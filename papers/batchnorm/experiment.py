@@ -118,16 +118,27 @@ def training_batch(arm: str, seeds: list[int], config: Training, device: torch.d
         return {"accuracy": (model.head(x).argmax(1) == test_y).float().mean().item()}
 
     histories = fit_batched(
-        models, (train_x, train_y), seeds=[seed_of("batchnorm training", seed) for seed in seeds], steps=config.steps, batch=BATCH,
-        lr=config.lr * (5 if arm == "batchnorm_x5" else 1), optimizer="sgd", evaluate=evaluate, eval_every=config.eval_every,
-    )  # fmt: skip
+        models,
+        (train_x, train_y),
+        seeds=[seed_of("batchnorm training", seed) for seed in seeds],
+        steps=config.steps,
+        batch=BATCH,
+        lr=config.lr * (5 if arm == "batchnorm_x5" else 1),
+        optimizer="sgd",
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+    )
     return [
-        history if isinstance(history, Diverged) else {
-            "accuracy": history.curves["accuracy"], "steps": history.eval_steps,
-            "best_accuracy": max(history.curves["accuracy"]), "drift": drift(torch.stack(seen[id(model)])),
+        history
+        if isinstance(history, Diverged)
+        else {
+            "accuracy": history.curves["accuracy"],
+            "steps": history.eval_steps,
+            "best_accuracy": max(history.curves["accuracy"]),
+            "drift": drift(torch.stack(seen[id(model)])),
         }
         for model, history in zip(models, histories, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def drift(percentiles: Tensor) -> float:
@@ -150,13 +161,21 @@ class Deep:
 def deep_batch(arm: str, seeds: list[int], config: Deep, device: torch.device) -> list[dict | Diverged]:
     train_x, train_y, test_x, test_y = images(device)
     models = [sigmoid_net(arm, config.depth, seed, device) for seed in seeds]
-    histories = fit_batched(models, (train_x, train_y), seeds=[seed_of("batchnorm deep", seed) for seed in seeds], steps=config.steps,
-                            batch=BATCH, lr=config.lr, optimizer="sgd")  # fmt: skip
+    histories = fit_batched(
+        models,
+        (train_x, train_y),
+        seeds=[seed_of("batchnorm deep", seed) for seed in seeds],
+        steps=config.steps,
+        batch=BATCH,
+        lr=config.lr,
+        optimizer="sgd",
+    )
     return [
-        history if isinstance(history, Diverged)
+        history
+        if isinstance(history, Diverged)
         else {"accuracy": evaluate_classifier(model, test_x[: config.test], test_y[: config.test])["accuracy"]}
         for model, history in zip(models, histories, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 shallow_batch = deep_batch

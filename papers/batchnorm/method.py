@@ -27,8 +27,14 @@ __all__ = ["BatchNorm", "batch_norm", "population_statistics"]
 
 
 def batch_norm(
-    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-    bias: Tensor | None = None, training: bool = False, momentum: float | Tensor = 0.1, eps: float = 1e-5,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Alg. 1 if `training` (running statistics, if given, are updated in place), else Alg. 2; as F.batch_norm."""
     if not x.is_floating_point():
@@ -66,8 +72,15 @@ class BatchNorm(nn.Module):
     """Batch normalisation of (N, C, *) with the arguments, state dict and modes of torch.nn.BatchNorm1d, 2d and 3d."""
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
-        track_running_stats: bool = True, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.num_features, self.eps, self.momentum = num_features, eps, momentum

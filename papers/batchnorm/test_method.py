@@ -115,12 +115,24 @@ def broken(fault):
 
 
 FAULTS = [
-    "per activation in feature maps", "per case (instance norm)", "over the features", "variance as E[x^2] - E[x]^2",
-    "detached statistics", "detached variance", "momentum of the old value", "biased running variance",
-    "running standard deviation", "running statistics never updated", "unbiased variance in the forward",
-    "running statistics in training", "batch statistics at inference", "eps outside the root", "no eps", "gamma + 1",
+    "per activation in feature maps",
+    "per case (instance norm)",
+    "over the features",
+    "variance as E[x^2] - E[x]^2",
+    "detached statistics",
+    "detached variance",
+    "momentum of the old value",
+    "biased running variance",
+    "running standard deviation",
+    "running statistics never updated",
+    "unbiased variance in the forward",
+    "running statistics in training",
+    "batch statistics at inference",
+    "eps outside the root",
+    "no eps",
+    "gamma + 1",
     "no beta",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("norm", [batch_norm, F.batch_norm, broken(None)], ids=["ours", "torch", "unbroken"])

@@ -60,7 +60,9 @@ def check_torch(placement):
     The function is the same; the gradients of gain and bias are 1 / sqrt(l) of those of the divided ones.
     """
     torch.manual_seed(0)
-    layers = [nn.TransformerEncoderLayer(D, HEADS, FF, dropout=0.0, batch_first=True, norm_first=True) for _ in range(DEPTH)]
+    layers = [
+        nn.TransformerEncoderLayer(D, HEADS, FF, dropout=0.0, batch_first=True, norm_first=True) for _ in range(DEPTH)
+    ]
     theirs = nn.Sequential(*layers, nn.LayerNorm(D)).double()
     scramble(theirs)
     ours = copy.deepcopy(theirs)
@@ -141,9 +143,19 @@ def broken(fault):
 
 
 FAULTS = [
-    "branch output", "norm input", "after the residual", "not scaled", "gain left out", "from block 0", "1 / l",
-    "1 / sqrt(2 l)", "1 / sqrt(L)", "counted from the end", "scaled up", "l + 1",
-]  # fmt: skip
+    "branch output",
+    "norm input",
+    "after the residual",
+    "not scaled",
+    "gain left out",
+    "from block 0",
+    "1 / l",
+    "1 / sqrt(2 l)",
+    "1 / sqrt(L)",
+    "counted from the end",
+    "scaled up",
+    "l + 1",
+]
 
 
 def test_unbroken_lives():
@@ -190,7 +202,9 @@ def test_d2_single_branches_count_as_blocks():
 
 
 def gpt(placement, seed=0, **options):
-    return GPT(11, 6, D, DEPTH, heads=2, generator=seeded(seed), norm=nn.RMSNorm, placement=placement, gated=True, **options)
+    return GPT(
+        11, 6, D, DEPTH, heads=2, generator=seeded(seed), norm=nn.RMSNorm, placement=placement, gated=True, **options
+    )
 
 
 TOKENS = torch.randint(11, (2, 6), generator=seeded(1))

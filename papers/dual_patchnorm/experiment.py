@@ -33,17 +33,31 @@ class Crushed(DualPatchEmbed):
 
 
 STEMS: dict[str, Callable[..., nn.Module]] = {
-    "none": partial(DualPatchEmbed, pre=False, post=False), "pre": partial(DualPatchEmbed, post=False),
-    "post": partial(DualPatchEmbed, pre=False), "dpn": DualPatchEmbed, "image": ImageNorm, "crushed": Crushed,
-}  # fmt: skip
+    "none": partial(DualPatchEmbed, pre=False, post=False),
+    "pre": partial(DualPatchEmbed, post=False),
+    "post": partial(DualPatchEmbed, pre=False),
+    "dpn": DualPatchEmbed,
+    "image": ImageNorm,
+    "crushed": Crushed,
+}
 
 
-def model_of(stem: Callable[..., nn.Module], patch: int, dim: int, depth: int, source: torch.Generator, channels: int = 1) -> nn.Module:
+def model_of(
+    stem: Callable[..., nn.Module], patch: int, dim: int, depth: int, source: torch.Generator, channels: int = 1
+) -> nn.Module:
     """A ViT for 28 x 28 pixels; positions start with the deviation 1 / sqrt(dim) of big_vision, which the authors use."""
     return vit(
-        28, patch, dim, depth, heads=dim // 16, classes=10, channels=channels, generator=source, options={"embed_layer": stem},
+        28,
+        patch,
+        dim,
+        depth,
+        heads=dim // 16,
+        classes=10,
+        channels=channels,
+        generator=source,
+        options={"embed_layer": stem},
         init=lambda model, g: nn.init.normal_(model.pos_embed, std=dim**-0.5, generator=g),
-    )  # fmt: skip
+    )
 
 
 # --- invariance ------------------------------------------------------------------------------------------------------
@@ -67,7 +81,11 @@ def invariance(arm: str, seed: int, config: Invariance, device: torch.device) ->
         return torch.randn(*shape, generator=source, dtype=torch.float64).to(device)
 
     for _ in range(config.draws):
-        model = model_of(partial(STEMS[arm], eps=config.eps), config.patch, config.dim, config.depth, source, channels=3).double().to(device)
+        model = (
+            model_of(partial(STEMS[arm], eps=config.eps), config.patch, config.dim, config.depth, source, channels=3)
+            .double()
+            .to(device)
+        )
         for name, parameter in model.named_parameters():
             if ".ln" in name or "norm" in name:  # no gain is 1 and no bias 0
                 parameter.data += 0.3 * draw(*parameter.shape)
@@ -75,7 +93,10 @@ def invariance(arm: str, seed: int, config: Invariance, device: torch.device) ->
         grid = 28 // config.patch
         a, b = (
             t.repeat_interleave(config.patch, 2).repeat_interleave(config.patch, 3)
-            for t in (10 ** draw(config.images, 1, grid, grid).clamp(-1, 1), draw(config.images, 1, grid, grid).clamp(-1, 1))
+            for t in (
+                10 ** draw(config.images, 1, grid, grid).clamp(-1, 1),
+                draw(config.images, 1, grid, grid).clamp(-1, 1),
+            )
         )
 
         def outcome(x: Tensor, model: nn.Module = model, y: Tensor = y) -> tuple[Tensor, Tensor]:
@@ -116,12 +137,24 @@ def training(arm: str, seed: int, config: Training, device: torch.device) -> dic
 
     def look(step: int, model: nn.Module, loss: Tensor) -> None:
         if step % config.every == 0:
-            blocks = [root_mean_square(p) for block in model.blocks for p in (block.attn.qkv.weight, block.mlp.fc1.weight)]
+            blocks = [
+                root_mean_square(p) for block in model.blocks for p in (block.attn.qkv.weight, block.mlp.fc1.weight)
+            ]
             shares.append(root_mean_square(model.patch_embed.dense.weight) / median(blocks))
             steps.append(step)
 
     train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(model, train, steps=config.steps, batch=config.batch, lr=config.lr, seed=seed_of("dual_patchnorm batches", seed),
-        weight_decay=0.05, schedule=cosine(0.05), hook=look, amp=torch.bfloat16 if device.type == "cuda" else None)  # fmt: skip
+    fit(
+        model,
+        train,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("dual_patchnorm batches", seed),
+        weight_decay=0.05,
+        schedule=cosine(0.05),
+        hook=look,
+        amp=torch.bfloat16 if device.type == "cuda" else None,
+    )
     score = evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])
     return {"accuracy": score["accuracy"], "stem_gradient": fmean(shares), "stem_gradients": shares, "step": steps}

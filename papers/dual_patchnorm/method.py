@@ -37,15 +37,27 @@ class DualPatchEmbed(nn.Module):
     """
 
     def __init__(
-        self, img_size: Size = 224, patch_size: Size = 16, in_chans: int = 3, embed_dim: int = 768, *, bias: bool = True,
-        pre: bool = True, post: bool = True, eps: float = 1e-6, dynamic_img_pad: bool = False,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        *,
+        bias: bool = True,
+        pre: bool = True,
+        post: bool = True,
+        eps: float = 1e-6,
+        dynamic_img_pad: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         like = {"device": device, "dtype": dtype}
         self.img_size, self.patch_size = ((n, n) if isinstance(n, int) else tuple(n) for n in (img_size, patch_size))
         if dynamic_img_pad or any(n % p for n, p in zip(self.img_size, self.patch_size, strict=True)):
-            raise ValueError(f"patch_size={patch_size} must divide img_size={img_size}, and nothing is padded: write another")
+            raise ValueError(
+                f"patch_size={patch_size} must divide img_size={img_size}, and nothing is padded: write another"
+            )
         self.grid_size = tuple(n // p for n, p in zip(self.img_size, self.patch_size, strict=True))
         self.num_patches, self.in_chans = self.grid_size[0] * self.grid_size[1], in_chans
         pixels = self.patch_size[0] * self.patch_size[1] * in_chans
@@ -71,7 +83,9 @@ class DualPatchEmbed(nn.Module):
         if not x.is_floating_point():
             raise TypeError(f"a stem needs floating-point pixels, got {x.dtype}: write x.float()")
         if x.shape[1:] != (self.in_chans, *self.img_size):
-            raise ValueError(f"{tuple(x.shape)} are no images (B, {self.in_chans}, {', '.join(map(str, self.img_size))}): resize them")
+            raise ValueError(
+                f"{tuple(x.shape)} are no images (B, {self.in_chans}, {', '.join(map(str, self.img_size))}): resize them"
+            )
         p = x.unflatten(2, (-1, self.patch_size[0])).unflatten(4, (-1, self.patch_size[1]))  # (B, c, ht, hp, wt, wp)
         return p.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # D1
 

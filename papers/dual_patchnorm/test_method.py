@@ -42,7 +42,14 @@ def oracle(x, p, pre=True, post=True, eps=1e-6):
         tokens = []
         for top in range(0, SIZE[0], PATCH[0]):
             for left in range(0, SIZE[1], PATCH[1]):
-                v = np.array([image[c, top + i, left + j] for i in range(PATCH[0]) for j in range(PATCH[1]) for c in range(CHANNELS)])
+                v = np.array(
+                    [
+                        image[c, top + i, left + j]
+                        for i in range(PATCH[0])
+                        for j in range(PATCH[1])
+                        for c in range(CHANNELS)
+                    ]
+                )
                 if pre:
                     v = norm_in_numpy(v, p["ln0.weight"], p["ln0.bias"], eps)
                 v = p["dense.weight"] @ v + p.get("dense.bias", 0.0)
@@ -57,10 +64,14 @@ def check(layer, **options):
         for mode in (True, False):
             got = layer.train(mode)(x).detach()
             floor = 1e-7 if name == "constant" else 1e-25  # the rounding of a mean over sqrt(eps), twice
-            assert_near(got, oracle(x, p, **options), name, rel=1e-6 if name in ("far", "minute") else 1e-8, floor=floor)
+            assert_near(
+                got, oracle(x, p, **options), name, rel=1e-6 if name in ("far", "minute") else 1e-8, floor=floor
+            )
 
 
-@pytest.mark.parametrize("options", [{}, {"pre": False}, {"post": False}, {"pre": False, "post": False}, {"eps": 1e-2}, {"bias": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"pre": False}, {"post": False}, {"pre": False, "post": False}, {"eps": 1e-2}, {"bias": False}]
+)
 def test_oracle(options):
     check(made(**options), **{k: v for k, v in options.items() if k != "bias"})
 
@@ -112,9 +123,20 @@ class Broken(DualPatchEmbed):
 
 
 FAULTS = [
-    "channels before pixels", "columns before rows in a patch", "columns of patches first", "no rearrangement", "LN0 over the image",
-    "LN0 per channel", "LN0 over the patches", "unbiased variance", "no LN0", "no LN1", "no gains", "eps of torch", "RMS",
-]  # fmt: skip
+    "channels before pixels",
+    "columns before rows in a patch",
+    "columns of patches first",
+    "no rearrangement",
+    "LN0 over the image",
+    "LN0 per channel",
+    "LN0 over the patches",
+    "unbiased variance",
+    "no LN0",
+    "no LN1",
+    "no gains",
+    "eps of torch",
+    "RMS",
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -136,7 +158,11 @@ class Composed(nn.Module):
         super().__init__()
         pixels = PATCH[0] * PATCH[1] * CHANNELS
         like = {"dtype": torch.float64}
-        self.ln0, self.dense, self.ln1 = nn.LayerNorm(pixels, 1e-6, **like), nn.Linear(pixels, DIM, **like), nn.LayerNorm(DIM, 1e-6, **like)
+        self.ln0, self.dense, self.ln1 = (
+            nn.LayerNorm(pixels, 1e-6, **like),
+            nn.Linear(pixels, DIM, **like),
+            nn.LayerNorm(DIM, 1e-6, **like),
+        )
         self.load_state_dict(layer.state_dict())
 
     def forward(self, x):
@@ -148,7 +174,11 @@ class Composed(nn.Module):
 def theirs_of_x_transformers(layer):
     library = quiet_import("x_transformers")
     encoder = quiet_import("x_transformers.x_transformers").Encoder(dim=DIM, depth=1, heads=1)
-    stem = library.ViTransformerWrapper(image_size=6, patch_size=3, channels=CHANNELS, attn_layers=encoder).double().patch_to_embedding
+    stem = (
+        library.ViTransformerWrapper(image_size=6, patch_size=3, channels=CHANNELS, attn_layers=encoder)
+        .double()
+        .patch_to_embedding
+    )
     own = dict(layer.named_parameters())
     with torch.no_grad():
         for ours, part in zip(("ln0", "dense", "ln1"), stem, strict=True):
@@ -197,7 +227,18 @@ def test_a_stem_without_norms_is_timms():
 
 def small_vit(**options):
     source = torch.Generator().manual_seed(0)
-    return vit(8, 4, 16, 2, heads=2, classes=3, channels=3, generator=source, options={"embed_layer": DualPatchEmbed}, **options)
+    return vit(
+        8,
+        4,
+        16,
+        2,
+        heads=2,
+        classes=3,
+        channels=3,
+        generator=source,
+        options={"embed_layer": DualPatchEmbed},
+        **options,
+    )
 
 
 @pytest.mark.parametrize("class_token", [False, True])
@@ -216,7 +257,9 @@ def test_vit(class_token):
 
 def test_vit_does_not_see_contrast_and_brightness():
     model, x = small_vit().double(), draw(2, 3, 8, 8)
-    a, b = (t.repeat_interleave(4, 2).repeat_interleave(4, 3) for t in (draw(2, 1, 2, 2).exp(), draw(2, 1, 2, 2, seed=1)))
+    a, b = (
+        t.repeat_interleave(4, 2).repeat_interleave(4, 3) for t in (draw(2, 1, 2, 2).exp(), draw(2, 1, 2, 2, seed=1))
+    )
     assert_near(model(a * x + b).detach(), model(x).detach(), rel=1e-4)
     with pytest.raises(AssertionError):  # but colours, which change the channels of a patch against each other, it sees
         assert_near(model(x * draw(1, 3, 1, 1).exp()).detach(), model(x).detach(), rel=1e-2)
@@ -226,12 +269,16 @@ def test_d1_images_have_channels_first():
     x = torch.arange(72.0).view(1, CHANNELS, *SIZE)
     first = DualPatchEmbed(SIZE, PATCH, CHANNELS, DIM).patches(x)[0, 0].tolist()
     assert first == [0, 36, 1, 37, 2, 38, 9, 45, 10, 46, 11, 47]
-    assert torch.equal(made()(x.double().movedim(1, -1).contiguous().movedim(-1, 1)), made()(x.double()))  # channels_last
+    assert torch.equal(
+        made()(x.double().movedim(1, -1).contiguous().movedim(-1, 1)), made()(x.double())
+    )  # channels_last
 
 
 def test_d2_timm_keeps_the_initial_values():
     source = torch.Generator().manual_seed(0)
-    model = vit(32, 16, 256, 1, heads=2, classes=3, channels=1, generator=source, options={"embed_layer": DualPatchEmbed})
+    model = vit(
+        32, 16, 256, 1, heads=2, classes=3, channels=1, generator=source, options={"embed_layer": DualPatchEmbed}
+    )
     weight = model.patch_embed.dense.weight.detach()
     assert_near(weight.std(), torch.tensor(1 / 16), rel=0.02)  # 256 pixels; timm's own would be 0.02
     assert weight.abs().max() <= 2 / 16 / 0.8796256 + 1e-6 and (model.patch_embed.dense.bias == 0).all()
@@ -249,7 +296,9 @@ def test_d3_norms_in_float32():
         layer(x)
     assert seen["x"].dtype == seen["y"].dtype == torch.bfloat16  # the product is in half precision, as autocast has it
     assert torch.equal(seen["y"], layer.ln1(seen["x"].float()).bfloat16())  # the statistics are not
-    assert torch.equal(layer.ln0(layer.patches(x).bfloat16()), layer.ln0(layer.patches(x.bfloat16()).float()).bfloat16())
+    assert torch.equal(
+        layer.ln0(layer.patches(x).bfloat16()), layer.ln0(layer.patches(x.bfloat16()).float()).bfloat16()
+    )
     half = copy.deepcopy(layer).bfloat16()
     assert half(x.bfloat16()).dtype == torch.bfloat16
 
@@ -272,7 +321,14 @@ def test_factory():
     rebuilt = scramble(layer.to_empty(device="cpu"))
     rebuilt.reset_parameters()
     assert (rebuilt.ln1.weight == 1).all() and (rebuilt.dense.bias == 0).all() and rebuilt.dense.weight.abs().max() < 1
-    assert list(rebuilt.state_dict()) == ["ln0.weight", "ln0.bias", "dense.weight", "dense.bias", "ln1.weight", "ln1.bias"]
+    assert list(rebuilt.state_dict()) == [
+        "ln0.weight",
+        "ln0.bias",
+        "dense.weight",
+        "dense.bias",
+        "ln1.weight",
+        "ln1.bias",
+    ]
     assert "img_size=(4, 9), patch_size=(2, 3)" in repr(rebuilt)
 
 

@@ -29,8 +29,10 @@ class Unsquashed(DyT):
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
-    "dyt": DyT, "layernorm": partial(nn.LayerNorm, eps=1e-6), "identity": Unsquashed,
-}  # fmt: skip
+    "dyt": DyT,
+    "layernorm": partial(nn.LayerNorm, eps=1e-6),
+    "identity": Unsquashed,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, f
     for _ in range(config.draws):
         layer = LAYERS[arm](config.channels).to(device, torch.float64).requires_grad_(False)
         x = torch.randn(config.tokens, config.channels, generator=source, dtype=torch.float64).to(device)
-        alpha, gain = (0.5 + torch.rand(n, generator=source, dtype=torch.float64).to(device) for n in (1, config.channels))
+        alpha, gain = (
+            0.5 + torch.rand(n, generator=source, dtype=torch.float64).to(device) for n in (1, config.channels)
+        )
         layer.weight.copy_(gain)
         layer.bias.copy_(torch.randn(config.channels, generator=source, dtype=torch.float64))
         if arm != "layernorm":
@@ -84,16 +88,37 @@ def decayed(model: nn.Module) -> list[dict]:
 def squashing(arm: str, seed: int, config: Squashing, device: torch.device) -> dict[str, float]:
     """A ViT on Fashion-MNIST with the recipe of the paper (Appendix A) without its augmentation: accuracy at the end."""
     data = fashion_mnist.load(device)
-    model = vit(28, config.patch, config.dim, config.depth, heads=config.dim // 16, classes=10, channels=1,
-                norm=LAYERS[arm], generator=generator("dyt squashing", seed)).to(device)  # fmt: skip
+    model = vit(
+        28,
+        config.patch,
+        config.dim,
+        config.depth,
+        heads=config.dim // 16,
+        classes=10,
+        channels=1,
+        norm=LAYERS[arm],
+        generator=generator("dyt squashing", seed),
+    ).to(device)
     train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
     fit(
-        model, train, steps=config.steps, batch=config.batch, lr=getattr(config, config.rate),
-        seed=seed_of("dyt squashing batches", seed), optimizer="adamw", weight_decay=0.05, groups=decayed,
-        schedule=cosine(0.05), loss=partial(F.cross_entropy, label_smoothing=0.1),
+        model,
+        train,
+        steps=config.steps,
+        batch=config.batch,
+        lr=getattr(config, config.rate),
+        seed=seed_of("dyt squashing batches", seed),
+        optimizer="adamw",
+        weight_decay=0.05,
+        groups=decayed,
+        schedule=cosine(0.05),
+        loss=partial(F.cross_entropy, label_smoothing=0.1),
         amp=torch.bfloat16 if config.amp else None,
-    )  # fmt: skip
-    return {"accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])["accuracy"]}
+    )
+    return {
+        "accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])[
+            "accuracy"
+        ]
+    }
 
 
 class ComposedRMSNorm(nn.Module):
@@ -110,10 +135,14 @@ class ComposedRMSNorm(nn.Module):
 
 
 LLAMA: dict[str, Callable[[int], nn.Module]] = {
-    "rmsnorm": ComposedRMSNorm, "dyt": partial(DyT, bias=False), "identity": identity, "rmsnorm_again": ComposedRMSNorm,
-    "rmsnorm_compiled": ComposedRMSNorm, "dyt_compiled": partial(DyT, bias=False),
+    "rmsnorm": ComposedRMSNorm,
+    "dyt": partial(DyT, bias=False),
+    "identity": identity,
+    "rmsnorm_again": ComposedRMSNorm,
+    "rmsnorm_compiled": ComposedRMSNorm,
+    "dyt_compiled": partial(DyT, bias=False),
     "rmsnorm_fused": partial(nn.RMSNorm, eps=1e-6),
-}  # fmt: skip
+}
 
 
 class Switch(nn.Module):
@@ -148,9 +177,17 @@ def latency_group(arms: list[str], seed: int, config: Latency, device: torch.dev
     """Passes of one sequence through LLaMA with random weights, loss included; training adds the backward pass."""
     source = generator("dyt latency", seed)
     model = GPT(
-        config.vocab, config.length, config.width, 1, heads=config.heads, hidden=config.hidden, gated=True, act=nn.SiLU,
-        norm=partial(Switch, arms=arms), generator=source,
-    ).to(device, getattr(torch, config.dtype))  # fmt: skip
+        config.vocab,
+        config.length,
+        config.width,
+        1,
+        heads=config.heads,
+        hidden=config.hidden,
+        gated=True,
+        act=nn.SiLU,
+        norm=partial(Switch, arms=arms),
+        generator=source,
+    ).to(device, getattr(torch, config.dtype))
     # Time does not depend on the values: drawing 7 billion of them on the CPU would take longer than the measurement.
     model.blocks.extend(copy.deepcopy(model.blocks[0]) for _ in range(config.depth - 1))
     for name, layer in model.named_modules():
@@ -165,11 +202,21 @@ def latency_group(arms: list[str], seed: int, config: Latency, device: torch.dev
         if config.mode == "training":
             loss.backward()
 
-    timings = compare({arm: partial(run, arm) for arm in arms}, reference="rmsnorm", device=device, blocks=config.blocks,
-                      calls=config.calls, seed=seed, aa_limit=config.aa_limit, memory=False)  # fmt: skip
+    timings = compare(
+        {arm: partial(run, arm) for arm in arms},
+        reference="rmsnorm",
+        device=device,
+        blocks=config.blocks,
+        calls=config.calls,
+        seed=seed,
+        aa_limit=config.aa_limit,
+        memory=False,
+    )
     seconds = {arm: timing.percentile(50) for arm, timing in timings.items()}
-    return {arm: {"model_seconds": seconds[arm], "layer_seconds": seconds[arm] - seconds["identity"], **timing.measures()}
-            for arm, timing in timings.items()}  # fmt: skip
+    return {
+        arm: {"model_seconds": seconds[arm], "layer_seconds": seconds[arm] - seconds["identity"], **timing.measures()}
+        for arm, timing in timings.items()
+    }
 
 
 def compiled_group(arms: list[str], seed: int, config: Latency, device: torch.device) -> dict[str, dict[str, float]]:

@@ -43,8 +43,14 @@ class DyT(Affine):
     """
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], alpha_init: float = 0.5, elementwise_affine: bool = True,
-        bias: bool = True, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        alpha_init: float = 0.5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if not (math.isfinite(alpha_init) and alpha_init):
             raise ValueError(f"alpha_init={alpha_init} would pass no signal: write a number such as 0.5")
@@ -91,7 +97,11 @@ def place_of(name: str) -> str | None:
 
 
 def convert_ln_to_dyt(
-    model: nn.Module, alpha_init: float = 0.5, *, attention: float | None = None, feed_forward: float | None = None,
+    model: nn.Module,
+    alpha_init: float = 0.5,
+    *,
+    attention: float | None = None,
+    feed_forward: float | None = None,
     final: float | None = None,
 ) -> nn.Module:
     """Replace every layer norm and RMS norm of `model` by a fresh DyT, in place, and return the model (Sec. 4).
@@ -121,7 +131,9 @@ def convert_ln_to_dyt(
             return made[norm]
         model.set_submodule(name, made[norm])
     if not made:
-        raise ValueError(f"{type(model).__name__} has no LayerNorm and no RMSNorm (BatchNorm and GroupNorm are not replaced)")
+        raise ValueError(
+            f"{type(model).__name__} has no LayerNorm and no RMSNorm (BatchNorm and GroupNorm are not replaced)"
+        )
     for layer in model.modules():
         if isinstance(layer, nn.TransformerEncoderLayer):
             layer.activation_relu_or_gelu = 0  # else torch's fused inference would compute a LayerNorm
@@ -138,7 +150,11 @@ def dyt_for(norm: nn.Module, alpha: float, like: Tensor | None) -> DyT:
     like = like if weight is None else weight
     kind = ChannelsFirstDyT if first else DyT
     made = kind(
-        shape, alpha, elementwise_affine=weight is not None, bias=getattr(norm, "bias", None) is not None,
-        device=getattr(like, "device", None), dtype=getattr(like, "dtype", None),
+        shape,
+        alpha,
+        elementwise_affine=weight is not None,
+        bias=getattr(norm, "bias", None) is not None,
+        device=getattr(like, "device", None),
+        dtype=getattr(like, "dtype", None),
     )
     return made.train(norm.training)

@@ -46,13 +46,23 @@ def check(layer):
     """`layer(x, alpha, gain, bias)` and its gradients agree with the oracle on every hard input."""
     for name, x in hard_inputs(3, 4, C).items():
         for alpha, shift in ((0.5, 0.0), (0.05, 1.0), (-1.3, -2.0)):
-            alpha, gain, bias, upstream = torch.full((1,), alpha).double(), 1 + draw(C, seed=1), shift * draw(C, seed=2), draw(*x.shape, seed=3)
+            alpha, gain, bias, upstream = (
+                torch.full((1,), alpha).double(),
+                1 + draw(C, seed=1),
+                shift * draw(C, seed=2),
+                draw(*x.shape, seed=3),
+            )
             want = oracle(x, alpha, gain, bias, upstream)
             leaves = [t.clone().requires_grad_() for t in (x, alpha, gain, bias)]
             got = layer(*leaves)
             grads = torch.autograd.grad(got, leaves, upstream)
             for key, value in zip(("y", "dx", "da", "dg", "db"), (got.detach(), *grads), strict=True):
-                rounds = key in ("dx", "da") and name in ("plain", "shifted", "spiked", "constant")  # 1 - tanh^2 near tanh = 1
+                rounds = key in ("dx", "da") and name in (
+                    "plain",
+                    "shifted",
+                    "spiked",
+                    "constant",
+                )  # 1 - tanh^2 near tanh = 1
                 assert_near(value, want[key], f"{name}: {key}", floor=1e-11 if rounds else 1e-25)
 
 
@@ -101,10 +111,22 @@ def broken(fault):
 
 
 FAULTS = [
-    "alpha outside the tanh", "alpha divides", "no alpha", "alpha is not trained", "gain inside the tanh", "bias inside the tanh",
-    "bias scaled too", "gain + 1", "no bias", "hardtanh", "sigmoid", "softsign", "centred first", "divided by the deviation first",
+    "alpha outside the tanh",
+    "alpha divides",
+    "no alpha",
+    "alpha is not trained",
+    "gain inside the tanh",
+    "bias inside the tanh",
+    "bias scaled too",
+    "gain + 1",
+    "no bias",
+    "hardtanh",
+    "sigmoid",
+    "softsign",
+    "centred first",
+    "divided by the deviation first",
     "half-precision tanh",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("layer", [ours, broken(None)], ids=["ours", "unbroken"])
@@ -127,7 +149,8 @@ def test_one_alpha_per_layer():
 
 
 @pytest.mark.parametrize(
-    "shape, options", [(5, {}), ((3, 5), {}), (5, {"elementwise_affine": False}), (5, {"bias": False}), ([5], {"alpha_init": 0.05})]
+    "shape, options",
+    [(5, {}), ((3, 5), {}), (5, {"elementwise_affine": False}), (5, {"bias": False}), ([5], {"alpha_init": 0.05})],
 )
 def test_contract(shape, options):
     check_norm_contract(partial(DyT, shape, **options), None, draw(2, 3, 5))
@@ -186,7 +209,9 @@ def test_d1_output_has_the_dtype_of_the_input():
     assert torch.equal(layer(x), layer(x.float()).bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16 and layer(x.float()).dtype == torch.float32
-    half = copy.deepcopy(layer).bfloat16()  # and in half precision throughout every operator works in it, as theirs does
+    half = copy.deepcopy(
+        layer
+    ).bfloat16()  # and in half precision throughout every operator works in it, as theirs does
     want = torch.tanh(half.alpha * x) * half.weight + half.bias
     assert torch.equal(half(x), want)
 
@@ -246,18 +271,34 @@ def test_converts_every_norm_in_place(norm):
 def test_places_have_their_own_alpha():
     model = convert_ln_to_dyt(small_gpt(), attention=0.8, feed_forward=0.2, final=0.1)
     found = {name: module.alpha_init for name, module in norms_of(model).items()}
-    assert found == {"blocks.0.attention.norm": 0.8, "blocks.0.feed_forward.norm": 0.2, "blocks.1.attention.norm": 0.8,
-                     "blocks.1.feed_forward.norm": 0.2, "norm": 0.1}  # fmt: skip
+    assert found == {
+        "blocks.0.attention.norm": 0.8,
+        "blocks.0.feed_forward.norm": 0.2,
+        "blocks.1.attention.norm": 0.8,
+        "blocks.1.feed_forward.norm": 0.2,
+        "norm": 0.1,
+    }
     some = convert_ln_to_dyt(small_gpt(), 0.6, attention=0.8)
     assert {module.alpha_init for module in norms_of(some).values()} == {0.6, 0.8}
 
 
-@pytest.mark.parametrize("name, place", [
-    ("model.layers.3.input_layernorm", "attention"), ("model.layers.3.post_attention_layernorm", "feed_forward"),
-    ("model.norm", "final"), ("blocks.0.norm1", "attention"), ("blocks.0.attn.q_norm", "attention"), ("blocks.0.norm2", "feed_forward"),
-    ("fc_norm", "final"), ("transformer.h.1.ln_1", "attention"), ("transformer.h.1.ln_2", "feed_forward"),
-    ("transformer.ln_f", "final"), ("encoder.layer.0.output.LayerNorm", None), ("layers.1.norm3", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("model.layers.3.input_layernorm", "attention"),
+        ("model.layers.3.post_attention_layernorm", "feed_forward"),
+        ("model.norm", "final"),
+        ("blocks.0.norm1", "attention"),
+        ("blocks.0.attn.q_norm", "attention"),
+        ("blocks.0.norm2", "feed_forward"),
+        ("fc_norm", "final"),
+        ("transformer.h.1.ln_1", "attention"),
+        ("transformer.h.1.ln_2", "feed_forward"),
+        ("transformer.ln_f", "final"),
+        ("encoder.layer.0.output.LayerNorm", None),
+        ("layers.1.norm3", None),
+    ],
+)
 def test_place_by_name(name, place):
     model = nn.Module()
     *path, last = name.split(".")
@@ -275,13 +316,27 @@ def test_place_by_name(name, place):
 
 
 def test_d2_keeps_parameters_device_and_dtype():
-    model = nn.ModuleDict({
-        "full": nn.LayerNorm(4), "plain": nn.LayerNorm((2, 4), elementwise_affine=False), "no_bias": nn.LayerNorm(4, bias=False),
-        "rms": nn.RMSNorm(4), "linear": nn.Linear(4, 4),
-    }).to(torch.bfloat16).eval()  # fmt: skip
+    model = (
+        nn.ModuleDict(
+            {
+                "full": nn.LayerNorm(4),
+                "plain": nn.LayerNorm((2, 4), elementwise_affine=False),
+                "no_bias": nn.LayerNorm(4, bias=False),
+                "rms": nn.RMSNorm(4),
+                "linear": nn.Linear(4, 4),
+            }
+        )
+        .to(torch.bfloat16)
+        .eval()
+    )
     found = norms_of(convert_ln_to_dyt(model))
     keys = {name: sorted(layer.state_dict()) for name, layer in found.items()}
-    assert keys == {"full": ["alpha", "bias", "weight"], "plain": ["alpha"], "no_bias": ["alpha", "weight"], "rms": ["alpha", "weight"]}
+    assert keys == {
+        "full": ["alpha", "bias", "weight"],
+        "plain": ["alpha"],
+        "no_bias": ["alpha", "weight"],
+        "rms": ["alpha", "weight"],
+    }
     assert found["plain"].normalized_shape == (2, 4)
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
     assert not any(layer.training for layer in found.values())
@@ -325,7 +380,9 @@ def test_channels_first():
     for make in (LayerNorm2d, RmsNorm2d):
         layer = scramble(convert_ln_to_dyt(make(4)))
         bias = 0 if layer.bias is None else layer.bias[:, None, None]
-        assert_near(layer(x).detach(), (layer.weight[:, None, None] * torch.tanh(layer.alpha * x) + bias).detach(), rel=1e-6)
+        assert_near(
+            layer(x).detach(), (layer.weight[:, None, None] * torch.tanh(layer.alpha * x) + bias).detach(), rel=1e-6
+        )
     assert type(convert_ln_to_dyt(RmsNorm(4))) is DyT
     with pytest.raises(ValueError, match="holds an activation"):
         convert_ln_to_dyt(nn.Sequential(LayerNormAct(4)))
@@ -333,7 +390,9 @@ def test_channels_first():
 
 def test_torch_encoder_does_not_take_its_fused_path():
     """In evaluation nn.TransformerEncoder hands the norms' weights to one kernel that would compute a LayerNorm."""
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2, enable_nested_tensor=False)
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2, enable_nested_tensor=False
+    )
     convert_ln_to_dyt(encoder)
     x = draw(2, 3, 8, dtype=torch.float32)
     want = encoder(x).detach()

@@ -65,10 +65,13 @@ def slices(arm: str, seed: int, config: Slices, device: torch.device) -> dict[st
     rms, layer = torch.stack(errors).max(0).values.tolist()
     others, x = draw(49), torch.linspace(-60, 60, 41, dtype=torch.float64)
     return {
-        "rmsnorm_error": rms, "layernorm_error": layer, "bound_error": float(torch.stack(bounds).max()),
-        "input": x.tolist(), "output": closed_form(arm, x, others)[1].tolist(),
+        "rmsnorm_error": rms,
+        "layernorm_error": layer,
+        "bound_error": float(torch.stack(bounds).max()),
+        "input": x.tolist(),
+        "output": closed_form(arm, x, others)[1].tolist(),
         "output_layernorm": norms(x, others)[1].tolist(),
-    }  # fmt: skip
+    }
 
 
 # --- ode: where the tanh and the inverse square root come from --------------------------------------------------------

@@ -74,8 +74,14 @@ class ELN(Affine):
     """
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], elementwise_affine: bool = True, bias: bool = True, *,
-        b_init: float | None = None, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        b_init: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
         self.channels = math.prod(self.normalized_shape)

@@ -19,7 +19,7 @@ from repro.testing import (
     norm_inputs,
     quiet_import,
     scramble,
-)  # fmt: skip
+)
 
 
 def oracle(x, gain, bias, log_b, upstream):
@@ -95,10 +95,20 @@ def broken(fault):
 
 
 FAULTS = [
-    "b itself for its logarithm", "alpha for b", "b squared", "no amplitude", "amplitude of LayerNorm",
+    "b itself for its logarithm",
+    "alpha for b",
+    "b squared",
+    "no amplitude",
+    "amplitude of LayerNorm",
     "own channel in b",
-    "detached b", "eps added", "even", "squares overflow", "tanh", "bias scaled too", "no gain",
-]  # fmt: skip
+    "detached b",
+    "eps added",
+    "even",
+    "squares overflow",
+    "tanh",
+    "bias scaled too",
+    "no gain",
+]
 
 
 @pytest.mark.parametrize("layer", [ours, broken(None)], ids=["ours", "unbroken"])

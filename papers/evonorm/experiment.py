@@ -64,9 +64,16 @@ def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -
         evo = partial(evo, num_groups=config.groups)
     norm = evo or (partial(GhostBatchNorm, size=size) if arm == "small" else nn.BatchNorm2d)
     model = cifar_resnet(
-        config.depth, width=config.width, channels=1, norm=norm, act=nn.SiLU if arm == "bn_silu" else nn.ReLU, bias=False,
-        shortcut="project", generator=source, init=scaled_gaussian(1.0),
-    )  # fmt: skip
+        config.depth,
+        width=config.width,
+        channels=1,
+        norm=norm,
+        act=nn.SiLU if arm == "bn_silu" else nn.ReLU,
+        bias=False,
+        shortcut="project",
+        generator=source,
+        init=scaled_gaussian(1.0),
+    )
     for block in model.blocks if evo else ():
         model.act = block.act1 = nn.Identity()
         block.norm2 = evo(block.norm2.num_features, nonlinearity=False)
@@ -86,7 +93,10 @@ class Independence(Network):
 
 def independence(arm: str, seed: int, config: Independence, device: torch.device) -> dict[str, float]:
     """In float64: an image among others and alone, in training; training against evaluation after some batches."""
-    source, found = generator("evonorm independence", seed), {f"{name}_error": [] for name in ("layer", "network", "others", "mode")}
+    source, found = (
+        generator("evonorm independence", seed),
+        {f"{name}_error": [] for name in ("layer", "network", "others", "mode")},
+    )
     for _ in range(config.draws):
         layer = EVONORMS[arm](32) if arm in EVONORMS else nn.Sequential(nn.BatchNorm2d(32), nn.ReLU())
         for name, module, channels in (("layer", layer, 32), ("network", network(arm, config, source), 1)):
@@ -115,7 +125,11 @@ def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, f
     draw, errors = draws(device, "evonorm form", seed), {}
     for scale, shift, v in list(product(SCALES, SHIFTS, SLOPES)) * config.draws:
         x = scale * (shift + (0.5 * draw(8, 4, 1, 1)).exp() * draw(8, 4, 8, 8))
-        layer = BatchNorm(4, eps=0.0) if arm == "bn" else EVONORMS[arm](4, eps=0.0, **({"num_groups": 2} if arm == "s0" else {}))
+        layer = (
+            BatchNorm(4, eps=0.0)
+            if arm == "bn"
+            else EVONORMS[arm](4, eps=0.0, **({"num_groups": 2} if arm == "s0" else {}))
+        )
         layer.to(device, torch.float64).requires_grad_(False)
         if arm != "bn":
             layer.v.fill_(v)
@@ -154,11 +168,21 @@ class Training(Network):
 
 def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
     """SGD with the same batches in every arm; `small` takes its statistics over `micro` images.  Test accuracy."""
-    data, model = fashion_mnist.load(device), network(arm, config, generator("evonorm training", seed), config.micro).to(device)
+    data, model = (
+        fashion_mnist.load(device),
+        network(arm, config, generator("evonorm training", seed), config.micro).to(device),
+    )
     for block in model.blocks:
         nn.init.zeros_(block.norm2.weight)  # as the authors' code does with every norm at the end of a branch
     fit(
-        model, data.pooled("train", config.examples, config.pool), steps=config.steps, batch=config.batch, lr=config.lr,
-        seed=seed_of("evonorm batches", seed), optimizer="momentum", schedule=cosine(0.05), weight_decay=1e-4,
-    )  # fmt: skip
+        model,
+        data.pooled("train", config.examples, config.pool),
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("evonorm batches", seed),
+        optimizer="momentum",
+        schedule=cosine(0.05),
+        weight_decay=1e-4,
+    )
     return {"accuracy": evaluate_classifier(model, *data.pooled("test", config.test, config.pool))["accuracy"]}

@@ -40,9 +40,13 @@ class _EvoNorm(Affine):
     v: nn.Parameter | None
 
     def __init__(
-        self, num_features: int, eps: float, nonlinearity: bool, device: torch.device | str | None,
+        self,
+        num_features: int,
+        eps: float,
+        nonlinearity: bool,
+        device: torch.device | str | None,
         dtype: torch.dtype | None,
-    ):  # fmt: skip
+    ):
         super().__init__(num_features, device=device, dtype=dtype)
         self.num_features, self.eps, self.nonlinearity = num_features, eps, nonlinearity
         empty = torch.empty(num_features, device=device, dtype=dtype) if nonlinearity else None  # D4
@@ -75,8 +79,14 @@ class EvoNormB0(_EvoNorm):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, nonlinearity: bool = True,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        *,
+        nonlinearity: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_features, eps, nonlinearity, device, dtype)
         self.momentum = momentum
@@ -110,8 +120,14 @@ class EvoNormS0(_EvoNorm):
     """
 
     def __init__(
-        self, num_features: int, num_groups: int | None = None, eps: float = 1e-5, *, nonlinearity: bool = True,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        num_groups: int | None = None,
+        eps: float = 1e-5,
+        *,
+        nonlinearity: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_features, eps, nonlinearity, device, dtype)
         if num_groups is None:  # D3

@@ -36,7 +36,10 @@ def in_floats(kind, x, p, running, training):
         inside = range(k // (c // GROUPS) * (c // GROUPS), (k // (c // GROUPS) + 1) * (c // GROUPS))
         for i in range(b):
             if kind == "b0":
-                left, within = math.sqrt((batch if training else running[k]) + 1e-5), math.sqrt(variance(values[i][k]) + 1e-5)
+                left, within = (
+                    math.sqrt((batch if training else running[k]) + 1e-5),
+                    math.sqrt(variance(values[i][k]) + 1e-5),
+                )
                 y[i][k] = [gain[k] * t / max(left, v[k] * t + within) + bias[k] for t in values[i][k]]
             else:
                 root = math.sqrt(variance(t for j in inside for t in values[i][j]) + 1e-5)
@@ -70,7 +73,9 @@ def composed(kind, fault=None):
             return var + eps if fault == "variance for deviation" else (var + eps).sqrt()
 
         if kind == "s0":
-            axes = {"over the batch too": (0, 2, 3, 4), "over places alone": (3, 4), "over channels alone": (2,)}.get(fault, (2, 3, 4))
+            axes = {"over the batch too": (0, 2, 3, 4), "over places alone": (3, 4), "over channels alone": (2,)}.get(
+                fault, (2, 3, 4)
+            )
             grouped = x.unflatten(1, (GROUPS, -1))
             if fault == "interleaved groups":
                 grouped = x.unflatten(1, (-1, GROUPS)).transpose(1, 2)
@@ -80,7 +85,9 @@ def composed(kind, fault=None):
             var = var.expand(grouped.shape)
             var = (var.transpose(1, 2) if fault == "interleaved groups" else var).flatten(1, 2)
             std = root(var.detach() if fault == "detached" else var)
-            gate = {"gate of the normalised input": v * source / std, "tanh gate": 2 * v * source}.get(fault, v * source)
+            gate = {"gate of the normalised input": v * source / std, "tanh gate": 2 * v * source}.get(
+                fault, v * source
+            )
             y = source * (torch.tanh(gate) if fault == "tanh gate" else torch.sigmoid(gate)) / std
             return y * gain + (0 if fault == "no bias" else 1) * bias
 
@@ -90,7 +97,9 @@ def composed(kind, fault=None):
         if fault == "detached":
             batch, within = batch.detach(), within.detach()
         if training:
-            seen = {"unbiased moving variance": x.var((0, 2, 3)), "moving deviation": batch.flatten().sqrt()}.get(fault, batch.flatten())
+            seen = {"unbiased moving variance": x.var((0, 2, 3)), "moving deviation": batch.flatten().sqrt()}.get(
+                fault, batch.flatten()
+            )
             keep = 0.1 if fault == "momentum of the old value" else 0.9
             running.copy_((keep * running + (1 - keep) * seen).detach())
         if fault == "moving variance in training" or not training and fault != "batch variance in evaluation":
@@ -109,7 +118,9 @@ def composed(kind, fault=None):
 
 def ours(kind):
     def f(x, p, running, training):
-        layer = (EvoNormB0(4, dtype=torch.float64) if kind == "b0" else EvoNormS0(4, GROUPS, dtype=torch.float64)).train(training)
+        layer = (
+            EvoNormB0(4, dtype=torch.float64) if kind == "b0" else EvoNormS0(4, GROUPS, dtype=torch.float64)
+        ).train(training)
         if kind == "b0":
             layer.running_var.copy_(running)
         y = torch.func.functional_call(layer, p, (x,))
@@ -134,11 +145,16 @@ def check(f, kind):
                 results.append((y.detach(), running, slopes))
             want, moved = in_floats(kind, x, p, start.tolist(), training)
             far = name in ("far", "constant", "spiked")  # the variance of these has few digits
-            for what, got, value in (("y", results[0][0], want), ("moving variance", results[0][1], moved if kind == "b0" else start)):
+            for what, got, value in (
+                ("y", results[0][0], want),
+                ("moving variance", results[0][1], moved if kind == "b0" else start),
+            ):
                 assert_near(got, value, f"{kind} {name}, training={training}: {what}", rel=1e-6 if far else 1e-10)
             for got, value in zip(results[0][2], results[1][2], strict=True):
                 got = torch.zeros_like(value) if got is None else got
-                assert_near(got, value, f"{kind} {name}, training={training}: gradient", rel=1e-5 if far else 1e-8, floor=1e-12)
+                assert_near(
+                    got, value, f"{kind} {name}, training={training}: gradient", rel=1e-5 if far else 1e-8, floor=1e-12
+                )
 
 
 @pytest.mark.parametrize("kind", ["b0", "s0"])
@@ -147,16 +163,50 @@ def test_oracle(make, kind):
     check(make(kind), kind)
 
 
-BOTH = ["unbiased", "no eps", "eps 1e-3", "eps outside the root", "variance for deviation", "centred", "detached", "second moment", "no v",
-        "v is one number", "gain before", "no bias", "half-precision statistics"]  # fmt: skip
+BOTH = [
+    "unbiased",
+    "no eps",
+    "eps 1e-3",
+    "eps outside the root",
+    "variance for deviation",
+    "centred",
+    "detached",
+    "second moment",
+    "no v",
+    "v is one number",
+    "gain before",
+    "no bias",
+    "half-precision statistics",
+]
 FAULTS = [
-    *(("b0", fault) for fault in [
-        *BOTH, "min", "sum", "v on the deviation", "unbiased moving variance", "moving deviation", "momentum of the old value",
-        "moving variance in training", "batch variance in evaluation", "moving average of the instance variance"]),
-    *(("s0", fault) for fault in [
-        *BOTH, "over the batch too", "over places alone", "over channels alone", "interleaved groups", "gate of the normalised input",
-        "tanh gate"]),
-]  # fmt: skip
+    *(
+        ("b0", fault)
+        for fault in [
+            *BOTH,
+            "min",
+            "sum",
+            "v on the deviation",
+            "unbiased moving variance",
+            "moving deviation",
+            "momentum of the old value",
+            "moving variance in training",
+            "batch variance in evaluation",
+            "moving average of the instance variance",
+        ]
+    ),
+    *(
+        ("s0", fault)
+        for fault in [
+            *BOTH,
+            "over the batch too",
+            "over places alone",
+            "over channels alone",
+            "interleaved groups",
+            "gate of the normalised input",
+            "tanh gate",
+        ]
+    ),
+]
 
 
 @pytest.mark.parametrize("kind, fault", FAULTS)
@@ -165,10 +215,16 @@ def test_mutant_dies(kind, fault):
         check(composed(kind, fault), kind)
 
 
-@pytest.mark.parametrize("make, shape", [
-    (partial(EvoNormB0, 4), (2, 4, 2, 2)), (partial(EvoNormB0, 3, nonlinearity=False), (2, 3, 2)), (partial(EvoNormS0, 4, 2), (2, 4, 2, 2)),
-    (partial(EvoNormS0, 3, eps=0.1), (2, 3, 3)), (partial(EvoNormS0, 4, nonlinearity=False), (2, 4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (partial(EvoNormB0, 4), (2, 4, 2, 2)),
+        (partial(EvoNormB0, 3, nonlinearity=False), (2, 3, 2)),
+        (partial(EvoNormS0, 4, 2), (2, 4, 2, 2)),
+        (partial(EvoNormS0, 3, eps=0.1), (2, 3, 3)),
+        (partial(EvoNormS0, 4, nonlinearity=False), (2, 4, 2)),
+    ],
+)
 def test_contract(make, shape):
     check_norm_contract(make, None, draw(*shape))
 
@@ -193,13 +249,17 @@ def test_timm_agrees(kind, training):
             want["running_var"] = 0.9 * before + (want["running_var"] - 0.9 * before) * (n - 1) / n
         for key in want:
             rounded = name == "constant" and key != "y"  # gradients of a deviation that is all rounding
-            assert_near(got[key], want[key], f"{name}: {key}", rel=0.05 if rounded else 2e-5, floor=1e-6 if rounded else 1e-25)
+            assert_near(
+                got[key], want[key], f"{name}: {key}", rel=0.05 if rounded else 2e-5, floor=1e-6 if rounded else 1e-25
+            )
 
 
 def test_timm_agrees_without_nonlinearity():
     layers, x = quiet_import("timm.layers"), draw(2, 4, 3, 3, dtype=torch.float32)
-    for theirs, one in ((layers.EvoNorm2dB0(4, apply_act=False), EvoNormB0(4, nonlinearity=False)),
-                        (layers.EvoNorm2dS0(4, 4, apply_act=False), EvoNormS0(4, nonlinearity=False))):  # fmt: skip
+    for theirs, one in (
+        (layers.EvoNorm2dB0(4, apply_act=False), EvoNormB0(4, nonlinearity=False)),
+        (layers.EvoNorm2dS0(4, 4, apply_act=False), EvoNormS0(4, nonlinearity=False)),
+    ):
         one.load_state_dict(scramble(theirs).state_dict(), strict=False)
         assert_near(one(x), theirs(x), rel=1e-6)
 
@@ -210,14 +270,20 @@ def test_d1_eps_in_every_root():
     assert EvoNormB0(1).eps == EvoNormS0(1).eps == 1e-5
     assert_near(EvoNormB0(1)(x).flatten().detach(), torch.tensor([-1e-3 / root, 1e-3 / (1e-3 + root)]), rel=1e-6)
     assert_near(EvoNormS0(1)(x).detach(), x * torch.sigmoid(x) / root, rel=1e-6)
-    for layer in (EvoNormB0(2), EvoNormS0(2, 2)):  # images of one place: torch.var would be NaN there (digantamisra98/EvoNorm, issue 4)
+    for layer in (
+        EvoNormB0(2),
+        EvoNormS0(2, 2),
+    ):  # images of one place: torch.var would be NaN there (digantamisra98/EvoNorm, issue 4)
         x = draw(1, 2, 1, 1).requires_grad_()
         y = layer(x)
         assert torch.isfinite(y).all() and torch.isfinite(torch.autograd.grad(y.sum(), x)[0]).all()
 
 
 def test_d2_moving_variance():
-    layer, x = EvoNormB0(1, dtype=torch.float64), torch.tensor([1.0, 3.0], dtype=torch.float64).view(1, 1, 2)  # variance 1
+    layer, x = (
+        EvoNormB0(1, dtype=torch.float64),
+        torch.tensor([1.0, 3.0], dtype=torch.float64).view(1, 1, 2),
+    )  # variance 1
     assert torch.equal(layer.running_var, torch.ones(1)) and layer.momentum == 0.1
     layer(3 * x)
     assert_near(layer.running_var, torch.tensor([0.9 + 0.9]), rel=1e-6)
@@ -227,7 +293,9 @@ def test_d2_moving_variance():
     assert_near(layer.running_var, torch.tensor([1.8]), rel=1e-6)
 
 
-@pytest.mark.parametrize("channels, groups", [(64, 32), (32, 32), (48, 24), (16, 16), (7, 7), (96, 32), (74, 2), (1, 1)])
+@pytest.mark.parametrize(
+    "channels, groups", [(64, 32), (32, 32), (48, 24), (16, 16), (7, 7), (96, 32), (74, 2), (1, 1)]
+)
 def test_d3_number_of_groups(channels, groups):
     assert EvoNormS0(channels).num_groups == groups
     for wrong in (channels + 1, 0, -1):
@@ -292,7 +360,9 @@ def test_in_a_residual_network():
         bare = [name for name, m in model.named_modules() if isinstance(m, kind) and not m.nonlinearity]
         assert full == ["norm", *(f"blocks.{i}.norm1" for i in range(3))]
         assert sorted(bare) == sorted([*(f"blocks.{i}.norm2" for i in range(3)), "blocks.1.skip.1", "blocks.2.skip.1"])
-        assert [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)] == [f"blocks.{i}.act2" for i in range(3)]
+        assert [name for name, m in model.named_modules() if isinstance(m, nn.ReLU)] == [
+            f"blocks.{i}.act2" for i in range(3)
+        ]
         assert isinstance(model.blocks[0].act1, nn.Identity) and isinstance(model.act, nn.Identity)
         model(x).sum().backward()
         assert all(p.grad is not None for p in model.parameters())

@@ -42,9 +42,13 @@ def residual_net(arm: str, config: Updates, source: torch.Generator) -> Residual
 
     def block(sublayer: nn.Module, norm: object, dim: int, index: int, depth: int) -> nn.Module:
         weighted = [linear(dim, dim, bias=False, std=(2 / dim) ** 0.5, generator=source) for _ in range(config.m)]
-        return Bare(nn.Sequential(*[part for layer in weighted for part in (nn.ReLU(), layer)][1:]), norm, dim, index, depth)
+        return Bare(
+            nn.Sequential(*[part for layer in weighted for part in (nn.ReLU(), layer)][1:]), norm, dim, index, depth
+        )
 
-    model = ResidualMLP(config.width, config.width, config.branches, CLASSES, placement=block, bias=False, generator=source)
+    model = ResidualMLP(
+        config.width, config.width, config.branches, CLASSES, placement=block, bias=False, generator=source
+    )
     branches = [list(branch.parameters()) for branch in model.blocks]
     fixup_init_(model, source, branches=branches)
     rule2 = -1 / (2 * config.m - 2)
@@ -63,8 +67,15 @@ def updates_batch(arm: str, seeds: list[int], config: Updates, device: torch.dev
         data.append((x, torch.randint(CLASSES, (config.examples,), generator=source).to(device)))
         models.append(residual_net(arm, config, source).to(device, torch.float64))
     starts = copy.deepcopy(models)
-    histories = fit_batched(models, data, seeds=[seed_of("fixup updates", seed) for seed in seeds], steps=config.steps,
-                            batch=config.examples, lr=config.lr, optimizer="sgd")  # fmt: skip
+    histories = fit_batched(
+        models,
+        data,
+        seeds=[seed_of("fixup updates", seed) for seed in seeds],
+        steps=config.steps,
+        batch=config.examples,
+        lr=config.lr,
+        optimizer="sgd",
+    )
     results: list[dict | Diverged] = []
     for model, start, (x, _), history in zip(models, starts, data, histories, strict=True):
         with torch.no_grad():
@@ -133,10 +144,21 @@ class OneEpoch:
 
 def deep_mlp(arm: str, layers: int, width: int, source: torch.Generator) -> ResidualMLP:
     """784-width, L blocks x + W2 relu(W1 x + b1) + b2, width-10; BatchNorm at the start of each branch and at the end."""
-    placement, norm = {"batchnorm": ("pre", BatchNorm), "root_half": ("post", lambda n: RootHalf())}.get(arm, ("none", identity))
+    placement, norm = {"batchnorm": ("pre", BatchNorm), "root_half": ("post", lambda n: RootHalf())}.get(
+        arm, ("none", identity)
+    )
     init, depth = fixup_init_ if arm in ("fixup", "no_rule2") else HE, (layers - 2) // 2
-    model = ResidualMLP(784, width, depth, CLASSES, placement=placement, norm=norm, final_norm=arm == "batchnorm", init=init,
-                        generator=source)  # fmt: skip
+    model = ResidualMLP(
+        784,
+        width,
+        depth,
+        CLASSES,
+        placement=placement,
+        norm=norm,
+        final_norm=arm == "batchnorm",
+        init=init,
+        generator=source,
+    )
     for block in model.blocks if arm == "no_rule2" else ():
         block.sublayer.up.weight.data *= depth**0.5
     return model
@@ -148,11 +170,20 @@ def one_epoch_batch(arm: str, seeds: list[int], config: OneEpoch, device: torch.
     test = data.normalised(data.test_x[: config.test]).flatten(1), data.test_y[: config.test]
     models = [deep_mlp(arm, config.layers, config.width, generator("fixup epoch", seed)).to(device) for seed in seeds]
     histories = fit_batched(
-        models, (x, y), seeds=[seed_of("fixup epoch", seed) for seed in seeds], steps=len(x) // config.batch, batch=config.batch,
-        lr=config.lr, optimizer="momentum", weight_decay=WEIGHT_DECAY,
-        groups=fixup_groups if arm in ("fixup", "no_rule2") else None)  # fmt: skip
-    return [history if isinstance(history, Diverged) else {"accuracy": evaluate_classifier(model, *test)["accuracy"]}
-            for model, history in zip(models, histories, strict=True)]  # fmt: skip
+        models,
+        (x, y),
+        seeds=[seed_of("fixup epoch", seed) for seed in seeds],
+        steps=len(x) // config.batch,
+        batch=config.batch,
+        lr=config.lr,
+        optimizer="momentum",
+        weight_decay=WEIGHT_DECAY,
+        groups=fixup_groups if arm in ("fixup", "no_rule2") else None,
+    )
+    return [
+        history if isinstance(history, Diverged) else {"accuracy": evaluate_classifier(model, *test)["accuracy"]}
+        for model, history in zip(models, histories, strict=True)
+    ]
 
 
 deepest_batch = one_epoch_batch
@@ -178,7 +209,16 @@ def resnet(arm: str, seed: int, config: Resnet, device: torch.device) -> dict[st
     slots = {} if arm in ("fixup", "batchnorm") else {"norm": identity, "init": {"xavier": XAVIER, "he": HE}[arm]}
     build, source = fixup_resnet if arm == "fixup" else cifar_resnet, generator("fixup resnet", seed)
     model = build(config.depth, width=config.width, channels=1, generator=source, **slots).to(device)
-    fit(model, (x, data.train_y[: config.images]), steps=config.steps, batch=config.batch, weight_decay=WEIGHT_DECAY,
-        lr=config.lr * (0.1 if arm == "xavier" else 1), optimizer="momentum", schedule="one_cycle",
-        seed=seed_of("fixup resnet", seed), groups=fixup_groups if arm == "fixup" else None)  # fmt: skip
+    fit(
+        model,
+        (x, data.train_y[: config.images]),
+        steps=config.steps,
+        batch=config.batch,
+        weight_decay=WEIGHT_DECAY,
+        lr=config.lr * (0.1 if arm == "xavier" else 1),
+        optimizer="momentum",
+        schedule="one_cycle",
+        seed=seed_of("fixup resnet", seed),
+        groups=fixup_groups if arm == "fixup" else None,
+    )
     return {"error": evaluate_classifier(model, test_x, data.test_y[: config.images])["error"]}

@@ -31,12 +31,20 @@ from repro.models.slots import Act, identity
 __all__ = ["FixupBasicBlock", "FixupBottleneck", "fixup_groups", "fixup_init_", "fixup_resnet"]
 
 BRANCHES = {  # package.class: the weight layers of each residual branch that it holds, the last one last
-    "repro.FixupBasicBlock": ["conv1 conv2"], "repro.FixupBottleneck": ["conv1 conv2 conv3"], "repro.Branch": ["up down"],
-    "repro.FeedForward": ["up gate down"], "repro.Attention": ["qkv out"], "timm.Attention": ["qkv proj"], "timm.Mlp": ["fc1 fc2"],
+    "repro.FixupBasicBlock": ["conv1 conv2"],
+    "repro.FixupBottleneck": ["conv1 conv2 conv3"],
+    "repro.Branch": ["up down"],
+    "repro.FeedForward": ["up gate down"],
+    "repro.Attention": ["qkv out"],
+    "timm.Attention": ["qkv proj"],
+    "timm.Mlp": ["fc1 fc2"],
     "torch.TransformerEncoderLayer": ["self_attn.in_proj self_attn.out_proj", "linear1 linear2"],
-    "torch.TransformerDecoderLayer": ["self_attn.in_proj self_attn.out_proj", "linear1 linear2",
-                                      "multihead_attn.in_proj multihead_attn.out_proj"],
-}  # fmt: skip
+    "torch.TransformerDecoderLayer": [
+        "self_attn.in_proj self_attn.out_proj",
+        "linear1 linear2",
+        "multihead_attn.in_proj multihead_attn.out_proj",
+    ],
+}
 
 
 @torch.no_grad()
@@ -107,8 +115,16 @@ class FixupBottleneck(FixupBasicBlock):
         return self.conv3(y + self.bias3a) * self.scale + self.bias3b
 
 
-def fixup_resnet(depth: int, *, generator: torch.Generator, classes: int = 10, width: int = 16, channels: int = 3,
-                 block: type[FixupBasicBlock] = FixupBasicBlock, act: Act = nn.ReLU) -> ConvNet:  # fmt: skip
+def fixup_resnet(
+    depth: int,
+    *,
+    generator: torch.Generator,
+    classes: int = 10,
+    width: int = 16,
+    channels: int = 3,
+    block: type[FixupBasicBlock] = FixupBasicBlock,
+    act: Act = nn.ReLU,
+) -> ConvNet:
     """The CIFAR ResNet of depth 6n + 2 (FixupBottleneck: 9n + 2) by all three rules.  x: (B, channels, H, W) -> logits.
 
     Stages of `width`, 2 width and 4 width channels (bottleneck: four times that); a scalar bias follows the stem and
@@ -119,9 +135,18 @@ def fixup_resnet(depth: int, *, generator: torch.Generator, classes: int = 10, w
     if rest or n < 1:
         raise ValueError(f"depth={depth} is not {k}n + 2; write {max(n, 1) * k + 2} or {(max(n, 1) + 1) * k + 2}")
     model = ConvNet(
-        [n] * 3, [block.expansion * width * 2**stage for stage in range(3)], classes=classes, generator=generator,
-        channels=channels, block=block, norm=identity, act=act, bias=False, stem_width=width,
-        shortcut="pad" if block.expansion == 1 else "project")  # fmt: skip
+        [n] * 3,
+        [block.expansion * width * 2**stage for stage in range(3)],
+        classes=classes,
+        generator=generator,
+        channels=channels,
+        block=block,
+        norm=identity,
+        act=act,
+        bias=False,
+        stem_width=width,
+        shortcut="pad" if block.expansion == 1 else "project",
+    )
     nn.init.zeros_(model.head.weight)  # Rule 1
     model.norm, model.head = Bias(), nn.Sequential(Bias(), model.head)
     return model
@@ -133,14 +158,17 @@ def find_branches(model: nn.Module) -> list[tuple[list[Tensor], int]]:
     for module in model.modules():
         kinds = (f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(module).__mro__)
         for names in next((BRANCHES[kind] for kind in kinds if kind in BRANCHES), ()):
-            held = {n: p for n in names.split() for k, p in module.named_parameters() if k in (f"{n}.weight", f"{n}_weight")}
+            held = {
+                n: p for n in names.split() for k, p in module.named_parameters() if k in (f"{n}.weight", f"{n}_weight")
+            }
             found.append((list(held.values()), len(held) + 2 * any(n.endswith(("qkv", "in_proj")) for n in held)))  # D2
     return found
 
 
 @torch.no_grad()
-def fixup_init_(model: nn.Module, generator: torch.Generator | None = None, *,
-                branches: list[list[Tensor]] | None = None) -> None:  # fmt: skip
+def fixup_init_(
+    model: nn.Module, generator: torch.Generator | None = None, *, branches: list[list[Tensor]] | None = None
+) -> None:
     """Rules 1 and 2 on a finished residual network or Transformer, in place; fits the slot `init` of the models.
 
     Branches are those of our Fixup blocks, of `repro.models.mlp.ResidualMLP`, of GPT, of timm's Attention and Mlp and of
@@ -153,8 +181,10 @@ def fixup_init_(model: nn.Module, generator: torch.Generator | None = None, *,
     """
     found = find_branches(model) if branches is None else [(weights, len(weights)) for weights in branches]
     if not found or min(m for _, m in found) < 2:
-        raise ValueError(f"{type(model).__name__}: knows no residual branch of 2 or more layers; "
-                         "write branches=[[first.weight, ..., last.weight], ...]")  # fmt: skip
+        raise ValueError(
+            f"{type(model).__name__}: knows no residual branch of 2 or more layers; "
+            "write branches=[[first.weight, ..., last.weight], ...]"
+        )
     modules, drawn, last = list(model.modules()), {id(weight) for weights, _ in found for weight in weights}, -1
     for i, module in enumerate(modules):
         last = i if any(id(parameter) in drawn for parameter in module.parameters(recurse=False)) else last

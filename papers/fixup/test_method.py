@@ -114,11 +114,17 @@ def test_oracle_of_the_bottleneck():
 @pytest.mark.parametrize(
     "fault",
     [
-        "no bias before the convolution", "bias after the activation", "no multiplier", "bias inside the multiplier",
-        "branch not linear at its end", "shortcut without the bias", "identity shortcut with the bias",
-        "multiplier on the shortcut", "no activation after the sum",
+        "no bias before the convolution",
+        "bias after the activation",
+        "no multiplier",
+        "bias inside the multiplier",
+        "branch not linear at its end",
+        "shortcut without the bias",
+        "identity shortcut with the bias",
+        "multiplier on the shortcut",
+        "no activation after the sum",
     ],
-)  # fmt: skip
+)
 def test_mutant_dies(fault):
     with pytest.raises(AssertionError):
         check_block(broken(fault))
@@ -167,7 +173,9 @@ def check_rules(build, block=FixupBasicBlock):
         assert not any(isinstance(module, nn.modules.batchnorm._NormBase) for module in net.modules())
         if m == 3:
             skip = net.blocks[0].skip[0].weight
-            assert abs(skip.std().item() / math.sqrt(2 / skip.shape[0]) - 1) < 5 / math.sqrt(2 * skip.numel()), "projection"
+            assert abs(skip.std().item() / math.sqrt(2 / skip.shape[0]) - 1) < 5 / math.sqrt(2 * skip.numel()), (
+                "projection"
+            )
 
 
 def resnet(depth, block=FixupBasicBlock):
@@ -228,11 +236,20 @@ def test_rules_again_after_training():
 @pytest.mark.parametrize(
     "fault",
     [
-        "L counts layers", "exponent of m = 3", "no Rule 2", "fan_in", "last layer drawn", "first layer zero",
-        "multiplier from 0", "a bias for each channel", "convolutions with a bias", "stem scaled", "classifier drawn",
+        "L counts layers",
+        "exponent of m = 3",
+        "no Rule 2",
+        "fan_in",
+        "last layer drawn",
+        "first layer zero",
+        "multiplier from 0",
+        "a bias for each channel",
+        "convolutions with a bias",
+        "stem scaled",
+        "classifier drawn",
         "no bias before the classifier",
     ],
-)  # fmt: skip
+)
 def test_init_mutant_dies(fault):
     with pytest.raises(AssertionError):
         check_rules(mutant(fault))
@@ -310,8 +327,17 @@ def test_d5_slow_groups():
     start = copy.deepcopy(net.state_dict())
     data = draw(8, 3, 8, 8, dtype=torch.float32), torch.arange(8) % 3
     seen = {}
-    fit(net, data, steps=1, batch=8, lr=0.1, seed=0, optimizer="sgd", groups=fixup_groups,
-        hook=lambda step, model, loss: seen.update({n: p.grad.clone() for n, p in model.named_parameters()}))  # fmt: skip
+    fit(
+        net,
+        data,
+        steps=1,
+        batch=8,
+        lr=0.1,
+        seed=0,
+        optimizer="sgd",
+        groups=fixup_groups,
+        hook=lambda step, model, loss: seen.update({n: p.grad.clone() for n, p in model.named_parameters()}),
+    )
     for name, rate in (("head.1.bias", 0.01), ("head.1.weight", 0.1)):
         torch.testing.assert_close(net.state_dict()[name], start[name] - rate * seen[name])
     assert fixup_groups(nn.Linear(2, 2, bias=False))[1]["params"] == []
@@ -333,11 +359,17 @@ MODELS = {
     "mlp": (lambda: ResidualMLP(6, 8, 3, 4, generator=source()), [2] * 3),
     "gpt": (lambda: GPT(16, 8, 8, 2, heads=2, bias=True, generator=source()), [4, 2] * 2),
     "timm vit": (lambda: vit(8, 4, 8, 2, heads=2, classes=4, channels=1, generator=source()), [4, 2] * 2),
-    "vit, post": (lambda: vit(8, 4, 8, 2, heads=2, classes=4, channels=1, placement="post", generator=source()), [4, 2] * 2),
+    "vit, post": (
+        lambda: vit(8, 4, 8, 2, heads=2, classes=4, channels=1, placement="post", generator=source()),
+        [4, 2] * 2,
+    ),
     "torch encoder": (torch_encoder, [4, 2] * 3),
     "torch decoder": (torch_decoder, [4, 2, 4] * 2),
-    "convnet": (lambda: ConvNet([2], [8], classes=4, block=FixupBasicBlock, norm=identity, bias=False, generator=source()), [2] * 2),
-}  # fmt: skip
+    "convnet": (
+        lambda: ConvNet([2], [8], classes=4, block=FixupBasicBlock, norm=identity, bias=False, generator=source()),
+        [2] * 2,
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -392,11 +424,16 @@ def test_slot_and_global_generator():
 def test_branches_by_hand():
     net = cifar_resnet(8, generator=source(), norm=identity, width=4)
     fixup_init_(net, source(), branches=[[block.conv1.weight, block.conv2.weight] for block in net.blocks])
-    assert not any(block.conv2.weight.any() or block.conv2.bias.any() for block in net.blocks) and not net.head.weight.any()
+    assert (
+        not any(block.conv2.weight.any() or block.conv2.bias.any() for block in net.blocks)
+        and not net.head.weight.any()
+    )
     assert abs(net.blocks[2].conv1.weight.std().item() / math.sqrt(2 / (9 * 16) / 3) - 1) < 0.1
 
 
-@pytest.mark.parametrize("net", [MLP([4, 4, 2], generator=source()), cifar_resnet(8, generator=source()), nn.Linear(2, 2)])
+@pytest.mark.parametrize(
+    "net", [MLP([4, 4, 2], generator=source()), cifar_resnet(8, generator=source()), nn.Linear(2, 2)]
+)
 def test_no_branch_is_an_error(net):
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match=r"write branches=\[\["):

@@ -82,16 +82,23 @@ def small_batch_batch(arm: str, seeds: list[int], config: SmallBatch, device: to
     widths = [784, config.width, config.width, 10]
     models = [MLP(widths, norm=NORMS[arm], generator=generator("layernorm weights", seed)).to(device) for seed in seeds]
     histories = fit_batched(
-        models, (train_x, train_y), seeds=[seed_of("layernorm small batch", seed) for seed in seeds],
-        steps=config.seen // config.batch, batch=config.batch, lr=config.lr, optimizer="adam",
-    )  # fmt: skip
+        models,
+        (train_x, train_y),
+        seeds=[seed_of("layernorm small batch", seed) for seed in seeds],
+        steps=config.seen // config.batch,
+        batch=config.batch,
+        lr=config.lr,
+        optimizer="adam",
+    )
     return [
-        history if isinstance(history, Diverged) else {
+        history
+        if isinstance(history, Diverged)
+        else {
             "error": evaluate_classifier(model, test_x, test_y)["error"],
             "train_nats": evaluate_classifier(model, train_x, train_y)["loss"],
         }
         for model, history in zip(models, histories, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,12 @@ def lstm(arm: str, seed: int, config: LSTM, device: torch.device) -> dict[str, l
     """LSTM layers as in the supplement: norms on both projections apart, and on the cell on its way out."""
     corpus = shakespeare.load(device)
     model = RecurrentLM(
-        "lstm", corpus.vocab, config.width, layers=config.layers, norm=NORMS[arm], generator=generator("layernorm lstm", seed)
+        "lstm",
+        corpus.vocab,
+        config.width,
+        layers=config.layers,
+        norm=NORMS[arm],
+        generator=generator("layernorm lstm", seed),
     ).to(device)
 
     def freeze(step: int, model: nn.Module, loss: Tensor) -> None:
@@ -122,8 +134,17 @@ def lstm(arm: str, seed: int, config: LSTM, device: torch.device) -> dict[str, l
         return evaluate_lm(model, corpus.valid, config.context, windows=config.windows)
 
     history = fit(
-        model, corpus.train, context=config.context, steps=config.steps, batch=config.batch, lr=config.lr,
-        seed=seed_of("layernorm lstm batches", seed), optimizer="adam", clip=1.0, hook=freeze, evaluate=evaluate,
+        model,
+        corpus.train,
+        context=config.context,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("layernorm lstm batches", seed),
+        optimizer="adam",
+        clip=1.0,
+        hook=freeze,
+        evaluate=evaluate,
         eval_every=config.eval_every,
-    )  # fmt: skip
+    )
     return {"val_nats": history.curves["loss"], "steps": history.eval_steps}

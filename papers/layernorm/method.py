@@ -40,7 +40,10 @@ def trailing_axes(x: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int
 
 
 def layer_norm(
-    a: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    a: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """g * (a - mu) / sqrt(sigma^2 + eps) + b over the last axes of `a`; arguments as F.layer_norm."""
@@ -61,8 +64,14 @@ class LayerNorm(Affine):
     """Layer normalisation with the arguments, state dict and shapes of torch.nn.LayerNorm."""
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True,
-        bias: bool = True, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
         self.eps = eps

@@ -77,10 +77,20 @@ def broken(fault):
 
 
 FAULTS = [
-    "over the batch", "over the sequence too", "unbiased variance", "variance as E[a^2] - E[a]^2", "not centred",
-    "detached statistics", "eps outside the root", "no eps", "divides by the variance", "gain + 1", "labels swapped",
-    "bias scaled too", "half-precision statistics",
-]  # fmt: skip
+    "over the batch",
+    "over the sequence too",
+    "unbiased variance",
+    "variance as E[a^2] - E[a]^2",
+    "not centred",
+    "detached statistics",
+    "eps outside the root",
+    "no eps",
+    "divides by the variance",
+    "gain + 1",
+    "labels swapped",
+    "bias scaled too",
+    "half-precision statistics",
+]
 
 
 @pytest.mark.parametrize("norm", [layer_norm, F.layer_norm, broken(None)], ids=["ours", "torch", "unbroken"])

@@ -8,4 +8,11 @@ from repro.papers.ln_removal.method import (
     remove_layernorm,
 )
 
-__all__ = ["FakeLayerNorm", "LayerNormRemoval", "auxiliary_loss", "fold_layernorm", "removal_schedule", "remove_layernorm"]
+__all__ = [
+    "FakeLayerNorm",
+    "LayerNormRemoval",
+    "auxiliary_loss",
+    "fold_layernorm",
+    "removal_schedule",
+    "remove_layernorm",
+]

@@ -48,8 +48,21 @@ def sabotage(arm: str, removal: method.LayerNormRemoval) -> None:
 def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[str, float]:
     """Logits of a folded model against those of the one with FakeLN, in float64; weights, gains, biases, sigmas at random."""
     source = generator("ln_removal folding", seed)
-    model = GPT(config.vocab, config.context, config.width, config.depth, heads=config.heads, generator=source, bias=True,
-                std=config.width**-0.5, embedding_std=1.0).to(device).double()  # fmt: skip
+    model = (
+        GPT(
+            config.vocab,
+            config.context,
+            config.width,
+            config.depth,
+            heads=config.heads,
+            generator=source,
+            bias=True,
+            std=config.width**-0.5,
+            embedding_std=1.0,
+        )
+        .to(device)
+        .double()
+    )
     for p in model.parameters():
         if p.dim() == 1:
             p += torch.randn(p.shape, generator=source, dtype=p.dtype).to(device) / 2
@@ -62,8 +75,10 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
     want = model.eval()(tokens)
     sabotage(arm, removal)
     folded = method.fold_layernorm(model)
-    return {"fold_error": float((folded(tokens) - want).abs().max() / want.abs().max()),
-            "norms_left": sum(isinstance(m, nn.LayerNorm | method.FakeLayerNorm) for m in folded.modules())}  # fmt: skip
+    return {
+        "fold_error": float((folded(tokens) - want).abs().max() / want.abs().max()),
+        "norms_left": sum(isinstance(m, nn.LayerNorm | method.FakeLayerNorm) for m in folded.modules()),
+    }
 
 
 # --- removal by fine-tuning ------------------------------------------------------------------------------------------
@@ -93,9 +108,16 @@ def pretrained(seed: int, config: Removal, device: torch.device) -> GPT:
     """A Pre-LN decoder, the same for all arms of a seed; to be copied, not changed."""
     corpus = TEXTS[config.text](device)
     model = GPT(
-        corpus.vocab, config.context, config.width, config.depth, heads=config.heads, bias=True,
-        std=0.02 * math.sqrt(768 / config.width), embedding_std=0.02, generator=generator("ln_removal", seed),
-    ).to(device)  # fmt: skip
+        corpus.vocab,
+        config.context,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        bias=True,
+        std=0.02 * math.sqrt(768 / config.width),
+        embedding_std=0.02,
+        generator=generator("ln_removal", seed),
+    ).to(device)
     order = seed_of("ln_removal pre-training", seed)
     fit(model, corpus.train, steps=config.steps, lr=config.lr, seed=order, schedule=linear(0.1), **config.loop)
     return model
@@ -144,17 +166,30 @@ def removal(arm: str, seed: int, config: Removal, device: torch.device) -> dict[
     if arm != "vanilla":
         gaps = dict(zip(("gap_mlp", "gap_qk", "gap_v"), config.gaps, strict=True))
         schedule = method.removal_schedule(config.depth, start=config.start, **gaps)
-        hook = method.remove_layernorm(model, schedule if arm == "one_by_one" else [(config.start, s) for _, s in schedule])
+        hook = method.remove_layernorm(
+            model, schedule if arm == "one_by_one" else [(config.start, s) for _, s in schedule]
+        )
         loss = tracked_loss(model, config.auxiliary)
     evaluate = partial(evaluate_lm, tokens=corpus.valid, context=config.context, windows=config.windows)
     steps = config.tuning_steps if arm in ("vanilla", "one_by_one", "at_once") else 0
     history = fit(
-        model, corpus.train, steps=steps, lr=config.tuning_lr, seed=seed_of("ln_removal fine-tuning", seed), hook=hook,
-        loss=loss, schedule=cosine(0.08, 0.5), evaluate=evaluate, eval_every=max(steps // 6, 1), **config.loop,
-    )  # fmt: skip
+        model,
+        corpus.train,
+        steps=steps,
+        lr=config.tuning_lr,
+        seed=seed_of("ln_removal fine-tuning", seed),
+        hook=hook,
+        loss=loss,
+        schedule=cosine(0.08, 0.5),
+        evaluate=evaluate,
+        eval_every=max(steps // 6, 1),
+        **config.loop,
+    )
     if not steps:
         with torch.no_grad():  # one batch, for sigma_avg
-            model.train()(Source(corpus.train, config.context, device).take(torch.arange(config.batch, device=device))[0])
+            model.train()(
+                Source(corpus.train, config.context, device).take(torch.arange(config.batch, device=device))[0]
+            )
         for site, norm in hook.sites.items():
             norm.std *= 3.0 if arm == "tripled" else 1.0
             if arm != "all_but_final" or site != "final":
@@ -162,5 +197,9 @@ def removal(arm: str, seed: int, config: Removal, device: torch.device) -> dict[
     nats = evaluate(model)["loss"]
     held_out = Source(corpus.valid, config.context, device)
     x, y = held_out.take(torch.arange(config.windows, device=device) * (held_out.n // config.windows))
-    return {"val_nats": nats, "attribution_error": attribution_error(model, x, y),
-            "steps": history.eval_steps or [0], "val_curve": history.curves.get("loss", [nats])}  # fmt: skip
+    return {
+        "val_nats": nats,
+        "attribution_error": attribution_error(model, x, y),
+        "steps": history.eval_steps or [0],
+        "val_curve": history.curves.get("loss", [nats]),
+    }

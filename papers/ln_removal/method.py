@@ -35,7 +35,14 @@ from repro.models.gpt import GPT
 from repro.models.slots import Bare, Pre
 from repro.papers.layernorm.method import LayerNorm, trailing_axes
 
-__all__ = ["FakeLayerNorm", "LayerNormRemoval", "auxiliary_loss", "fold_layernorm", "removal_schedule", "remove_layernorm"]
+__all__ = [
+    "FakeLayerNorm",
+    "LayerNormRemoval",
+    "auxiliary_loss",
+    "fold_layernorm",
+    "removal_schedule",
+    "remove_layernorm",
+]
 
 
 class FakeLayerNorm(LayerNorm):
@@ -46,9 +53,15 @@ class FakeLayerNorm(LayerNorm):
     """
 
     def __init__(
-        self, normalized_shape: int, eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True, *,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        normalized_shape: int,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
         self.register_buffer("std", torch.empty((), device=device, dtype=dtype))
         self.register_buffer("removed", torch.empty((), dtype=torch.bool, device=device))
@@ -87,10 +100,14 @@ class _Projection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         cut = [2 * self.linear.out_features // 3]
         biases = (None, None) if self.linear.bias is None else self.linear.bias.tensor_split(cut)
-        return torch.cat(list(map(nn.functional.linear, (self.qk(x), self.v(x)), self.linear.weight.tensor_split(cut), biases)), -1)
+        return torch.cat(
+            list(map(nn.functional.linear, (self.qk(x), self.v(x)), self.linear.weight.tensor_split(cut), biases)), -1
+        )
 
 
-def removal_schedule(depth: int, *, start: int = 20, gap_mlp: int = 2, gap_qk: int = 2, gap_v: int = 3) -> list[tuple[int, str]]:
+def removal_schedule(
+    depth: int, *, start: int = 20, gap_mlp: int = 2, gap_qk: int = 2, gap_v: int = 3
+) -> list[tuple[int, str]]:
     """[(step, site)]: mlp.0, ..., qk.0, ..., v.0, ..., final (Section 3, Tables 3 and 4; the gaps of GPT-2 small).
 
     A site is removed before the forward pass of its step, steps counting from 0, by the sigma_avg of the step before.
@@ -133,14 +150,27 @@ def remove_layernorm(model: GPT, schedule: Sequence[tuple[int, str]] | None = No
     a step below 1, before which there is no batch.
     """
     placed = [part for block in getattr(model, "blocks", ()) for part in (block.attention, block.feed_forward)]
-    norms = [getattr(part, "norm", None) for part in (*placed, model)] if all(type(part) is Pre for part in placed) else []
+    norms = (
+        [getattr(part, "norm", None) for part in (*placed, model)] if all(type(part) is Pre for part in placed) else []
+    )
     if len(norms) < 2 or not all(isinstance(norm, nn.LayerNorm | LayerNorm) for norm in norms):
-        raise ValueError('this is no Pre-LN decoder: give a repro.models.gpt.GPT with placement="pre", norm=nn.LayerNorm')
-    schedule, sites = removal_schedule(len(model.blocks)) if schedule is None else schedule, {"final": _fake(model.norm)}
+        raise ValueError(
+            'this is no Pre-LN decoder: give a repro.models.gpt.GPT with placement="pre", norm=nn.LayerNorm'
+        )
+    schedule, sites = (
+        removal_schedule(len(model.blocks)) if schedule is None else schedule,
+        {"final": _fake(model.norm)},
+    )
     for i, (attention, feed_forward) in enumerate(zip(placed[::2], placed[1::2], strict=True)):
-        sites |= {f"mlp.{i}": _fake(feed_forward.norm), f"qk.{i}": _fake(attention.norm), f"v.{i}": _fake(attention.norm)}
+        sites |= {
+            f"mlp.{i}": _fake(feed_forward.norm),
+            f"qk.{i}": _fake(attention.norm),
+            f"v.{i}": _fake(attention.norm),
+        }
     if wrong := [(step, site) for step, site in schedule if site not in sites or step < 1]:
-        raise ValueError(f"{wrong[0]} is no step and site of this model: write a step from 1 on and mlp.i, qk.i, v.i or final")
+        raise ValueError(
+            f"{wrong[0]} is no step and site of this model: write a step from 1 on and mlp.i, qk.i, v.i or final"
+        )
     model.norm = sites["final"]
     for i, (attention, feed_forward) in enumerate(zip(placed[::2], placed[1::2], strict=True)):
         attention.norm, feed_forward.norm = nn.Identity(), sites[f"mlp.{i}"]
@@ -150,7 +180,9 @@ def remove_layernorm(model: GPT, schedule: Sequence[tuple[int, str]] | None = No
 
 def _linear(f: Callable[[Tensor], Tensor], like: Tensor) -> nn.Linear:
     """The linear layer that computes an affine map f, from f at 0 and at the unit vectors; `like`: any (m, n) matrix."""
-    rows = f(torch.eye(like.shape[1] + 1, like.shape[1], dtype=like.dtype, device=like.device)).detach()  # the last is f(0)
+    rows = f(
+        torch.eye(like.shape[1] + 1, like.shape[1], dtype=like.dtype, device=like.device)
+    ).detach()  # the last is f(0)
     made = nn.Linear(len(rows) - 1, rows.shape[1], device="meta")
     made.weight, made.bias = nn.Parameter((rows[:-1] - rows[-1]).mT.contiguous()), nn.Parameter(rows[-1].clone())
     return made

@@ -147,11 +147,24 @@ def broken(fault):
 
 
 FAULTS = [
-    "unbiased variance", "eps outside the root", "root of the mean variance", "over batch and features, per position",
-    "without the first position", "first batch", "moving average", "never frozen", "tracked in eval mode too, and after",
-    "sigma of the token, detached", "mean not subtracted", "nothing divides", "one constant per feature", "no gain", "no bias",
-    "bias divided too", "gain divides",
-]  # fmt: skip
+    "unbiased variance",
+    "eps outside the root",
+    "root of the mean variance",
+    "over batch and features, per position",
+    "without the first position",
+    "first batch",
+    "moving average",
+    "never frozen",
+    "tracked in eval mode too, and after",
+    "sigma of the token, detached",
+    "mean not subtracted",
+    "nothing divides",
+    "one constant per feature",
+    "no gain",
+    "no bias",
+    "bias divided too",
+    "gain divides",
+]
 
 
 @pytest.mark.parametrize("make", [FakeLayerNorm, broken(None)], ids=["ours", "unbroken"])
@@ -259,7 +272,9 @@ def test_d4_no_gradient_through_sigma_hat():
     sigma = (x.var(-1, correction=0) + 1e-5).sqrt()
     hat = sigma[:, 1:].mean()
     got = torch.autograd.grad(auxiliary_loss(x), x)[0]
-    assert_near(got, torch.autograd.grad(0.1 * (sigma - hat.detach()).square().mean(), x, retain_graph=True)[0], rel=1e-12)
+    assert_near(
+        got, torch.autograd.grad(0.1 * (sigma - hat.detach()).square().mean(), x, retain_graph=True)[0], rel=1e-12
+    )
     with pytest.raises(AssertionError):
         assert_near(got, torch.autograd.grad(0.1 * (sigma - hat).square().mean(), x)[0], rel=1e-3)
 
@@ -354,7 +369,9 @@ def test_conversion_changes_nothing(kind):
     for each in (want, model):
         F.cross_entropy(each(tokens()).flatten(0, 1), tokens(seed=2).flatten()).backward()
     assert_near(model(tokens()).detach(), want(tokens()).detach(), rel=1e-12)
-    gradients = {n.replace("linear.", "").replace("sublayer.qkv.qk", "norm"): p.grad for n, p in model.named_parameters()}
+    gradients = {
+        n.replace("linear.", "").replace("sublayer.qkv.qk", "norm"): p.grad for n, p in model.named_parameters()
+    }
     for name, p in want.named_parameters():
         assert_near(gradients[name], p.grad, name, rel=1e-9, floor=1e-12)
 
@@ -397,7 +414,9 @@ def test_hook_removes_at_the_paper_s_steps():
     for step, found in enumerate(removed):
         assert found == {site for site, at in sites.items() if at <= step}, step
     assert removed[-1] == set(sites) and sites["final"] == 16
-    assert frozen == {site: float(norm.std) for site, norm in removal.sites.items()}  # of the batch before, and for good
+    assert frozen == {
+        site: float(norm.std) for site, norm in removal.sites.items()
+    }  # of the batch before, and for good
 
 
 def test_removal_needs_a_batch():
@@ -449,7 +468,9 @@ def fold_by_hand(model, fault=None):
                 p.copy_(torch.from_numpy(np.concatenate([parts[0][i][: 2 * D], parts[1][i][2 * D :]])))
             for name in ("up", "gate") if ff.gate is not None and fault != "gate forgotten" else ("up",):
                 found = folded_by_hand(getattr(ff, name), old.feed_forward.norm, fault)
-                getattr(new.feed_forward.sublayer, name).load_state_dict(dict(zip(("weight", "bias"), map(torch.tensor, found), strict=True)))
+                getattr(new.feed_forward.sublayer, name).load_state_dict(
+                    dict(zip(("weight", "bias"), map(torch.tensor, found), strict=True))
+                )
             if fault == "gate forgotten" and ff.gate is not None:
                 new.feed_forward.sublayer.gate.weight.copy_(ff.gate.weight)
                 new.feed_forward.sublayer.gate.bias.zero_()
@@ -474,9 +495,19 @@ def test_folded_decoder_is_the_same(fold):
 
 
 FOLDS = [
-    "centred after the gain", "not centred", "outputs centred", "no gain", "no constant", "no bias of the norm",
-    "bias divided too", "bias of the layer lost", "added to the norm", "one constant", "gate forgotten", "head forgotten",
-]  # fmt: skip
+    "centred after the gain",
+    "not centred",
+    "outputs centred",
+    "no gain",
+    "no constant",
+    "no bias of the norm",
+    "bias divided too",
+    "bias of the layer lost",
+    "added to the norm",
+    "one constant",
+    "gate forgotten",
+    "head forgotten",
+]
 
 
 @pytest.mark.parametrize("fault", FOLDS)
@@ -577,11 +608,17 @@ def by_hand(x, weight, special, fault=None):
     if fault == "norm":
         sigma = x.norm(dim=-1)
     ordinary = [
-        (b, s) for b in range(x.shape[0]) for s in range(x.shape[1])
+        (b, s)
+        for b in range(x.shape[0])
+        for s in range(x.shape[1])
         if (s or fault == "first position too") and not (special[b, s] and fault != "special positions too")
-    ]  # fmt: skip
+    ]
     hat = math.fsum(float(sigma[b, s]) for b, s in ordinary) / len(ordinary)
-    every = ordinary if fault == "over ordinary positions" else [(b, s) for b in range(x.shape[0]) for s in range(x.shape[1])]
+    every = (
+        ordinary
+        if fault == "over ordinary positions"
+        else [(b, s) for b in range(x.shape[0]) for s in range(x.shape[1])]
+    )
     terms = [(float(sigma[b, s]) - hat) ** 2 for b, s in every]
     if fault == "absolute":
         terms = [abs(float(sigma[b, s]) - hat) for b, s in every]
@@ -594,7 +631,13 @@ def check_auxiliary(loss):
     for name, x in hard_inputs(3, 4, N).items():
         if name != "far":
             scale = x.abs().max().item() ** 2
-            assert_near(torch.tensor(loss(x, 0.3, special)), torch.tensor(by_hand(x, 0.3, special)), name, rel=1e-6, floor=1e-14 * scale)
+            assert_near(
+                torch.tensor(loss(x, 0.3, special)),
+                torch.tensor(by_hand(x, 0.3, special)),
+                name,
+                rel=1e-6,
+                floor=1e-14 * scale,
+            )
 
 
 def test_auxiliary_loss():
@@ -602,7 +645,9 @@ def test_auxiliary_loss():
     x = draw(2, 3, N)
     none = torch.zeros(2, 3, dtype=torch.bool)
     assert float(auxiliary_loss(x)) == pytest.approx(by_hand(x, 0.1, none), rel=1e-12)
-    torch.autograd.gradcheck(lambda x: auxiliary_loss(torch.cat([x, draw(2, 2, N)], 1)), x[:, :1].clone().requires_grad_())
+    torch.autograd.gradcheck(
+        lambda x: auxiliary_loss(torch.cat([x, draw(2, 2, N)], 1)), x[:, :1].clone().requires_grad_()
+    )
 
 
 @pytest.mark.parametrize(

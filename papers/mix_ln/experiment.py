@@ -49,7 +49,12 @@ class PerSublayer:
         return (Post if self.calls <= int(self.alpha * 2 * depth) else Pre)(sublayer, norm, dim, index, depth)
 
 
-PLACEMENTS = {"mix": MixLN, "reversed_mix": lambda alpha: reversed_mix, "per_sublayer": PerSublayer, "pre": lambda alpha: Pre}
+PLACEMENTS = {
+    "mix": MixLN,
+    "reversed_mix": lambda alpha: reversed_mix,
+    "per_sublayer": PerSublayer,
+    "pre": lambda alpha: Pre,
+}
 
 
 def definition(arm: str, seed: int, config: Definition, device: torch.device) -> dict[str, float]:
@@ -57,11 +62,18 @@ def definition(arm: str, seed: int, config: Definition, device: torch.device) ->
     source, depth = generator("mix_ln definition", seed), config.depth
     layers = [
         nn.utils.skip_init(
-            nn.TransformerEncoderLayer, config.width, config.heads, 4 * config.width, dropout=0.0, batch_first=True,
-            norm_first=i >= int(config.alpha * depth), device=device, dtype=torch.float64,
+            nn.TransformerEncoderLayer,
+            config.width,
+            config.heads,
+            4 * config.width,
+            dropout=0.0,
+            batch_first=True,
+            norm_first=i >= int(config.alpha * depth),
+            device=device,
+            dtype=torch.float64,
         )
         for i in range(depth)
-    ]  # fmt: skip
+    ]
     parameters = [p for layer in layers for p in layer.parameters()]
     for p in parameters:
         noise = torch.randn(p.shape, generator=source, dtype=torch.float64)

@@ -36,7 +36,9 @@ def check_oracle(placement, alpha=0.25, depth=DEPTH, post=1):
     assert_near(model.rows(x).detach(), oracle(model, x, post), f"alpha {alpha}, depth {depth}", rel=1e-12)
 
 
-@pytest.mark.parametrize("alpha, depth, post", [(0.25, 7, 1), (0.25, 12, 3), (0.25, 3, 0), (0, 4, 0), (1, 4, 4), (0.5, 5, 2)])
+@pytest.mark.parametrize(
+    "alpha, depth, post", [(0.25, 7, 1), (0.25, 12, 3), (0.25, 3, 0), (0, 4, 0), (1, 4, 4), (0.5, 5, 2)]
+)
 def test_oracle(alpha, depth, post):
     check_oracle(MixLN(alpha), alpha, depth, post)
 
@@ -59,7 +61,9 @@ def stacks(placement, depth=DEPTH, post=1):
     """torch's encoder, its first `post` layers norm_first=False, and ours of the same parameters under `placement`."""
     torch.manual_seed(0)
     layers = [
-        nn.TransformerEncoderLayer(D, HEADS, FF, dropout=0.0, batch_first=True, norm_first=i >= post, dtype=torch.float64)
+        nn.TransformerEncoderLayer(
+            D, HEADS, FF, dropout=0.0, batch_first=True, norm_first=i >= post, dtype=torch.float64
+        )
         for i in range(depth)
     ]
     for i, layer in enumerate(layers):
@@ -171,9 +175,18 @@ def broken(fault, alpha=0.25):
 
 
 FAULTS = [
-    "Post-LN in the deep blocks", "the share of Pre-LN blocks", "rounded to the nearest", "rounded up", "one block more",
-    "blocks counted from 1", "share of the sub-layers", "alternating", "extra input norm", "norm on the branch", "DeepNorm",
-]  # fmt: skip
+    "Post-LN in the deep blocks",
+    "the share of Pre-LN blocks",
+    "rounded to the nearest",
+    "rounded up",
+    "one block more",
+    "blocks counted from 1",
+    "share of the sub-layers",
+    "alternating",
+    "extra input norm",
+    "norm on the branch",
+    "DeepNorm",
+]
 
 
 def test_unbroken_lives():
@@ -198,9 +211,22 @@ def test_mutant_dies_in_an_mlp(fault):
 
 @pytest.mark.parametrize(
     "alpha, depth, post",
-    [(0.29, 100, 29), (0.57, 100, 57), (0.7, 10, 7), (0.1, 30, 3), (0.25, 12, 3), (0.25, 24, 6), (0.0625, 32, 2),
-     (0.167, 24, 4), (0.417, 24, 10), (0.33, 24, 7), (1 / 3, 24, 7), (1e-5, 100, 0), (1, 5, 5)],
-)  # fmt: skip
+    [
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.7, 10, 7),
+        (0.1, 30, 3),
+        (0.25, 12, 3),
+        (0.25, 24, 6),
+        (0.0625, 32, 2),
+        (0.167, 24, 4),
+        (0.417, 24, 10),
+        (0.33, 24, 7),
+        (1 / 3, 24, 7),
+        (1e-5, 100, 0),
+        (1, 5, 5),
+    ],
+)
 def test_d1_floor_of_the_decimal(alpha, depth, post):
     assert MixLN(alpha).post_blocks(depth) == post
     kinds = [type(MixLN(alpha)(nn.Identity(), nn.LayerNorm, 4, i, depth)) for i in range(depth)]
@@ -220,7 +246,9 @@ def test_d2_single_branches_count_as_blocks():
 
 
 def gpt(placement, depth=4, **options):
-    return GPT(11, 6, D, depth, heads=2, generator=seeded(), norm=nn.RMSNorm, placement=placement, gated=True, **options)
+    return GPT(
+        11, 6, D, depth, heads=2, generator=seeded(), norm=nn.RMSNorm, placement=placement, gated=True, **options
+    )
 
 
 def kinds_of(blocks):
@@ -254,7 +282,10 @@ def test_vision_transformer():
 
 
 def test_deepcopy_and_state_dict():
-    model, x = scramble(ResidualMLP(5, D, 4, 3, generator=seeded(), norm=LayerNorm, placement=MixLN()).double()), draw(2, 5)
+    model, x = (
+        scramble(ResidualMLP(5, D, 4, 3, generator=seeded(), norm=LayerNorm, placement=MixLN()).double()),
+        draw(2, 5),
+    )
     assert_same_outcome(copy.deepcopy(model), model, x, "deepcopy")
     other = ResidualMLP(5, D, 4, 3, generator=seeded(9), norm=LayerNorm, placement=copy.deepcopy(MixLN())).double()
     other.load_state_dict(model.state_dict())

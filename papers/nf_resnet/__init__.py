@@ -11,4 +11,14 @@ from repro.papers.nf_resnet.method import (
     signal_propagation_plot,
 )
 
-__all__ = ["NFBlock", "NFResNet", "ScaledActivation", "ScaledWSConv2d", "ScaledWSLinear", "activation_gamma", "nf_resnet", "scaled_ws", "signal_propagation_plot"]
+__all__ = [
+    "NFBlock",
+    "NFResNet",
+    "ScaledActivation",
+    "ScaledWSConv2d",
+    "ScaledWSLinear",
+    "activation_gamma",
+    "nf_resnet",
+    "scaled_ws",
+    "signal_propagation_plot",
+]

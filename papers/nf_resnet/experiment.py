@@ -20,7 +20,7 @@ from repro.papers.nf_resnet.method import (
     activation_gamma,
     nf_resnet,
     signal_propagation_plot,
-)  # fmt: skip
+)
 from repro.train import evaluate_classifier, fit, generator, seed_of
 
 RELU_VARIANCE = 1 - 1 / math.pi  # of a layer with He weights behind a ReLU of N(0, 1)
@@ -63,14 +63,22 @@ def propagation_network(arm: str, config: Propagation, source: torch.Generator) 
     scaled, plain = (partial(conv, padding_mode="circular") for conv in (ScaledWSConv2d, nn.Conv2d))
     if arm in ("bn", "relu_bn"):
         return NFResNet(
-            config.blocks, config.widths, classes=10, generator=source, norm=nn.BatchNorm2d, conv=plain,
-            block=partial(bn_block, norm_first=arm == "bn"), init=plain_weights(math.sqrt(2) if arm == "bn" else 1.0),
-        )  # fmt: skip
+            config.blocks,
+            config.widths,
+            classes=10,
+            generator=source,
+            norm=nn.BatchNorm2d,
+            conv=plain,
+            block=partial(bn_block, norm_first=arm == "bn"),
+            init=plain_weights(math.sqrt(2) if arm == "bn" else 1.0),
+        )
     options = {
-        "nf": {"conv": scaled}, "no_reset": {"conv": scaled}, "zero_padding": {},
+        "nf": {"conv": scaled},
+        "no_reset": {"conv": scaled},
+        "zero_padding": {},
         "naive": {"conv": plain, "act": nn.ReLU, "init": plain_weights(math.sqrt(2))},
         "gamma_only": {"conv": plain, "init": plain_weights(1.0)},
-    }[arm]  # fmt: skip
+    }[arm]
     model = nf_resnet(
         blocks=config.blocks, widths=config.widths, alpha=config.alpha, skip_gain=1.0, generator=source, **options
     )
@@ -91,12 +99,13 @@ def propagation(arm: str, seed: int, config: Propagation, device: torch.device) 
         variance = (variance if block.projection is None else branch) + block.alpha**2 * branch
         expected.append(variance)
     return {
-        **curves, "predicted_variance": expected,
+        **curves,
+        "predicted_variance": expected,
         "worst_variance_error": max(abs(v / e - 1) for v, e in zip(curves["variance"], expected, strict=True)),
         "worst_branch_error": max(abs(v - 1) for v in curves["branch_variance"]),
         "worst_squared_mean": max(curves["squared_mean"]),
         "mean_branch_variance": sum(curves["branch_variance"]) / len(expected),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,20 @@ def layer(arm: str, seed: int, config: Layer, device: torch.device) -> dict[str,
 
 # The constants that nfnets/base.py of the authors' code multiplies activations by, under torch's names.
 AUTHORS = {
-    "celu": 1.270926833152771, "elu": 1.2716004848480225, "gelu": 1.7015043497085571, "leaky_relu": 1.70590341091156,
-    "logsigmoid": 1.9193484783172607, "relu": 1.7139588594436646, "relu6": 1.7131484746932983,
-    "selu": 1.0008515119552612, "sigmoid": 4.803835391998291, "silu": 1.7881293296813965,
-    "softplus": 1.9203323125839233, "softsign": 2.338853120803833, "tanh": 1.5939117670059204,
-}  # fmt: skip
+    "celu": 1.270926833152771,
+    "elu": 1.2716004848480225,
+    "gelu": 1.7015043497085571,
+    "leaky_relu": 1.70590341091156,
+    "logsigmoid": 1.9193484783172607,
+    "relu": 1.7139588594436646,
+    "relu6": 1.7131484746932983,
+    "selu": 1.0008515119552612,
+    "sigmoid": 4.803835391998291,
+    "silu": 1.7881293296813965,
+    "softplus": 1.9203323125839233,
+    "softsign": 2.338853120803833,
+    "tanh": 1.5939117670059204,
+}
 TABLES = {"authors": AUTHORS, "uncentred": {**AUTHORS, "relu": math.sqrt(2)}, "misprint": {**AUTHORS, "silu": 2.218}}
 
 
@@ -159,10 +177,18 @@ def small_batch(arm: str, seed: int, config: SmallBatch, device: torch.device) -
         model = nf_resnet(config.depth, width=config.width, channels=1, generator=source)
     else:
         norm = nn.BatchNorm2d if arm == "bn" else partial(nn.GroupNorm, 4)
-        model = cifar_resnet(config.depth, width=config.width, channels=1, norm=norm, shortcut="project", generator=source)
+        model = cifar_resnet(
+            config.depth, width=config.width, channels=1, norm=norm, shortcut="project", generator=source
+        )
     fit(
-        model.to(device), (train_x, data.train_y[: config.examples]), batch=config.batch,
-        steps=config.examples * config.epochs // config.batch, lr=config.lr * config.batch / 32,
-        seed=seed_of("nf_resnet small batch", seed), optimizer="nesterov", schedule="cosine", weight_decay=5e-5,
-    )  # fmt: skip
+        model.to(device),
+        (train_x, data.train_y[: config.examples]),
+        batch=config.batch,
+        steps=config.examples * config.epochs // config.batch,
+        lr=config.lr * config.batch / 32,
+        seed=seed_of("nf_resnet small batch", seed),
+        optimizer="nesterov",
+        schedule="cosine",
+        weight_decay=5e-5,
+    )
     return {"accuracy": evaluate_classifier(model, test_x, data.test_y[: config.test])["accuracy"]}

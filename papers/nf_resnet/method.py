@@ -27,8 +27,18 @@ from torch import Tensor, nn
 from repro.models.convnet import Basic, Bottleneck, ConvNet, Slots
 from repro.models.slots import Act, Init, identity
 
-__all__ = ["NFBlock", "NFResNet", "ScaledActivation", "ScaledWSConv2d", "ScaledWSLinear", "activation_gamma", "nf_resnet",
-           "scaled_ws", "signal_propagation_plot"]  # fmt: skip
+__all__ = [
+    "NFBlock",
+    "NFResNet",
+    "ScaledActivation",
+    "ScaledWSConv2d",
+    "ScaledWSLinear",
+    "activation_gamma",
+    "nf_resnet",
+    "scaled_ws",
+    "signal_propagation_plot",
+]
+
 
 def function_of(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """An element-wise function by its name in torch.nn.functional, or the callable itself."""
@@ -113,9 +123,18 @@ class NFBlock(nn.Module):
     is its root.  branch and projection must give variance 1.  ValueError where beta is not above 0.
     """
 
-    def __init__(self, act: nn.Module, branch: nn.Module, projection: nn.Module | None = None, *, alpha: float = 0.2,
-                 beta: float = 1.0, skip_gain: float = 0.0, device: torch.device | str | None = None,
-                 dtype: torch.dtype | None = None):  # fmt: skip
+    def __init__(
+        self,
+        act: nn.Module,
+        branch: nn.Module,
+        projection: nn.Module | None = None,
+        *,
+        alpha: float = 0.2,
+        beta: float = 1.0,
+        skip_gain: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if not beta > 0:
             raise ValueError(f"beta={beta} is no standard deviation; write a number above 0")
@@ -138,10 +157,21 @@ class NFResNet(ConvNet):
         return self.head(self.act(x).mean((2, 3)))
 
 
-def nf_resnet(depth: int | None = None, *, generator: torch.Generator, blocks: Sequence[int] | None = None,
-              widths: Sequence[int] | None = None, width: int = 16, classes: int = 10, channels: int = 3,
-              alpha: float = 0.2, skip_gain: float = 0.0, act: Act = ScaledActivation,
-              conv: Callable[..., nn.Module] = ScaledWSConv2d, init: Init | None = None) -> NFResNet:  # fmt: skip
+def nf_resnet(
+    depth: int | None = None,
+    *,
+    generator: torch.Generator,
+    blocks: Sequence[int] | None = None,
+    widths: Sequence[int] | None = None,
+    width: int = 16,
+    classes: int = 10,
+    channels: int = 3,
+    alpha: float = 0.2,
+    skip_gain: float = 0.0,
+    act: Act = ScaledActivation,
+    conv: Callable[..., nn.Module] = ScaledWSConv2d,
+    init: Init | None = None,
+) -> NFResNet:
     """NF-ResNet of NFBlocks with the betas of Sec. 4.  x: (B, channels, height, width) -> logits (B, classes).
 
     depth = 6n + 2: three stages of n blocks of two 3 x 3 layers, of width, 2 width and 4 width channels.  Or blocks and
@@ -155,15 +185,30 @@ def nf_resnet(depth: int | None = None, *, generator: torch.Generator, blocks: S
 
     def block(c_in: int, c_out: int, stride: int, slots: Slots, index: int, total: int) -> NFBlock:
         c = c_out // 4
-        layers = [slots.conv3(c_in, c_out, stride), slots.act(), slots.conv3(c_out, c_out)] if basic else [
-            slots.conv1(c_in, c), slots.act(), slots.conv3(c, c, stride), slots.act(), slots.conv1(c, c_out)]  # fmt: skip
+        layers = (
+            [slots.conv3(c_in, c_out, stride), slots.act(), slots.conv3(c_out, c_out)]
+            if basic
+            else [slots.conv1(c_in, c), slots.act(), slots.conv3(c, c, stride), slots.act(), slots.conv1(c, c_out)]
+        )
         projection = None if stride == 1 and c_in == c_out else slots.conv1(c_in, c_out, stride)
         beta = made[-1].variance ** 0.5 if made else 1.0
-        made.append(NFBlock(slots.act(), nn.Sequential(*layers), projection, alpha=alpha, beta=beta, skip_gain=skip_gain))
+        made.append(
+            NFBlock(slots.act(), nn.Sequential(*layers), projection, alpha=alpha, beta=beta, skip_gain=skip_gain)
+        )
         return made[-1]
 
-    return NFResNet(blocks or [depth // 6] * 3, widths or [width, 2 * width, 4 * width], classes=classes, act=act, conv=conv,
-                    generator=generator, channels=channels, block=block, norm=identity, init=init)  # fmt: skip
+    return NFResNet(
+        blocks or [depth // 6] * 3,
+        widths or [width, 2 * width, 4 * width],
+        classes=classes,
+        act=act,
+        conv=conv,
+        generator=generator,
+        channels=channels,
+        block=block,
+        norm=identity,
+        init=init,
+    )
 
 
 @torch.no_grad()

@@ -40,7 +40,9 @@ def oracle(weight, gain, upstream, eps=1e-4):
         normal = [(v - mu) * scale for v in row]
         mean, along = math.fsum(up) / n, math.fsum(u * v for u, v in zip(up, normal, strict=True))
         rows.append([g * v for v in normal])
-        drows.append([g * scale * (u - mean - (along * v if total > eps else 0)) for u, v in zip(up, normal, strict=True)])
+        drows.append(
+            [g * scale * (u - mean - (along * v if total > eps else 0)) for u, v in zip(up, normal, strict=True)]
+        )
         dgain.append(along)
     y, dw, dg = (torch.tensor(part, dtype=torch.float64) for part in (rows, drows, dgain))
     return {"W_hat": y.view_as(weight), "dW": dw.view_as(weight), "dg": dg}
@@ -60,8 +62,12 @@ def check(standardise):
 
 def broken(fault):
     def standardise(weight, gain):
-        axes = {"over inputs alone": (1,), "over the kernel alone": (2, 3), "over outputs": (0, 2, 3),
-                "over all weights": (0, 1, 2, 3)}.get(fault, (1, 2, 3))  # fmt: skip
+        axes = {
+            "over inputs alone": (1,),
+            "over the kernel alone": (2, 3),
+            "over outputs": (0, 2, 3),
+            "over all weights": (0, 1, 2, 3),
+        }.get(fault, (1, 2, 3))
         mean, var = weight.mean(axes, keepdim=True), weight.var(axes, keepdim=True, correction=fault == "unbiased")
         if fault == "detached statistics":
             mean, var = mean.detach(), var.detach()
@@ -79,16 +85,30 @@ def broken(fault):
             mean = mean.bfloat16().double()
         if fault == "gain + 1":
             gain = 1 + gain
-        return (weight - mean) * scale * (gain.view(-1, 1, 1, 1) if fault != "no gain" else 1 + 0 * gain.view(-1, 1, 1, 1))
+        return (
+            (weight - mean) * scale * (gain.view(-1, 1, 1, 1) if fault != "no gain" else 1 + 0 * gain.view(-1, 1, 1, 1))
+        )
 
     return standardise
 
 
 FAULTS = [
-    "unbiased", "over inputs alone", "over the kernel alone", "over outputs", "over all weights", "not centred", "fan-out",
-    "no fan-in", "detached statistics", "eps added", "eps below sigma^2", "gamma too", "half-precision statistics",
-    "gain + 1", "no gain",
-]  # fmt: skip
+    "unbiased",
+    "over inputs alone",
+    "over the kernel alone",
+    "over outputs",
+    "over all weights",
+    "not centred",
+    "fan-out",
+    "no fan-in",
+    "detached statistics",
+    "eps added",
+    "eps below sigma^2",
+    "gamma too",
+    "half-precision statistics",
+    "gain + 1",
+    "no gain",
+]
 
 
 @pytest.mark.parametrize("standardise", [scaled_ws, broken(None)], ids=["ours", "unbroken"])
@@ -135,7 +155,9 @@ def test_d3_gain_bias_and_first_weights():
         assert abs(layer.weight.detach().var().item() * 288 - 1) < 0.02
     assert NFBlock(nn.ReLU(), nn.Identity()).skip_gain.item() == 0
     x = draw(2, 3, 8, 8, dtype=torch.float32)
-    flat, grown = (signal_propagation_plot(nf_resnet(8, skip_gain=s, generator=source()), x)["variance"] for s in (0.0, 1.0))
+    flat, grown = (
+        signal_propagation_plot(nf_resnet(8, skip_gain=s, generator=source()), x)["variance"] for s in (0.0, 1.0)
+    )
     assert flat[0] < grown[0]
 
 
@@ -154,7 +176,13 @@ def test_d5_statistics_in_float32():
 
 CASES = [
     (ScaledWSConv2d, nn.Conv2d, (3, 4, 3), {"stride": 2, "padding": 1}, (2, 3, 5, 5)),
-    (ScaledWSConv2d, nn.Conv2d, (4, 4, 3), {"groups": 4, "padding": "same", "dilation": 2, "bias": False}, (2, 4, 6, 6)),
+    (
+        ScaledWSConv2d,
+        nn.Conv2d,
+        (4, 4, 3),
+        {"groups": 4, "padding": "same", "dilation": 2, "bias": False},
+        (2, 4, 6, 6),
+    ),
     (ScaledWSConv2d, nn.Conv2d, (2, 3, (1, 3)), {"padding": (0, 1), "padding_mode": "circular"}, (2, 2, 4, 5)),
     (ScaledWSLinear, nn.Linear, (5, 4), {}, (2, 5)),
     (ScaledWSLinear, nn.Linear, (5, 4), {"bias": False}, (2, 3, 5)),
@@ -276,10 +304,15 @@ def test_gamma_against_the_tables():
     assert activation_gamma(nn.GELU()) == activation_gamma("gelu")
 
 
-@pytest.mark.parametrize("activation, message", [
-    ("swoosh", "name of torch.nn.functional"), (7, "name of torch.nn.functional"),
-    (torch.zeros_like, "one that varies"), (torch.log, "one that varies"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "activation, message",
+    [
+        ("swoosh", "name of torch.nn.functional"),
+        (7, "name of torch.nn.functional"),
+        (torch.zeros_like, "one that varies"),
+        (torch.log, "one that varies"),
+    ],
+)
 def test_gamma_refuses(activation, message):
     with pytest.raises(ValueError, match=message):
         activation_gamma(activation)
@@ -338,7 +371,8 @@ def wrong_block(fault):
             if fault == "shortcut divided" and projection is None:
                 shortcut = x / beta
             return shortcut + (alpha**2 if fault == "alpha squared" else alpha) * (
-                1 if fault == "no skip gain" else skip_gain) * branch(z)  # fmt: skip
+                1 if fault == "no skip gain" else skip_gain
+            ) * branch(z)
 
         return forward
 
@@ -350,10 +384,18 @@ def test_block(build):
     check_block(build)
 
 
-@pytest.mark.parametrize("fault", [
-    "divided after the activation", "not divided", "multiplied", "projection of x", "shortcut divided", "alpha squared",
-    "no skip gain",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "divided after the activation",
+        "not divided",
+        "multiplied",
+        "projection of x",
+        "shortcut divided",
+        "alpha squared",
+        "no skip gain",
+    ],
+)
 def test_block_mutant_dies(fault):
     with pytest.raises(AssertionError):
         check_block(wrong_block(fault))
@@ -417,7 +459,9 @@ def test_network():
     assert_near(model(x), model.head(pooled), rel=1e-5)
     clone = copy.deepcopy(model)
     clone.load_state_dict(model.state_dict())
-    assert torch.equal(clone(x), model(x)) and torch.equal(nf_resnet(8, classes=7, channels=1, generator=source())(x), model(x))
+    assert torch.equal(clone(x), model(x)) and torch.equal(
+        nf_resnet(8, classes=7, channels=1, generator=source())(x), model(x)
+    )
     assert_near(torch.cat([model(x[:1]), model(x[1:])]), model(x), rel=1e-4)  # images stand alone
     torch.compiler.reset()
     compiled = torch.compile(model.blocks[1], fullgraph=True, backend="aot_eager")  # a transition
@@ -429,9 +473,17 @@ def test_network():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("wrong", [
-    {}, {"depth": 9}, {"depth": 2}, {"depth": 8, "blocks": [1], "widths": [4]}, {"blocks": [1]}, {"depth": 8, "widths": [4]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"depth": 9},
+        {"depth": 2},
+        {"depth": 8, "blocks": [1], "widths": [4]},
+        {"blocks": [1]},
+        {"depth": 8, "widths": [4]},
+    ],
+)
 def test_network_refuses(wrong):
     with pytest.raises(ValueError, match="write depth=6n"):
         nf_resnet(**wrong, generator=source())
@@ -448,7 +500,10 @@ def test_block_refuses():
 
 def check_plot(plot):
     """plot(block outputs, branch ends) -> the three curves, against sums over the channels one by one."""
-    model, x = nf_resnet(blocks=[2, 1], widths=[8, 16], skip_gain=1.0, alpha=0.5, generator=source()), draw(4, 3, 8, 8) + 1
+    model, x = (
+        nf_resnet(blocks=[2, 1], widths=[8, 16], skip_gain=1.0, alpha=0.5, generator=source()),
+        draw(4, 3, 8, 8) + 1,
+    )
     model.double()
     outputs, ends, y = [], [], model.stem(x).detach()
     for block in model.blocks:
@@ -460,7 +515,9 @@ def check_plot(plot):
         channels, within = ([t[:, c].flatten().tolist() for c in range(t.shape[1])] for t in (y, end))
         means = [math.fsum(c) / len(c) for c in channels]
         squared_mean = math.fsum(m * m for m in means) / len(means)
-        variances = [[math.fsum((v - math.fsum(c) / len(c)) ** 2 for v in c) / len(c) for c in t] for t in (channels, within)]
+        variances = [
+            [math.fsum((v - math.fsum(c) / len(c)) ** 2 for v in c) / len(c) for c in t] for t in (channels, within)
+        ]
         want = (squared_mean, *(math.fsum(v) / len(v) for v in variances))
         for name, value in zip(("squared_mean", "variance", "branch_variance"), want, strict=True):
             assert got[name][i] == pytest.approx(value, rel=1e-9), name
@@ -468,18 +525,26 @@ def check_plot(plot):
 
 def by_hand(fault):
     def plot(model, x, outputs, ends):
-        axes, correction = (0, 1, 2, 3) if fault == "overall" else (2, 3) if fault == "per image" else (0, 2, 3), int(fault == "unbiased")
+        axes, correction = (
+            (0, 1, 2, 3) if fault == "overall" else (2, 3) if fault == "per image" else (0, 2, 3),
+            int(fault == "unbiased"),
+        )
         ends = [0.5 * e for e in ends] if fault == "behind alpha" else ends
         return {
-            "squared_mean": [float(y.mean() ** 2 if fault == "square of the overall mean" else y.mean(axes).square().mean()) for y in outputs],
+            "squared_mean": [
+                float(y.mean() ** 2 if fault == "square of the overall mean" else y.mean(axes).square().mean())
+                for y in outputs
+            ],
             "variance": [float(y.var(axes, correction=correction).mean()) for y in outputs],
             "branch_variance": [float(e.var(axes, correction=correction).mean()) for e in ends],
-        }  # fmt: skip
+        }
 
     return plot
 
 
-@pytest.mark.parametrize("plot", [lambda m, x, o, e: signal_propagation_plot(m, x), by_hand(None)], ids=["ours", "unbroken"])
+@pytest.mark.parametrize(
+    "plot", [lambda m, x, o, e: signal_propagation_plot(m, x), by_hand(None)], ids=["ours", "unbroken"]
+)
 def test_plot(plot):
     check_plot(plot)
 
@@ -490,10 +555,14 @@ def test_plot_mutant_dies(fault):
         check_plot(by_hand(fault))
 
 
-@pytest.mark.parametrize("model, blocks", [
-    (nf_resnet(8, generator=source()), 3), (cifar_resnet(14, generator=source()), 6),
-    (ConvNet([2, 1], [16, 32], classes=5, channels=1, block=Bottleneck, generator=source()), 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, blocks",
+    [
+        (nf_resnet(8, generator=source()), 3),
+        (cifar_resnet(14, generator=source()), 6),
+        (ConvNet([2, 1], [16, 32], classes=5, channels=1, block=Bottleneck, generator=source()), 3),
+    ],
+)
 def test_plot_of_every_block(model, blocks):
     before = copy.deepcopy(model.state_dict())
     curves = signal_propagation_plot(model)
@@ -510,8 +579,16 @@ def test_plot_of_every_block(model, blocks):
 def test_plot_of_a_residual_mlp():
     torch.manual_seed(0)
     act = ScaledActivation("relu")
-    blocks = [NFBlock(act, nn.Sequential(ScaledWSLinear(256, 256), act, ScaledWSLinear(256, 256)), alpha=0.2,
-                      beta=math.sqrt(1 + 0.04 * i), skip_gain=1.0) for i in range(10)]  # fmt: skip
+    blocks = [
+        NFBlock(
+            act,
+            nn.Sequential(ScaledWSLinear(256, 256), act, ScaledWSLinear(256, 256)),
+            alpha=0.2,
+            beta=math.sqrt(1 + 0.04 * i),
+            skip_gain=1.0,
+        )
+        for i in range(10)
+    ]
     curves = signal_propagation_plot(nn.Sequential(*blocks), draw(1024, 256, dtype=torch.float32))
     assert curves["variance"] == pytest.approx([block.variance for block in blocks], rel=0.05)
     assert max(curves["squared_mean"]) < 0.02

@@ -20,14 +20,29 @@ from repro.train import cosine, cross_entropy, evaluate_classifier, fit, generat
 
 def wrong_clip(p: nn.Parameter, *, fault: str) -> None:
     """Versions that people have shipped: one norm for the whole layer, norms over the outputs, eps added."""
-    axes = {"layer_wise": tuple(range(p.dim())), "input_axis": (0,)}.get(fault, tuple(range(p.squeeze().dim() > 1, p.dim())))
-    g_norm, w_norm = (torch.linalg.vector_norm(t, dim=axes if p.dim() else None, keepdim=True) for t in (p.grad, p.detach()))
+    axes = {"layer_wise": tuple(range(p.dim())), "input_axis": (0,)}.get(
+        fault, tuple(range(p.squeeze().dim() > 1, p.dim()))
+    )
+    g_norm, w_norm = (
+        torch.linalg.vector_norm(t, dim=axes if p.dim() else None, keepdim=True) for t in (p.grad, p.detach())
+    )
     bound = 0.01 * (w_norm + 1e-3 if fault == "eps_added" else w_norm.clamp(min=1e-3))
     p.grad.mul_((bound / g_norm).clamp(max=1.0))
 
 
-CLIPS = {"agc": adaptive_clip_grad_, **{f: partial(wrong_clip, fault=f) for f in ("layer_wise", "input_axis", "eps_added")}}
-SHAPES = ((16, 8, 3, 3), (16, 1, 3, 3), (24, 32), (24, 8, 5), (32,), (32, 1, 1, 1), ())  # convolutions, linear, bias, gain, scalar
+CLIPS = {
+    "agc": adaptive_clip_grad_,
+    **{f: partial(wrong_clip, fault=f) for f in ("layer_wise", "input_axis", "eps_added")},
+}
+SHAPES = (
+    (16, 8, 3, 3),
+    (16, 1, 3, 3),
+    (24, 32),
+    (24, 8, 5),
+    (32,),
+    (32, 1, 1, 1),
+    (),
+)  # convolutions, linear, bias, gain, scalar
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,10 @@ def algebra(arm: str, seed: int, config: Algebra, device: torch.device) -> dict[
 
     def draw(shape: tuple[int, ...], low: float, high: float) -> Tensor:
         """Normal numbers, those of each unit times 10^u, u uniform from low to high."""
-        scale = 10 ** (low + (high - low) * torch.rand((*shape[:1], *[1] * (len(shape) - 1)), generator=source, dtype=torch.float64))
+        scale = 10 ** (
+            low
+            + (high - low) * torch.rand((*shape[:1], *[1] * (len(shape) - 1)), generator=source, dtype=torch.float64)
+        )
         return (torch.randn(shape, generator=source, dtype=torch.float64) * scale).to(device)
 
     for shape in SHAPES * config.draws:
@@ -62,9 +80,14 @@ def algebra(arm: str, seed: int, config: Algebra, device: torch.device) -> dict[
 # --- Table 3 ---------------------------------------------------------------------------------------------------------
 
 TABLE_3 = {  # millions of parameters, thousand millions of multiplications at the test resolution
-    "F0": (71.5, 12.38), "F1": (132.6, 35.54), "F2": (193.8, 62.59), "F3": (254.9, 114.76), "F4": (316.1, 215.24),
-    "F5": (377.2, 289.76), "F6": (438.4, 377.28),
-}  # fmt: skip
+    "F0": (71.5, 12.38),
+    "F1": (132.6, 35.54),
+    "F2": (193.8, 62.59),
+    "F3": (254.9, 114.76),
+    "F4": (316.1, 215.24),
+    "F5": (377.2, 289.76),
+    "F6": (438.4, 377.28),
+}
 
 
 @dataclass(frozen=True)
@@ -74,13 +97,18 @@ class Size:
 
 def size(arm: str, seed: int, config: Size, device: torch.device) -> dict[str, list[float]]:
     """Parameters, and multiplications of convolutions and linear layers for one image, counted on the meta device."""
-    options = {"one_conv": {"block": partial(NFNetBlock, two_convs=False)}, "resnet_widths": {"widths": (256, 512, 1024, 2048)}}
+    options = {
+        "one_conv": {"block": partial(NFNetBlock, two_convs=False)},
+        "resnet_widths": {"widths": (256, 512, 1024, 2048)},
+    }
     errors: dict[str, list[float]] = {"params_error": [], "flops_error": []}
     for variant in config.variants if arm == "nfnet" else config.variants[:1]:  # one miss is enough for a control
         model, products = nfnet(variant, device="meta", **options.get(arm, {})), []
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.register_forward_hook(lambda layer, args, y, found=products: found.append(layer.weight[0].numel() * y.numel()))
+                layer.register_forward_hook(
+                    lambda layer, args, y, found=products: found.append(layer.weight[0].numel() * y.numel())
+                )
         with torch.no_grad():
             model(torch.empty(1, 3, VARIANTS[variant][-1], VARIANTS[variant][-1], device="meta"))
         params, flops = TABLE_3[variant]
@@ -124,14 +152,24 @@ def large_lr(arm: str, seed: int, config: Training, device: torch.device) -> dic
     x, y = (torch.cat(parts) for parts in zip(*map(data.split, ("train", "valid", "test")), strict=True))
     x, n, weights = data.normalised(x), config.images, generator("nfnet weights", seed)
     resnet = partial(nf_resnet, config.depth, width=config.width, channels=1, skip_gain=1.0, generator=weights)
-    model = seeded(partial(nf_mlp, config.width, config.depth) if config.data == "digits" else resnet, weights).to(device)
+    model = seeded(partial(nf_mlp, config.width, config.depth) if config.data == "digits" else resnet, weights).to(
+        device
+    )
 
     def optimizer(groups: list[dict], lr: float) -> torch.optim.Optimizer:
         sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
         return sgd if LAMBDAS[arm] is None else AGC(sgd, LAMBDAS[arm], exclude=[model.head.weight])
 
-    fit(model, (x[:n], y[:n]), steps=config.epochs * n // config.batch, batch=config.batch, optimizer=optimizer,
-        lr=config.small_lr if arm == "off_small_lr" else config.lr, seed=seed_of("nfnet batches", seed), schedule=cosine(0.05))  # fmt: skip
+    fit(
+        model,
+        (x[:n], y[:n]),
+        steps=config.epochs * n // config.batch,
+        batch=config.batch,
+        optimizer=optimizer,
+        lr=config.small_lr if arm == "off_small_lr" else config.lr,
+        seed=seed_of("nfnet batches", seed),
+        schedule=cosine(0.05),
+    )
     return {"accuracy": evaluate_classifier(model, x[n:], y[n:])["accuracy"]}
 
 
@@ -165,13 +203,21 @@ class Latency:
 def latency_group(arms: list[str], seed: int, config: Latency, device: torch.device) -> dict[str, dict[str, float]]:
     """Whole training steps in bfloat16 autocast on one random batch; `nf_again` is `nf` under another name."""
     source = generator("nfnet latency", seed)
-    x = torch.randn(config.batch, 3, config.pixels, config.pixels, generator=source).to(device, memory_format=torch.channels_last)
+    x = torch.randn(config.batch, 3, config.pixels, config.pixels, generator=source).to(
+        device, memory_format=torch.channels_last
+    )
     y = torch.randint(1000, (config.batch,), generator=source).to(device)
 
-    norm = {"block": BNBlock, "conv": partial(nn.Conv2d, bias=False), "act": lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.GELU("tanh"))}
+    norm = {
+        "block": BNBlock,
+        "conv": partial(nn.Conv2d, bias=False),
+        "act": lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.GELU("tanh")),
+    }
 
     def step_of(kind: str) -> Callable[[], None]:
-        model = seeded(partial(nfnet, depths=config.depths, widths=config.widths, **(norm if kind == "bn" else {})), source)
+        model = seeded(
+            partial(nfnet, depths=config.depths, widths=config.widths, **(norm if kind == "bn" else {})), source
+        )
         model.to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
         optimizer = AGC(optimizer, exclude=[model.head.weight]) if kind == "nf" else optimizer
@@ -187,6 +233,16 @@ def latency_group(arms: list[str], seed: int, config: Latency, device: torch.dev
         return step
 
     made = {kind: step_of(kind) for kind in sorted({arm.removesuffix("_again") for arm in arms})}
-    timings = compare({arm: made[arm.removesuffix("_again")] for arm in arms}, reference="nf", device=device, blocks=config.blocks,
-                      calls=5, warmup=5, seed=seed, aa_limit=config.aa_limit, memory=False, copy_bytes=16 << 20)  # fmt: skip
+    timings = compare(
+        {arm: made[arm.removesuffix("_again")] for arm in arms},
+        reference="nf",
+        device=device,
+        blocks=config.blocks,
+        calls=5,
+        warmup=5,
+        seed=seed,
+        aa_limit=config.aa_limit,
+        memory=False,
+        copy_bytes=16 << 20,
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

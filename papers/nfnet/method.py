@@ -34,9 +34,14 @@ __all__ = ["AGC", "NFNetBlock", "adaptive_clip_grad_", "nfnet", "unitwise_norm"]
 
 # variant: N of the depths, dropout, pixels in training, pixels in the test (Table 1)
 VARIANTS = {
-    "F0": (1, 0.2, 192, 256), "F1": (2, 0.3, 224, 320), "F2": (3, 0.4, 256, 352), "F3": (4, 0.4, 320, 416),
-    "F4": (5, 0.5, 384, 512), "F5": (6, 0.5, 416, 544), "F6": (7, 0.5, 448, 576),
-}  # fmt: skip
+    "F0": (1, 0.2, 192, 256),
+    "F1": (2, 0.3, 224, 320),
+    "F2": (3, 0.4, 256, 352),
+    "F3": (4, 0.4, 320, 416),
+    "F4": (5, 0.5, 384, 512),
+    "F5": (6, 0.5, 416, 544),
+    "F6": (7, 0.5, 448, 576),
+}
 Layer = Callable[..., nn.Module]
 GELU = ScaledActivation(partial(F.gelu, approximate="tanh"))  # the form of jax.nn.gelu; it has no state
 
@@ -49,7 +54,9 @@ def unitwise_norm(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise TypeError(f"a gradient norm needs floating-point input, got {x.dtype}: write x.float()")
     axes = tuple(range(1, x.dim())) if x.squeeze().dim() > 1 else None  # D1
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=axes is not None, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.linalg.vector_norm(
+        x, dim=axes, keepdim=axes is not None, dtype=torch.promote_types(x.dtype, torch.float32)
+    )
 
 
 @torch.no_grad()
@@ -77,9 +84,17 @@ class AGC(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = False  # so that GradScaler unscales before we clip
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clipping: float = 0.01, eps: float = 1e-3, exclude: Sequence[Tensor] = ()):
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clipping: float = 0.01,
+        eps: float = 1e-3,
+        exclude: Sequence[Tensor] = (),
+    ):
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"{type(optimizer).__name__} is no optimizer; write AGC(torch.optim.SGD(parameters, lr=0.1))")
+            raise TypeError(
+                f"{type(optimizer).__name__} is no optimizer; write AGC(torch.optim.SGD(parameters, lr=0.1))"
+            )
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if isinstance(exclude, Tensor) or any(id(p) not in trained for p in exclude):
             raise ValueError("exclude holds what the optimizer does not train; write exclude=[model.head.weight]")
@@ -102,10 +117,12 @@ class AGC(torch.optim.Optimizer):
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Clip, then step."""
+
         def clipped() -> Tensor:
             loss = closure()
             self.clip_()
             return loss
+
         self.clip_()
         return self.optimizer.step(None if closure is None else clipped)
 
@@ -131,11 +148,25 @@ class NFNetBlock(NFBlock):
     conv(c_in, c_out, kernel, stride, padding, groups=, device=, dtype=) and act(channels) make the layers.
     """
 
-    def __init__(self, c_in: int, c_out: int, stride: int = 1, *, alpha: float = 0.2, beta: float = 1.0, group_width: int = 128,
-                 two_convs: bool = True, conv: Layer = ScaledWSConv2d, act: Layer = lambda c: GELU,
-                 device: torch.device | str | None = None, dtype: torch.dtype | None = None):  # fmt: skip
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        stride: int = 1,
+        *,
+        alpha: float = 0.2,
+        beta: float = 1.0,
+        group_width: int = 128,
+        two_convs: bool = True,
+        conv: Layer = ScaledWSConv2d,
+        act: Layer = lambda c: GELU,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         if c_out // 2 % group_width:
-            raise ValueError(f"c_out={c_out}: half of it must be a multiple of group_width={group_width}; write another")
+            raise ValueError(
+                f"c_out={c_out}: half of it must be a multiple of group_width={group_width}; write another"
+            )
         conv, c = partial(conv, device=device, dtype=dtype), c_out // 2
         branch = [conv(c_in, c, 1), act(c), conv(c, c, 3, stride, 1, groups=c // group_width), act(c)]
         if two_convs:
@@ -147,10 +178,20 @@ class NFNetBlock(NFBlock):
         self.to(device=device, dtype=dtype)  # the skip gain
 
 
-def nfnet(variant: str = "F0", *, classes: int = 1000, channels: int = 3, depths: Sequence[int] | None = None,
-          widths: Sequence[int] = (256, 512, 1536, 1536), dropout: float | None = None, block: Layer = NFNetBlock,
-          conv: Layer = ScaledWSConv2d, act: Layer = lambda c: GELU, device: torch.device | str | None = None,
-          dtype: torch.dtype | None = None) -> nn.Sequential:  # fmt: skip
+def nfnet(
+    variant: str = "F0",
+    *,
+    classes: int = 1000,
+    channels: int = 3,
+    depths: Sequence[int] | None = None,
+    widths: Sequence[int] = (256, 512, 1536, 1536),
+    dropout: float | None = None,
+    block: Layer = NFNetBlock,
+    conv: Layer = ScaledWSConv2d,
+    act: Layer = lambda c: GELU,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Sequential:
     """NFNet-F0 to F6 (Sec. 5, Table 1) for images of any size, or another of its kind by `depths` and `widths`.
 
     x: (B, channels, height, width) -> logits (B, classes); the classifier is `.head`.  dropout: that of the variant unless
@@ -171,7 +212,15 @@ def nfnet(variant: str = "F0", *, classes: int = 1000, channels: int = 3, depths
     head = nn.Linear(2 * c, classes, **factory)
     nn.init.normal_(head.weight, 0.0, 0.01)
     nn.init.zeros_(head.bias)
-    return nn.Sequential(OrderedDict(
-        stem=nn.Sequential(*stem[:-1]), blocks=nn.Sequential(*blocks), final_conv=conv(c, 2 * c, 1, **factory), act=act(2 * c),
-        pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), dropout=nn.Dropout(usual if dropout is None else dropout), head=head,
-    ))  # fmt: skip
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(*stem[:-1]),
+            blocks=nn.Sequential(*blocks),
+            final_conv=conv(c, 2 * c, 1, **factory),
+            act=act(2 * c),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            dropout=nn.Dropout(usual if dropout is None else dropout),
+            head=head,
+        )
+    )

@@ -38,8 +38,16 @@ def cases():
     """(name, w, g) of every shape: gradients of 13 decades, tiny and zero weights and gradients."""
     for i, shape in enumerate(SHAPES):
         per_unit = (*shape[:1], *[1] * (len(shape) - 1))
-        for name, low, high, size in (("wide", -9, 4, 1.0), ("small", -6, -4, 1.0), ("tiny weights", -9, 1, 1e-4), ("no weights", -6, 0, 0.0)):
-            scale = 10 ** (low + (high - low) * torch.rand(per_unit, generator=torch.Generator().manual_seed(i), dtype=torch.float64))
+        for name, low, high, size in (
+            ("wide", -9, 4, 1.0),
+            ("small", -6, -4, 1.0),
+            ("tiny weights", -9, 1, 1e-4),
+            ("no weights", -6, 0, 0.0),
+        ):
+            scale = 10 ** (
+                low
+                + (high - low) * torch.rand(per_unit, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+            )
             w, g = size * (0.5 + draw(*shape, seed=i)), draw(*shape, seed=i + 50) * scale
             yield f"{name} {shape}", w, g
         yield f"no gradient {shape}", draw(*shape, seed=i), torch.zeros(shape, dtype=torch.float64)
@@ -80,7 +88,11 @@ def broken(fault):
                 norm_g, norm_w = norm_g.square(), norm_w.square()
             if fault == "mean of squares":
                 norm_w = norm_w / (w.numel() / norm_w.numel()) ** 0.5
-            floor = {"eps added": norm_w + eps, "no eps": norm_w, "eps times lambda twice": norm_w.clamp(min=clipping * eps)}
+            floor = {
+                "eps added": norm_w + eps,
+                "no eps": norm_w,
+                "eps times lambda twice": norm_w.clamp(min=clipping * eps),
+            }
             bound = clipping * floor.get(fault, norm_w.clamp(min=eps))
             if fault == "eps under the gradient":
                 norm_g = norm_g.clamp(min=eps)
@@ -102,10 +114,23 @@ def broken(fault):
 
 
 FAULTS = [
-    "one norm for the layer", "norm over the outputs", "norm over channels alone", "gains one by one", "vectors one by one",
-    "squared norms", "mean of squares", "eps added", "no eps", "eps times lambda twice", "eps under the gradient",
-    "floor of 1e-2 under the gradient", "always scaled", "set to zero", "lambda forgotten", "weights clipped",
-]  # fmt: skip
+    "one norm for the layer",
+    "norm over the outputs",
+    "norm over channels alone",
+    "gains one by one",
+    "vectors one by one",
+    "squared norms",
+    "mean of squares",
+    "eps added",
+    "no eps",
+    "eps times lambda twice",
+    "eps under the gradient",
+    "floor of 1e-2 under the gradient",
+    "always scaled",
+    "set to zero",
+    "lambda forgotten",
+    "weights clipped",
+]
 
 
 @pytest.mark.parametrize("clip", [adaptive_clip_grad_, broken(None)], ids=["ours", "unbroken"])
@@ -152,7 +177,9 @@ def test_d1_vectors_and_gains_are_one_unit():
         assert unitwise_norm(w).shape == () and float(unitwise_norm(w)) == 3.0
         assert_near(clipped(w, g), 0.03 / 5.0 * g, rel=1e-15)
     assert unitwise_norm(draw(3, 4, 2, 2)).shape == (3, 1, 1, 1) and unitwise_norm(draw(3, 4)).shape == (3, 1)
-    assert float(clipped(torch.tensor(0.0).double(), torch.tensor(-5.0).double())) == pytest.approx(-1e-5)  # a skip gain at 0
+    assert float(clipped(torch.tensor(0.0).double(), torch.tensor(-5.0).double())) == pytest.approx(
+        -1e-5
+    )  # a skip gain at 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -203,7 +230,10 @@ def slopes(model, scale=100.0, seed=7):
 def test_agc_clips_then_decays_then_steps():
     model, twin = net(), net()
     options = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}
-    ours, theirs = AGC(torch.optim.SGD(model.parameters(), **options), 0.02), torch.optim.SGD(twin.parameters(), **options)
+    ours, theirs = (
+        AGC(torch.optim.SGD(model.parameters(), **options), 0.02),
+        torch.optim.SGD(twin.parameters(), **options),
+    )
     for _ in range(4):
         slopes(model), slopes(twin)
         ours.step()
@@ -240,7 +270,11 @@ def test_agc_passes_everything_through():
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     optimizer = AGC(sgd)
     assert isinstance(optimizer, torch.optim.Optimizer)
-    assert optimizer.param_groups is sgd.param_groups and optimizer.state is sgd.state and optimizer.defaults is sgd.defaults
+    assert (
+        optimizer.param_groups is sgd.param_groups
+        and optimizer.state is sgd.state
+        and optimizer.defaults is sgd.defaults
+    )
     slopes(model)
     optimizer.step()
     assert optimizer.state_dict() == sgd.state_dict() and len(optimizer.state) == 4
@@ -260,14 +294,20 @@ def test_agc_passes_everything_through():
     assert calls == [1]
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
+)
 def test_agc_copies(duplicate):
     model = net()
     optimizer = AGC(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), 0.03, exclude=[model[2].weight])
     slopes(model)
     optimizer.step()
     twin, double = duplicate((model, optimizer))
-    assert double.clipping == 0.03 and double.exclude[0] is twin[2].weight and double.param_groups[0]["params"][0] is twin[0].weight
+    assert (
+        double.clipping == 0.03
+        and double.exclude[0] is twin[2].weight
+        and double.param_groups[0]["params"][0] is twin[0].weight
+    )
     for m, o in ((model, optimizer), (twin, double)):
         slopes(m)
         o.step()
@@ -329,8 +369,19 @@ def test_agc_in_the_training_loop(tmp_path):
             sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
             return sgd if clipping is None else AGC(sgd, clipping, exclude=[model[2].weight])
 
-        history = fit(model, data, steps=steps, batch=8, lr=0.5, seed=3, optimizer=optimizer, schedule=lambda step, steps: 1.0,
-                      checkpoint=checkpoint, checkpoint_every=3, hook=hook)  # fmt: skip
+        history = fit(
+            model,
+            data,
+            steps=steps,
+            batch=8,
+            lr=0.5,
+            seed=3,
+            optimizer=optimizer,
+            schedule=lambda step, steps: 1.0,
+            checkpoint=checkpoint,
+            checkpoint_every=3,
+            hook=hook,
+        )
         return history.train_loss
 
     def stop(step, model, loss):
@@ -346,7 +397,19 @@ def test_agc_in_the_training_loop(tmp_path):
 # --- the network -----------------------------------------------------------------------------------------------------
 
 ACT = partial(F.gelu, approximate="tanh")
-PARTS = ["skip gain", "alpha", "beta", "two", "se", "pool", "shortcut of z", "two convs", "groups", "gamma", "scaled ws"]
+PARTS = [
+    "skip gain",
+    "alpha",
+    "beta",
+    "two",
+    "se",
+    "pool",
+    "shortcut of z",
+    "two convs",
+    "groups",
+    "gamma",
+    "scaled ws",
+]
 
 
 def block_oracle(block, x, stride, transition, without=None):
@@ -374,7 +437,11 @@ def block_oracle(block, x, stride, transition, without=None):
     if transition:
         shortcut = x if without == "shortcut of z" else z
         if stride == 2:
-            shortcut = shortcut[..., ::2, ::2] if without == "pool" else F.avg_pool2d(shortcut, 2, ceil_mode=True, count_include_pad=False)
+            shortcut = (
+                shortcut[..., ::2, ::2]
+                if without == "pool"
+                else F.avg_pool2d(shortcut, 2, ceil_mode=True, count_include_pad=False)
+            )
         shortcut = conv("projection.1", shortcut)
     return shortcut + (1 if without == "alpha" else 0.2) * (1 if without == "skip gain" else s["skip_gain"]) * h
 
@@ -387,7 +454,9 @@ def check_block(without=None):
                 if name.endswith("weight"):
                     p.copy_(draw(*p.shape, seed=len(name)))
         x = 1 + draw(2, c_in, 7, 6, seed=3)
-        assert_near(block(x).detach(), block_oracle(block, x, stride, c_in != 8 or stride > 1, without).detach(), rel=1e-10)
+        assert_near(
+            block(x).detach(), block_oracle(block, x, stride, c_in != 8 or stride > 1, without).detach(), rel=1e-10
+        )
 
 
 def test_block_oracle():
@@ -420,7 +489,13 @@ def test_timm_has_as_many_parameters(variant):
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
-SMALL = {"depths": (1, 2), "widths": (16, 32), "classes": 5, "block": partial(NFNetBlock, group_width=4), "dropout": 0.0}
+SMALL = {
+    "depths": (1, 2),
+    "widths": (16, 32),
+    "classes": 5,
+    "block": partial(NFNetBlock, group_width=4),
+    "dropout": 0.0,
+}
 
 
 def small(**options):
@@ -465,7 +540,9 @@ def test_d4_the_activation_reads_x_over_beta_with_exact_gamma():
     block(x)
     assert_near(seen[0], activation_gamma(ACT) * ACT(x / 2), rel=1e-12)
     assert (seen[0] - activation_gamma(ACT) * ACT(x) / 2).abs().max() > 0.1
-    assert GELU.gamma == pytest.approx(1.7015043497085571, rel=1e-3) and GELU.gamma != pytest.approx(1.7015043497085571, rel=1e-4)
+    assert GELU.gamma == pytest.approx(1.7015043497085571, rel=1e-3) and GELU.gamma != pytest.approx(
+        1.7015043497085571, rel=1e-4
+    )
 
 
 def test_d5_training_mode_draws_nothing_but_dropout():

@@ -22,9 +22,13 @@ from repro.train import Diverged, History, evaluate_classifier, fit, generator, 
 
 BATCH = 32
 NORMS = {
-    "online": OnlineNorm, "batchnorm": BatchNorm, "layernorm": LayerNorm, "none": identity, "linear": identity,
+    "online": OnlineNorm,
+    "batchnorm": BatchNorm,
+    "layernorm": LayerNorm,
+    "none": identity,
+    "linear": identity,
     "frozen": partial(OnlineNorm, alpha_forward=1.0, alpha_backward=1.0),  # layer scaling alone
-}  # fmt: skip
+}
 
 
 # --- fmnist -----------------------------------------------------------------------------------------------------------
@@ -49,25 +53,39 @@ def xavier(model: MLP, source: torch.Generator) -> None:
 def network(arm: str, seed: int, device: torch.device) -> MLP:
     """The arms of a seed start from the same weights; `linear` has no hidden layer."""
     widths = [784, 10] if arm == "linear" else [784, 500, 300, 10]
-    return MLP(widths, norm=NORMS[arm], init=xavier, bias=False, generator=generator("online_norm fmnist", seed)).to(device)
+    return MLP(widths, norm=NORMS[arm], init=xavier, bias=False, generator=generator("online_norm fmnist", seed)).to(
+        device
+    )
 
 
 def decayed(model: nn.Module) -> list[dict]:
     """Weight decay for matrices, none for gains and biases."""
     flat = [p for p in model.parameters() if p.ndim < 2]
-    return [{"params": [p for p in model.parameters() if p.ndim >= 2]}, *([{"params": flat, "weight_decay": 0.0}] if flat else [])]
+    return [
+        {"params": [p for p in model.parameters() if p.ndim >= 2]},
+        *([{"params": flat, "weight_decay": 0.0}] if flat else []),
+    ]
 
 
 def recipe(config: Fmnist, device: torch.device) -> tuple[tuple[Tensor, Tensor], dict]:
     """The training data, and the arguments of `fit`."""
     data = fashion_mnist.load(device)
-    x, y = torch.cat([data.train_x, data.valid_x]), torch.cat([data.train_y, data.valid_y])  # the official training images
+    x, y = (
+        torch.cat([data.train_x, data.valid_x]),
+        torch.cat([data.train_y, data.valid_y]),
+    )  # the official training images
     test = data.unit(data.test_x[: config.test]).flatten(1), data.test_y[: config.test]
     epoch = config.examples // BATCH
     return (data.unit(x[: config.examples]).flatten(1), y[: config.examples]), {
-        "steps": config.epochs * epoch, "batch": BATCH, "lr": 0.04, "optimizer": "sgd", "weight_decay": 1e-4, "groups": decayed,
-        "evaluate": lambda model: {"accuracy": 100 * evaluate_classifier(model, *test)["accuracy"]}, "eval_every": config.every * epoch,
-    }  # fmt: skip
+        "steps": config.epochs * epoch,
+        "batch": BATCH,
+        "lr": 0.04,
+        "optimizer": "sgd",
+        "weight_decay": 1e-4,
+        "groups": decayed,
+        "evaluate": lambda model: {"accuracy": 100 * evaluate_classifier(model, *test)["accuracy"]},
+        "eval_every": config.every * epoch,
+    }
 
 
 def measures(history: History | Diverged, config: Fmnist) -> dict | Diverged:
@@ -106,7 +124,11 @@ def gradient(arm: str, seed: int, config: Gradient, device: torch.device) -> dic
 
     `no_control`: alpha_b = 1; `reset`: u and v forgotten after each batch.  q is rebuilt from dL/dx alone.
     """
-    source, a_b, shape = generator("online_norm gradient", seed), 1.0 if arm == "no_control" else 0.99, (config.features,)
+    source, a_b, shape = (
+        generator("online_norm gradient", seed),
+        1.0 if arm == "no_control" else 0.99,
+        (config.features,),
+    )
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source, dtype=torch.float64).to(device)
@@ -122,7 +144,10 @@ def gradient(arm: str, seed: int, config: Gradient, device: torch.device) -> dic
         total, products = total + d.sum(0), products + (q * y.detach()).sum(0)
         if arm == "reset":
             u, v = torch.zeros(2, *shape, dtype=u.dtype, device=device)
-    return {"mean_gradient": float(total.abs().mean()) / config.length, "mean_product": float(products.abs().mean()) / config.length}
+    return {
+        "mean_gradient": float(total.abs().mean()) / config.length,
+        "mean_product": float(products.abs().mean()) / config.length,
+    }
 
 
 # --- variance: Section 3 ----------------------------------------------------------------------------------------------
@@ -141,7 +166,9 @@ def variance(arm: str, seed: int, config: Variance, device: torch.device) -> dic
 
     `other_coefficient`: s2 grows by (1 - a) in place of a (1 - a) times the square.
     """
-    x = 2 + 3 * torch.randn(config.length, config.features, generator=generator("online_norm variance", seed), dtype=torch.float64)
+    x = 2 + 3 * torch.randn(
+        config.length, config.features, generator=generator("online_norm variance", seed), dtype=torch.float64
+    )
     x, a, seen = x.to(device), config.alpha, []
     mu, u, v = torch.zeros(3, config.features, dtype=x.dtype, device=device)
     s2 = torch.ones_like(mu)

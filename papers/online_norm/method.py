@@ -42,7 +42,9 @@ def recursion(powers: Tensor, start: Tensor, added: Tensor) -> Tensor:
         return powers @ torch.cat([start.to(added.dtype).unsqueeze(-2), added], -2)
 
 
-def output(y: Tensor, gamma: Tensor | None, beta: Tensor | None, guard: str | None, eps: float, axes: list[int]) -> tuple[Tensor, Tensor]:
+def output(
+    y: Tensor, gamma: Tensor | None, beta: Tensor | None, guard: str | None, eps: float, axes: list[int]
+) -> tuple[Tensor, Tensor]:
     """f = gamma y + beta behind its guard, and the root of the mean of f^2 + eps over the features, which are on `axes`."""
     f = y if gamma is None else y * gamma + beta
     root = (f.square().mean(axes, keepdim=True) + eps).sqrt()
@@ -100,7 +102,10 @@ class Stream(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        alike = [t.expand(info.batch_size, *t.shape) if isinstance(t, Tensor) and d is None else t for t, d in zip(inputs, in_dims, strict=True)]
+        alike = [
+            t.expand(info.batch_size, *t.shape) if isinstance(t, Tensor) and d is None else t
+            for t, d in zip(inputs, in_dims, strict=True)
+        ]
         return Stream.apply(*(t.movedim(d, 0) if d else t for t, d in zip(alike, in_dims, strict=True))), 0
 
 
@@ -115,10 +120,17 @@ class OnlineNorm(Affine):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, affine: bool = True, *, alpha_forward: float = 0.999,
-        alpha_backward: float = 0.99, guard: str | None = "scale", device: torch.device | str | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        alpha_forward: float = 0.999,
+        alpha_backward: float = 0.99,
+        guard: str | None = "scale",
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+    ):
         if not (0 < alpha_forward <= 1 and 0 < alpha_backward <= 1):
             raise ValueError(f"alphas {alpha_forward} and {alpha_backward} are no decay: write 0 < alpha <= 1")
         if guard not in ("scale", "clamp", None):
@@ -140,12 +152,19 @@ class OnlineNorm(Affine):
             raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"input of shape {tuple(x.shape)} is not (N, {self.num_features}, *)")
-        wide, maps, mu, s2 = x.to(torch.promote_types(x.dtype, torch.float32)), x.dim() > 2, self.running_mean, self.running_var  # D3
+        wide, maps, mu, s2 = (
+            x.to(torch.promote_types(x.dtype, torch.float32)),
+            x.dim() > 2,
+            self.running_mean,
+            self.running_var,
+        )  # D3
         wide, column = (wide.flatten(2), (1, -1, 1)) if maps else (wide, (1, -1))
         gamma, beta = (None if t is None else t.view(column) for t in (self.weight, self.bias))
         if self.training and x.numel():
             alphas = self.alpha_forward, self.alpha_backward
-            z, *_, new_mu, new_s2 = Stream.apply(wide, gamma, beta, mu, s2, self.u, self.v, *alphas, self.eps, self.guard, maps)
+            z, *_, new_mu, new_s2 = Stream.apply(
+                wide, gamma, beta, mu, s2, self.u, self.v, *alphas, self.eps, self.guard, maps
+            )
             with torch.no_grad():  # by copy_, so that buffers stacked for torch.func.vmap are updated too
                 mu.copy_(new_mu)
                 s2.copy_(new_s2)
@@ -155,5 +174,7 @@ class OnlineNorm(Affine):
         return z.view(x.shape).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}, guard={self.guard}, "
-                f"alpha_forward={self.alpha_forward}, alpha_backward={self.alpha_backward}")  # fmt: skip
+        return (
+            f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}, guard={self.guard}, "
+            f"alpha_forward={self.alpha_forward}, alpha_backward={self.alpha_backward}"
+        )

@@ -42,7 +42,9 @@ class Oracle:
         xs, gains, biases = x.tolist(), gamma.tolist(), beta.tolist()
         ys, scales, zs, fs, roots = [], [], [], [], []
         if fault == "statistics of the batch at once":
-            xs_for_state = [[[math.fsum(row[c][m] for row in xs) / len(xs) for m in range(x.shape[2])] for c in range(C)]]
+            xs_for_state = [
+                [[math.fsum(row[c][m] for row in xs) / len(xs) for m in range(x.shape[2])] for c in range(C)]
+            ]
         for row in xs:
             scale = [0.0] * C
 
@@ -56,7 +58,11 @@ class Oracle:
                         var = 0.0
                     old, factor = mu[c], 1 - A_F if fault == "coefficient 1 - a" else A_F * (1 - A_F)
                     mu[c] = A_F * old + (1 - A_F) * m
-                    s2[c] = A_F * s2[c] + factor * (m - (mu[c] if fault == "variance around the new mean" else old)) ** 2 + (1 - A_F) * var
+                    s2[c] = (
+                        A_F * s2[c]
+                        + factor * (m - (mu[c] if fault == "variance around the new mean" else old)) ** 2
+                        + (1 - A_F) * var
+                    )
 
             if fault == "updated before normalizing":
                 move()
@@ -98,7 +104,10 @@ class Oracle:
             for c in range(C):
                 df = h[c]
                 if self.guard == "scale":
-                    df = [(a - (0 if fault == "root left out of the gradient" else b * along)) / roots[i] for a, b in zip(h[c], z[c], strict=True)]
+                    df = [
+                        (a - (0 if fault == "root left out of the gradient" else b * along)) / roots[i]
+                        for a, b in zip(h[c], z[c], strict=True)
+                    ]
                 elif self.guard == "clamp":
                     df = [a if abs(p) <= 5 else 0.0 for a, p in zip(h[c], fs[i][c], strict=True)]
                 y, scale = ys[i][c], scales[i][c]
@@ -138,7 +147,13 @@ def ours(guard):
         z = layer(x)
         got = torch.autograd.grad(z, (x, layer.weight, layer.bias), upstream)
         z, dx = (t.detach().view(len(x), C, -1) for t in (z, got[0]))
-        return {"z": z, "dx": dx, "dgamma": got[1], "dbeta": got[2], **{name: getattr(layer, name).clone() for name in STATE}}
+        return {
+            "z": z,
+            "dx": dx,
+            "dgamma": got[1],
+            "dbeta": got[2],
+            **{name: getattr(layer, name).clone() for name in STATE},
+        }
 
     return run
 
@@ -157,11 +172,25 @@ def check(make, guard="scale"):
 
 
 FAULTS = [
-    "updated before normalizing", "statistics of the batch at once", "coefficient 1 - a", "variance around the new mean",
-    "no variance over the map", "unbiased variance over the map", "eps outside the root", "guard before the affine map",
-    "scaling by the norm", "no guard", "root left out of the gradient", "no control", "errors forgotten", "errors leak",
-    "u before v", "v of the raw gradient", "u of the raw gradient", "backward in reverse order",
-]  # fmt: skip
+    "updated before normalizing",
+    "statistics of the batch at once",
+    "coefficient 1 - a",
+    "variance around the new mean",
+    "no variance over the map",
+    "unbiased variance over the map",
+    "eps outside the root",
+    "guard before the affine map",
+    "scaling by the norm",
+    "no guard",
+    "root left out of the gradient",
+    "no control",
+    "errors forgotten",
+    "errors leak",
+    "u before v",
+    "v of the raw gradient",
+    "u of the raw gradient",
+    "backward in reverse order",
+]
 
 
 @pytest.mark.parametrize("guard", ["scale", "clamp", None])
@@ -212,7 +241,9 @@ def test_evaluation_is_batch_norm_and_rms_norm_of_torch(shape):
     assert all(torch.equal(t, before[name]) for name, t in layer.state_dict().items())
 
 
-@pytest.mark.parametrize("shape, options", [((4, 3), {}), ((2, 3, 2, 2), {"guard": "clamp"}), ((4, 3), {"guard": None, "affine": False})])
+@pytest.mark.parametrize(
+    "shape, options", [((4, 3), {}), ((2, 3, 2, 2), {"guard": "clamp"}), ((4, 3), {"guard": None, "affine": False})]
+)
 def test_contract(shape, options):
     """All of `repro.testing.check_norm_contract` but gradcheck in training mode, where dL/dx is no derivative (D5)."""
     make, x = partial(OnlineNorm, 3, **options), draw(*shape)
@@ -247,7 +278,9 @@ def test_d1_epsilon_under_both_roots():
 
 def test_d2_guards():
     x = torch.tensor([[0.5, 7.0, -9.0]], dtype=torch.float64)
-    bare, clamped, scaled = (OnlineNorm(3, 0.0, guard=guard, dtype=torch.float64)(x).detach() for guard in (None, "clamp", "scale"))
+    bare, clamped, scaled = (
+        OnlineNorm(3, 0.0, guard=guard, dtype=torch.float64)(x).detach() for guard in (None, "clamp", "scale")
+    )
     assert torch.equal(bare, x) and clamped.tolist() == [[0.5, 5.0, -5.0]]
     assert_near(scaled, x / x.square().mean().sqrt(), rel=1e-12)
     image = OnlineNorm(3, guard="scale")(draw(2, 3, 4, 4, dtype=torch.float32)).detach()

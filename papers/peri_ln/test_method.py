@@ -112,9 +112,17 @@ def broken(fault):
 
 
 FAULTS = [
-    "output norm after the addition", "no input norm", "no output norm", "norms swapped", "one norm for both",
-    "normed residual", "no residual", "both at the input", "gain + 1", "halved",
-]  # fmt: skip
+    "output norm after the addition",
+    "no input norm",
+    "no output norm",
+    "norms swapped",
+    "one norm for both",
+    "normed residual",
+    "no residual",
+    "both at the input",
+    "gain + 1",
+    "halved",
+]
 
 
 @pytest.mark.parametrize("placement", [PeriLN, broken(None)], ids=["ours", "unbroken"])

@@ -40,7 +40,9 @@ def smoothness(arm: str, seed: int, config: Smoothness, device: torch.device) ->
     def layer(kind: str, n: int) -> Callable[[Tensor], Tensor]:
         if kind == "detached":  # PN-V whose statistic takes no part in the gradient
             return lambda x: x / x.detach().square().mean(0).sqrt()
-        return {"pnv": PowerNormV, "batchnorm": BatchNorm}[kind](n, eps=0.0, affine=False, device=device, dtype=torch.float64)
+        return {"pnv": PowerNormV, "batchnorm": BatchNorm}[kind](
+            n, eps=0.0, affine=False, device=device, dtype=torch.float64
+        )
 
     for rows in config.rows:
         x = config.mean + draw(rows, config.features)
@@ -92,7 +94,11 @@ def bounded(arm: str, seed: int, config: Bounded, device: torch.device) -> dict:
         worst = torch.maximum(worst, ((g * xhat).mean(0) / gamma).abs())
     share, size, damping = torch.stack(seen).unbind(1)
     curve = {"gradient": size[::20].tolist(), "step": list(range(0, config.steps, 20))}
-    worst = {"bound_share": share.max(), "growth": size.max() / size[min(100, config.steps // 2)], "damping": damping.max()}
+    worst = {
+        "bound_share": share.max(),
+        "growth": size.max() / size[min(100, config.steps // 2)],
+        "damping": damping.max(),
+    }
     return {name: float(value) for name, value in worst.items()} | curve
 
 
@@ -120,9 +126,13 @@ class Watched(BatchNorm):
         if self.training and self.sample:
             each = rows.detach().movedim(1, -1).flatten(0, -2)
             if len(each) > self.sample:  # as many numbers for an image's statistics as for a text's
-                each = each[torch.randint(len(each), (self.sample,), generator=generator("rows", len(self.seen))).to(x.device)]
+                each = each[
+                    torch.randint(len(each), (self.sample,), generator=generator("rows", len(self.seen))).to(x.device)
+                ]
             gap = each.var(0) - self.running_var
-            self.seen.append(torch.stack([(gap.abs() / self.running_var).mean(), gap.norm() / len(gap)]))  # Fig. 2 has the second
+            self.seen.append(
+                torch.stack([(gap.abs() / self.running_var).mean(), gap.norm() / len(gap)])
+            )  # Fig. 2 has the second
         return super().forward(rows).view_as(x)
 
 
@@ -157,12 +167,24 @@ def fluctuation(arm: str, seed: int, config: Fluctuation, device: torch.device) 
     else:
         train = text(device, config.text, config.vocab)[0]
         train = torch.randint(config.vocab, train.shape, generator=source).to(device) if arm == "uniform" else train
-        model = GPT(config.vocab, config.context, config.width, config.depth, heads=4, norm=norm, placement="post",
-                    final_norm=False, embedding_std=1.0, generator=source)  # fmt: skip
+        model = GPT(
+            config.vocab,
+            config.context,
+            config.width,
+            config.depth,
+            heads=4,
+            norm=norm,
+            placement="post",
+            final_norm=False,
+            embedding_std=1.0,
+            generator=source,
+        )
         how = {"batch": config.batch, "lr": config.lr, "optimizer": "adam", "context": config.context}
     fit(model.to(device), train, steps=config.steps, seed=order, **how)
     fit(model, train, steps=config.frozen, seed=order + 1, **{**how, "lr": 0.0})
-    seen = torch.stack(next(layer.seen for layer in model.modules() if isinstance(layer, Watched)))  # (steps + frozen, 2)
+    seen = torch.stack(
+        next(layer.seen for layer in model.modules() if isinstance(layer, Watched))
+    )  # (steps + frozen, 2)
     training, frozen = seen[config.steps // 5 : config.steps], seen[config.steps + config.frozen // 2 :]
     medians = dict(zip(("deviation", "raw_deviation"), training.median(0).values.tolist(), strict=True))
     return {**medians, "frozen_deviation": float(frozen[:, 0].median()), "curve": seen[: config.steps, 0].tolist()}
@@ -176,8 +198,24 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
     train, valid = text(device, config.text, config.vocab)
     power = partial(PowerNorm, groups=4, warmup_iters=config.steps // 10)
     norm = {"layernorm": LayerNorm, "batchnorm": Watched, "pnv": PowerNormV, "pn": power}[arm]
-    model = GPT(config.vocab, config.context, config.width, config.depth, heads=4, norm=norm,
-                generator=generator("powernorm language model", seed)).to(device)  # fmt: skip
-    fit(model, train, context=config.context, steps=config.steps, batch=config.batch, lr=config.lr, schedule="one_cycle",
-        seed=seed_of("powernorm language model batches", seed), clip=1.0)  # fmt: skip
+    model = GPT(
+        config.vocab,
+        config.context,
+        config.width,
+        config.depth,
+        heads=4,
+        norm=norm,
+        generator=generator("powernorm language model", seed),
+    ).to(device)
+    fit(
+        model,
+        train,
+        context=config.context,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        schedule="one_cycle",
+        seed=seed_of("powernorm language model batches", seed),
+        clip=1.0,
+    )
     return {"perplexity": math.exp(min(evaluate_lm(model, valid, config.context)["loss"], 50.0))}

@@ -74,8 +74,14 @@ class PowerNormV(Affine):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, *, alpha: float = 0.9, affine: bool = True,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        alpha: float = 0.9,
+        affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha={alpha} is no weight of the old value: write 0 <= alpha < 1, such as 0.9")
@@ -97,7 +103,9 @@ class PowerNormV(Affine):
         wide, real = x.to(torch.promote_types(x.dtype, torch.float32)), None  # D7
         if pad_mask is not None:
             if pad_mask.dtype != torch.bool or pad_mask.shape != x.shape[:-1]:
-                raise ValueError(f"pad_mask of {pad_mask.dtype}, {tuple(pad_mask.shape)}: write torch.bool, {tuple(x.shape[:-1])}")
+                raise ValueError(
+                    f"pad_mask of {pad_mask.dtype}, {tuple(pad_mask.shape)}: write torch.bool, {tuple(x.shape[:-1])}"
+                )
             real = (~pad_mask[..., None]).to(wide.dtype)
         y = self.in_training(wide, real) if self.training else self.gain(self.at_inference(wide))
         return (y if self.bias is None else y + self.bias).to(x.dtype)
@@ -134,8 +142,16 @@ class PowerNorm(PowerNormV):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, *, alpha: float = 0.9, affine: bool = True, groups: int | None = 1,
-        warmup_iters: int = 0, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        alpha: float = 0.9,
+        affine: bool = True,
+        groups: int | None = 1,
+        warmup_iters: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if groups is not None and (groups < 1 or num_features % groups):
             raise ValueError(f"groups={groups} does not divide num_features={num_features}: write a divisor, or None")

@@ -107,7 +107,11 @@ class Broken(nn.Module):
         old, keep = self.running_psi2.clone(), 1 - ALPHA if fault == "alpha of the new value" else ALPHA
         if self.training and fault != "never updated":
             seen = batch.detach().flatten(0, -2).mean(0) if batch.dim() > 1 else batch.detach()
-            mixed = (keep * old.sqrt() + (1 - keep) * seen.sqrt()).square() if fault == "running root" else keep * old + (1 - keep) * seen
+            mixed = (
+                (keep * old.sqrt() + (1 - keep) * seen.sqrt()).square()
+                if fault == "running root"
+                else keep * old + (1 - keep) * seen
+            )
             self.running_psi2.copy_(mixed)
         psi2 = old if self.running or not self.training else batch
         if fault == "updated before use" and self.training:
@@ -155,17 +159,45 @@ class Pull(torch.autograd.Function):
             old = 0 * old
         if fault == "e for nu":  # sIncerass/powernorm#3: the code keeps e = nu / (1 - alpha)
             old = (1 - ALPHA) * old
-        return (g - old * xhat) / (batch_psi if fault == "divided by the batch's psi" else psi), None, None, None, None, None
+        return (
+            (g - old * xhat) / (batch_psi if fault == "divided by the batch's psi" else psi),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-BOTH = ["centred", "sum for mean", "unbiased", "alpha of the new value", "never updated", "running root", "batch statistics at inference",
-        "eps outside the root", "gain + 1", "no bias"]  # fmt: skip
+BOTH = [
+    "centred",
+    "sum for mean",
+    "unbiased",
+    "alpha of the new value",
+    "never updated",
+    "running root",
+    "batch statistics at inference",
+    "eps outside the root",
+    "gain + 1",
+    "no bias",
+]
 FAULTS_V = [*BOTH, "per sequence", "detached", "updated before use"]
 FAULTS = [
-    *BOTH, "updated before use", "batch statistics", "gradient through the running value", "nu without the gain", "nu as a sum",
-    "nu undamped", "nu as a plain moving average", "nu never updated", "nu updated before use", "the batch's own projection",
-    "no projection", "e for nu", "divided by the batch's psi",
-]  # fmt: skip
+    *BOTH,
+    "updated before use",
+    "batch statistics",
+    "gradient through the running value",
+    "nu without the gain",
+    "nu as a sum",
+    "nu undamped",
+    "nu as a plain moving average",
+    "nu never updated",
+    "nu updated before use",
+    "the batch's own projection",
+    "no projection",
+    "e for nu",
+    "divided by the batch's psi",
+]
 
 
 @pytest.mark.parametrize("make", [ours_v, Broken], ids=["ours", "unbroken"])
@@ -270,7 +302,9 @@ def test_d2_groups_of_features_are_scaled_first(training):
         ours = scramble(PowerNorm(6, groups=groups, dtype=torch.float64)).train(training)
         plain = PowerNorm(6, groups=None, dtype=torch.float64).train(training)
         plain.load_state_dict(ours.state_dict())
-        by_hand = torch.cat([part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in x.split(6 // groups, -1)], -1)
+        by_hand = torch.cat(
+            [part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in x.split(6 // groups, -1)], -1
+        )
         one, other = ours(x), plain(by_hand)
         assert_near(one.detach(), other.detach(), rel=1e-12)
         slopes = [torch.autograd.grad(y, x, draw(5, 6, seed=4))[0] for y in (one, other)]
@@ -282,7 +316,9 @@ def test_d2_groups_of_features_are_scaled_first(training):
 def test_d3_gradient_over_the_running_psi():
     norm, x = PowerNorm(1, eps=0.0, groups=None, dtype=torch.float64), torch.full((4, 1), 3.0).double().requires_grad_()
     norm.running_psi2.fill_(4.0)
-    assert torch.autograd.grad(norm(x).sum(), x)[0].tolist() == [[0.5]] * 4  # nu = 0 yet; by the batch's psi it were 1 / 3
+    assert (
+        torch.autograd.grad(norm(x).sum(), x)[0].tolist() == [[0.5]] * 4
+    )  # nu = 0 yet; by the batch's psi it were 1 / 3
 
 
 def test_d4_warm_up_by_the_batch():
@@ -367,10 +403,15 @@ def test_two_forward_passes_before_a_backward_pass():
     assert PowerNormV(C)(PowerNormV(C)(x)).sum().backward() is None
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"alpha": 1.0}, "write 0 <= alpha < 1"), ({"alpha": -0.1}, "write 0 <= alpha < 1"),
-    ({"groups": 4}, "write a divisor"), ({"groups": 0}, "write a divisor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"alpha": 1.0}, "write 0 <= alpha < 1"),
+        ({"alpha": -0.1}, "write 0 <= alpha < 1"),
+        ({"groups": 4}, "write a divisor"),
+        ({"groups": 0}, "write a divisor"),
+    ],
+)
 def test_refuses_options(options, words):
     with pytest.raises(ValueError, match=words):
         PowerNorm(6, **options)

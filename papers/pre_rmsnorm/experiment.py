@@ -27,8 +27,10 @@ class InputAxis(nn.Linear):
 
 
 LAYERS = {
-    "paper": (ZeroMeanLinear, CRMSNorm), "input_axis": (InputAxis, CRMSNorm), "not_decompressed": (ZeroMeanLinear, RMSNorm),
-}  # fmt: skip
+    "paper": (ZeroMeanLinear, CRMSNorm),
+    "input_axis": (InputAxis, CRMSNorm),
+    "not_decompressed": (ZeroMeanLinear, RMSNorm),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def layers(arm: str, seed: int, config: Layers, device: torch.device) -> dict[st
     for n in config.widths * config.draws:
         x, weight, other, upstream = torch.randn(4, n, n, generator=source, dtype=torch.float64).to(device)
         x = (x * 10 ** other[:, :1] + other[:, -1:]).requires_grad_()  # of many sizes and means
-        linear, norm = (make(*size, device=device, dtype=x.dtype) for make, size in zip(LAYERS[arm], ((n, n), (n,)), strict=True))
+        linear, norm = (
+            make(*size, device=device, dtype=x.dtype) for make, size in zip(LAYERS[arm], ((n, n), (n,)), strict=True)
+        )
         linear.weight.data, linear.bias.data = weight, other[0]
         y, whole = x @ weight.T + other[0], torch.cat([x, -x.sum(-1, keepdim=True)], -1)
         for outputs in ((linear(x), y - y.mean(-1, keepdim=True)), (norm(x), layer_norm(whole, n + 1)[..., :-1])):
@@ -71,11 +75,29 @@ class Model:
 def build(config: Model, source: torch.Generator, norm: Callable[[int], nn.Module]) -> tuple[nn.Module, Tensor]:
     """The Pre-LN model, and an input."""
     if config.model == "vit":
-        model = vit(config.image, config.patch, config.width, config.depth, heads=config.heads, classes=100, class_token=True,
-                    norm=norm, generator=source)  # fmt: skip
+        model = vit(
+            config.image,
+            config.patch,
+            config.width,
+            config.depth,
+            heads=config.heads,
+            classes=100,
+            class_token=True,
+            norm=norm,
+            generator=source,
+        )
         return model, torch.randn(config.batch, 3, config.image, config.image, generator=source)
-    model = GPT(256, config.length, config.width, config.depth, heads=config.heads, positions="learned", bias=True, norm=norm,
-                generator=source)  # fmt: skip
+    model = GPT(
+        256,
+        config.length,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        positions="learned",
+        bias=True,
+        norm=norm,
+        generator=source,
+    )
     return model, torch.randint(256, (config.batch, config.length), generator=source)
 
 
@@ -97,9 +119,12 @@ def one_writer(model: nn.Module) -> nn.Module:
 
 
 CONVERSIONS = {
-    "pre_rmsnorm": to_pre_rmsnorm, "pre_crmsnorm": to_pre_crmsnorm, "online": partial(to_pre_rmsnorm, online=True),
-    "reversed_features": reversed_features, "one_writer": one_writer,
-}  # fmt: skip
+    "pre_rmsnorm": to_pre_rmsnorm,
+    "pre_crmsnorm": to_pre_crmsnorm,
+    "online": partial(to_pre_rmsnorm, online=True),
+    "reversed_features": reversed_features,
+    "one_writer": one_writer,
+}
 
 
 def equivalence(arm: str, seed: int, config: Model, device: torch.device) -> dict[str, float]:
@@ -107,7 +132,10 @@ def equivalence(arm: str, seed: int, config: Model, device: torch.device) -> dic
     source = generator("pre_rmsnorm equivalence", seed)
     model, x = build(config, source, nn.LayerNorm)
     for p in model.parameters():  # matrices N(0, 1 / fan_in), all else N(0, 1)
-        p.data = torch.randn(p.shape, generator=source, dtype=torch.float64) / (p[0].numel() if p.ndim in (2, 4) else 1) ** 0.5
+        p.data = (
+            torch.randn(p.shape, generator=source, dtype=torch.float64)
+            / (p[0].numel() if p.ndim in (2, 4) else 1) ** 0.5
+        )
     model, x = model.to(device).eval(), x.to(device, torch.float64 if x.is_floating_point() else None)
     with torch.no_grad():
         want, got = model(x), CONVERSIONS[arm](model)(x)
@@ -129,14 +157,27 @@ def training(arm: str, seed: int, config: Training, device: torch.device) -> dic
     model, _ = build(config, generator("pre_rmsnorm training", seed), partial(nn.LayerNorm, elementwise_affine=False))
     pair = [model.to(device, torch.float64), CONVERSIONS[arm](model)]
     losses = [
-        fit(each, corpus.train, context=config.length, steps=config.steps, batch=config.batch, seed=seed_of("pre_rmsnorm batches", seed),
-            lr=getattr(config, config.optimizer), optimizer=config.optimizer, weight_decay=config.weight_decay).train_loss for each in pair
-    ]  # fmt: skip
+        fit(
+            each,
+            corpus.train,
+            context=config.length,
+            steps=config.steps,
+            batch=config.batch,
+            seed=seed_of("pre_rmsnorm batches", seed),
+            lr=getattr(config, config.optimizer),
+            optimizer=config.optimizer,
+            weight_decay=config.weight_decay,
+        ).train_loss
+        for each in pair
+    ]
     x, _ = Source(corpus.valid, config.length, device).take(torch.arange(config.batch, device=device) * config.length)
     with torch.no_grad():
         want, got = (each(x) for each in pair)
-    return {"logit_gap": float((got - want).abs().max() / want.abs().max()), "loss": losses[1],
-            "loss_gap": [abs(a - b) for a, b in zip(*losses, strict=True)]}  # fmt: skip
+    return {
+        "logit_gap": float((got - want).abs().max() / want.abs().max()),
+        "loss": losses[1],
+        "loss_gap": [abs(a - b) for a, b in zip(*losses, strict=True)],
+    }
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -175,6 +216,14 @@ def passes(arm: str, seed: int, config: Speed, device: torch.device) -> Callable
 
 def speed_group(arms: list[str], seed: int, config: Speed, device: torch.device) -> dict[str, dict[str, float]]:
     calls = {arm: passes(arm, seed, config, device) for arm in arms}
-    timings = compare(calls, reference="pre_ln", device=device, blocks=config.blocks, calls=config.calls, seed=seed,
-                      aa_limit=config.aa_limit, memory=False)  # fmt: skip
+    timings = compare(
+        calls,
+        reference="pre_ln",
+        device=device,
+        blocks=config.blocks,
+        calls=config.calls,
+        seed=seed,
+        aa_limit=config.aa_limit,
+        memory=False,
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

@@ -86,7 +86,9 @@ class CRMSNorm(LayerNorm):
 
 NONE = (nn.Identity, Recenter, type(None))
 SIZES = dict.fromkeys((nn.Linear, ZeroMeanLinear), ("out_features", "in_features")) | {
-    nn.Embedding: ("num_embeddings", "embedding_dim"), nn.Conv2d: ("out_channels",)}  # fmt: skip
+    nn.Embedding: ("num_embeddings", "embedding_dim"),
+    nn.Conv2d: ("out_channels",),
+}
 
 
 def require(condition: bool, message: str) -> None:
@@ -101,7 +103,9 @@ def is_timm(module: nn.Module, name: str) -> bool:
 def anatomy(model: nn.Module) -> tuple[list[tuple[nn.Module, str, int]], dict[nn.Module, list[nn.Module]], str]:
     """What touches the main branch: the parameters that write it, with the axis along which they do; each norm, with the
     layers that read it; and the name of what stands before the first block.  Raises the errors of `to_pre_rmsnorm`."""
-    require(isinstance(model, GPT) or is_timm(model, "VisionTransformer"), f"{type(model)}: write repro's GPT or timm's ViT")
+    require(
+        isinstance(model, GPT) or is_timm(model, "VisionTransformer"), f"{type(model)}: write repro's GPT or timm's ViT"
+    )
     if isinstance(model, GPT):
         written = [(table, "weight", 1) for table in (model.embedding, model.positions) if table is not None]
         start, norms = "after_embedding", {model.norm: [model.head]}
@@ -118,13 +122,20 @@ def anatomy(model: nn.Module) -> tuple[list[tuple[nn.Module, str, int]], dict[nn
             halves = [(block.norm1, block.attn), (block.norm2, block.mlp)]
         else:
             halves = [(half.norm, half.sublayer) for half in block.children() if type(half) is Pre]
-            require(len(halves) == 2, f"blocks.{i} is no Pre-LN block: write placement='pre' (on Post-LN see Appendix B)")
+            require(
+                len(halves) == 2, f"blocks.{i} is no Pre-LN block: write placement='pre' (on Post-LN see Appendix B)"
+            )
         for norm, layer in halves:
             require(type(layer).__name__ in SUBLAYERS, f"blocks.{i}: {type(layer).__name__} is none of {SUBLAYERS}")
             norms[norm] = [getattr(layer, name) for name in READERS if getattr(layer, name, None) is not None]
-            written += [(getattr(layer, name), p, 0) for name in WRITERS if hasattr(layer, name) for p in ("weight", "bias")]
+            written += [
+                (getattr(layer, name), p, 0) for name in WRITERS if hasattr(layer, name) for p in ("weight", "bias")
+            ]
     for norm in norms:
-        require(type(norm).__name__ == "LayerNorm" or type(norm) is RMSNorm, f"{norm!r} is no LayerNorm: write norm=nn.LayerNorm")
+        require(
+            type(norm).__name__ == "LayerNorm" or type(norm) is RMSNorm,
+            f"{norm!r} is no LayerNorm: write norm=nn.LayerNorm",
+        )
     for layer in {layer for layer, *_ in written}.union(*norms.values()) - {model}:
         require(type(layer) in SIZES, f"{layer!r} reads or writes the main branch: write nn.Linear there")
     return [part for part in written if getattr(*part[:2]) is not None], norms, start

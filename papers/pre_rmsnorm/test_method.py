@@ -24,7 +24,7 @@ from repro.testing import (
     norm_inputs,
     quiet_import,
     scramble,
-)  # fmt: skip
+)
 
 N = 6
 
@@ -41,7 +41,12 @@ def oracle(z, gain, bias, eps, upstream):
         y.append([g * v / below + b for g, v, b in zip(gain.tolist(), row, bias.tolist(), strict=True)])
         pull = math.fsum(u * g * v for u, g, v in zip(up, gain.tolist(), row, strict=True)) / below / below
         # d (sum of the squares) / d z_j = 2 z_j - 2 x_d, as x_d falls when z_j rises
-        dz.append([u * g / below - pull * (v - last) / ((len(row) + 1) * below) for u, g, v in zip(up, gain.tolist(), row, strict=True)])
+        dz.append(
+            [
+                u * g / below - pull * (v - last) / ((len(row) + 1) * below)
+                for u, g, v in zip(up, gain.tolist(), row, strict=True)
+            ]
+        )
         for j, (u, v) in enumerate(zip(up, row, strict=True)):
             dgain[j] += u * v / below
             dbias[j] += u
@@ -91,15 +96,29 @@ def broken(fault):
             return z / (inside.sqrt() + eps) * gain + bias
         if fault == "times the root":
             return z * (inside + eps).sqrt() * gain + bias
-        return z / (inside + (0 if fault == "no eps" else eps)).sqrt() * (1 if fault == "no gain" else gain) + bias + 0 * gain
+        return (
+            z / (inside + (0 if fault == "no eps" else eps)).sqrt() * (1 if fault == "no gain" else gain)
+            + bias
+            + 0 * gain
+        )
 
     return norm
 
 
 FAULTS = [
-    "mean over d - 1", "not decompressed", "last element not squared", "last element is minus the mean", "sums of the batch",
-    "detached sum", "centred first", "half-precision sum", "eps outside the root", "times the root", "no eps", "no gain",
-]  # fmt: skip
+    "mean over d - 1",
+    "not decompressed",
+    "last element not squared",
+    "last element is minus the mean",
+    "sums of the batch",
+    "detached sum",
+    "centred first",
+    "half-precision sum",
+    "eps outside the root",
+    "times the root",
+    "no eps",
+    "no gain",
+]
 
 
 @pytest.mark.parametrize("norm", [ours, broken(None)], ids=["ours", "unbroken"])
@@ -113,7 +132,9 @@ def test_mutant_dies(fault):
         check(broken(fault))
 
 
-@pytest.mark.parametrize("shape, options", [(5, {}), ((3, 5), {}), ([5], {"elementwise_affine": False}), (5, {"bias": False})])
+@pytest.mark.parametrize(
+    "shape, options", [(5, {}), ((3, 5), {}), ([5], {"elementwise_affine": False}), (5, {"bias": False})]
+)
 def test_contract(shape, options):
     check_norm_contract(partial(CRMSNorm, shape, **options), None, 1 + draw(2, 3, 5))
     assert list(CRMSNorm(shape, **options).state_dict()) == list(nn.LayerNorm(shape, **options).state_dict())
@@ -124,7 +145,10 @@ def test_contract(shape, options):
 def test_is_layernorm_of_the_decompressed_vector(name):
     """LayerNorm, torch's RMSNorm and x-transformers' agree on (z, -sum z), outputs and gradients (Eq. 5, Sec. 2.1)."""
     z, upstream, eps = hard_inputs(3, N)[name], draw(3, N, seed=1), 0.0 if name != "zero" else 1e-5
-    peers = {"LayerNorm": nn.LayerNorm(N + 1, eps, elementwise_affine=False), "RMSNorm": nn.RMSNorm(N + 1, eps, elementwise_affine=False)}
+    peers = {
+        "LayerNorm": nn.LayerNorm(N + 1, eps, elementwise_affine=False),
+        "RMSNorm": nn.RMSNorm(N + 1, eps, elementwise_affine=False),
+    }
     if name not in ("zero", "tiny"):  # its norm is clamped at 1e-12, and has no eps
         peers["x-transformers"] = quiet_import("x_transformers.x_transformers").SimpleRMSNorm(N + 1)
     results = {}
@@ -198,8 +222,10 @@ def test_zero_mean_linear_as_a_module():
     with torch.autocast("cpu", torch.bfloat16):
         assert ours(x).dtype == torch.bfloat16
     double = scramble(ZeroMeanLinear(3, 4, dtype=torch.float64))
-    torch.autograd.gradcheck(lambda x, w, b: torch.func.functional_call(double, {"weight": w, "bias": b}, (x,)),
-                             [t.detach().requires_grad_() for t in (draw(2, 3), double.weight, double.bias)])  # fmt: skip
+    torch.autograd.gradcheck(
+        lambda x, w, b: torch.func.functional_call(double, {"weight": w, "bias": b}, (x,)),
+        [t.detach().requires_grad_() for t in (draw(2, 3), double.weight, double.bias)],
+    )
     with pytest.raises(RuntimeError, match="shapes"):
         ours(torch.zeros(3, 6))
 
@@ -207,8 +233,10 @@ def test_zero_mean_linear_as_a_module():
 @pytest.mark.parametrize("fault", ["over the inputs", "bias left", "weights left", "over all"])
 def test_zero_mean_linear_mutant_dies(fault):
     layer, x = scramble(nn.Linear(5, 7, dtype=torch.float64)), 1 + draw(4, 5)
-    weight = layer.weight - {"over the inputs": layer.weight.mean(1, keepdim=True), "over all": layer.weight.mean()}.get(
-        fault, 0 if fault == "weights left" else layer.weight.mean(0))  # fmt: skip
+    weight = layer.weight - {
+        "over the inputs": layer.weight.mean(1, keepdim=True),
+        "over all": layer.weight.mean(),
+    }.get(fault, 0 if fault == "weights left" else layer.weight.mean(0))
     bias = layer.bias if fault == "bias left" else layer.bias - layer.bias.mean()
     with pytest.raises(AssertionError):
         assert_near(F.linear(x, weight, bias).detach(), Recenter()(layer(x)).detach())
@@ -222,18 +250,27 @@ def test_d2_no_bias():
 # --- conversions -----------------------------------------------------------------------------------------------------
 
 GPTS = {
-    "rotary": {}, "learned": {"positions": "learned", "bias": True}, "gated": {"gated": True, "act": nn.SiLU},
-    "tied": {"tied": True}, "tied, no gains": {"tied": True, "norm": partial(nn.LayerNorm, elementwise_affine=False)},
-    "ours": {"norm": partial(LayerNorm, eps=1e-2)}, "no bias": {"norm": partial(nn.LayerNorm, bias=False), "bias": True},
-    "query norms": {"qk_norm": nn.LayerNorm}, "a norm each": {"norm": dict.fromkeys(("attention", "feed_forward", "final"), nn.LayerNorm)},
-}  # fmt: skip
+    "rotary": {},
+    "learned": {"positions": "learned", "bias": True},
+    "gated": {"gated": True, "act": nn.SiLU},
+    "tied": {"tied": True},
+    "tied, no gains": {"tied": True, "norm": partial(nn.LayerNorm, elementwise_affine=False)},
+    "ours": {"norm": partial(LayerNorm, eps=1e-2)},
+    "no bias": {"norm": partial(nn.LayerNorm, bias=False), "bias": True},
+    "query norms": {"qk_norm": nn.LayerNorm},
+    "a norm each": {"norm": dict.fromkeys(("attention", "feed_forward", "final"), nn.LayerNorm)},
+}
 VITS = {
-    "mean": {}, "class token": {"class_token": True}, "eps": {"norm": partial(nn.LayerNorm, eps=1e-2)},
+    "mean": {},
+    "class token": {"class_token": True},
+    "eps": {"norm": partial(nn.LayerNorm, eps=1e-2)},
     "registers": {"class_token": True, "options": {"reg_tokens": 2, "qk_norm": True, "no_embed_class": True}},
-    "norm before the mean": {"options": {"fc_norm": False}}, "all tokens": {"timm": {"global_pool": ""}},
-    "no positions": {"options": {"pos_embed": "none"}}, "timm's own": {"timm": {}},
+    "norm before the mean": {"options": {"fc_norm": False}},
+    "all tokens": {"timm": {"global_pool": ""}},
+    "no positions": {"options": {"pos_embed": "none"}},
+    "timm's own": {"timm": {}},
     "gated": {"options": {"mlp_layer": quiet_import("timm.layers").GluMlp, "qkv_bias": False}},
-}  # fmt: skip
+}
 CONVERSIONS = {"rms": to_pre_rmsnorm, "crms": to_pre_crmsnorm, "online": partial(to_pre_rmsnorm, online=True)}
 
 
@@ -253,7 +290,11 @@ def small_gpt(**options):
 
 def timm_vit(**options):
     make = quiet_import("timm.models.vision_transformer").VisionTransformer
-    return randomised(make(**{"img_size": 8, "patch_size": 4, "num_classes": 5, "embed_dim": 12, "depth": 2, "num_heads": 2, **options}))
+    return randomised(
+        make(
+            **{"img_size": 8, "patch_size": 4, "num_classes": 5, "embed_dim": 12, "depth": 2, "num_heads": 2, **options}
+        )
+    )
 
 
 def small_vit(timm=None, **options):
@@ -290,9 +331,12 @@ def test_vit(convert, options):
             same(converted.train(training), model.train(training), x, name)
 
 
-@pytest.mark.parametrize("model, x", [(small_gpt(**GPTS[n]), TOKENS) for n in ("rotary", "learned", "tied")] + [
-    (small_vit(class_token=True), scale * IMAGES + shift) for scale, shift in ((1, 0), (1e-6, 0), (1e4, 3e4))
-], ids=["rotary", "learned", "tied", "vit", "vit tiny", "vit huge"])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, x",
+    [(small_gpt(**GPTS[n]), TOKENS) for n in ("rotary", "learned", "tied")]
+    + [(small_vit(class_token=True), scale * IMAGES + shift) for scale, shift in ((1, 0), (1e-6, 0), (1e4, 3e4))],
+    ids=["rotary", "learned", "tied", "vit", "vit tiny", "vit huge"],
+)
 def test_online_has_the_gradients_of_pre_ln(model, x):
     """Sec. 3.5: one to one, so that any optimizer does as before."""
     online = CONVERSIONS["online"](model)
@@ -303,7 +347,9 @@ def test_online_has_the_gradients_of_pre_ln(model, x):
         assert_near(got, want, name, rel=1e-9, floor=floor)
 
 
-@pytest.mark.parametrize("model, x", [(small_gpt(positions="learned", bias=True), TOKENS), (small_vit(class_token=True), IMAGES)])
+@pytest.mark.parametrize(
+    "model, x", [(small_gpt(positions="learned", bias=True), TOKENS), (small_vit(class_token=True), IMAGES)]
+)
 def test_the_main_branch_keeps_zero_mean(model, x):
     for convert in (to_pre_rmsnorm, CONVERSIONS["online"]):
         seen, converted = [], convert(model)
@@ -363,14 +409,18 @@ CHANGES = {  # (conversion, models, what is wrong)
     "x_0 not recentred": ("online", "gpt", lambda m, _: setattr(m, "after_embedding", nn.Identity())),
     "x_0 of the ViT not recentred": ("online", "vit", lambda m, _: setattr(m, "norm_pre", nn.Identity())),
     "plain writer": ("online", "gpt vit", lambda m, _: setattr(last(m), "__class__", nn.Linear)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_wrong_conversion_dies(change):
     conversion, kinds, tamper = CHANGES[change]
     for kind in kinds.split():
-        model, x = (small_gpt(positions="learned", bias=True), TOKENS) if kind == "gpt" else (small_vit(class_token=True), IMAGES)
+        model, x = (
+            (small_gpt(positions="learned", bias=True), TOKENS)
+            if kind == "gpt"
+            else (small_vit(class_token=True), IMAGES)
+        )
         converted = CONVERSIONS[conversion](model)
         tamper(converted, model)
         with pytest.raises(AssertionError):
@@ -390,7 +440,9 @@ def test_d3_gains_and_biases():
 
 def test_d4_online_recentres_the_sum():
     model = CONVERSIONS["online"](small_vit(class_token=True))
-    assert isinstance(model.norm_pre, Recenter) and isinstance(CONVERSIONS["online"](small_gpt()).after_embedding, Recenter)
+    assert isinstance(model.norm_pre, Recenter) and isinstance(
+        CONVERSIONS["online"](small_gpt()).after_embedding, Recenter
+    )
     assert model.pos_embed.mean(-1).abs().max() > 0.01 and type(model.patch_embed.proj) is nn.Conv2d
 
 
@@ -399,7 +451,9 @@ def test_d5_dropout(make):
     model = make(dropout=0.3)
     with pytest.raises(ValueError, match="takes the zero mean .* away.*set p to 0"):
         CONVERSIONS["online"](model)
-    same(to_pre_rmsnorm(model).eval(), model.eval(), TOKENS if make is small_gpt else IMAGES)  # at inference all is well
+    same(
+        to_pre_rmsnorm(model).eval(), model.eval(), TOKENS if make is small_gpt else IMAGES
+    )  # at inference all is well
 
 
 def test_d6_layer_scale():
@@ -425,7 +479,12 @@ def test_trained_online_then_converted():
             optimizer.zero_grad()
             F.cross_entropy(each(TOKENS).flatten(0, 1), TOKENS.flatten()).backward()
             optimizer.step()
-    for trained in (pair[1], to_pre_rmsnorm(pair[1]), to_pre_crmsnorm(pair[1]), to_pre_crmsnorm(to_pre_rmsnorm(pair[0]))):
+    for trained in (
+        pair[1],
+        to_pre_rmsnorm(pair[1]),
+        to_pre_crmsnorm(pair[1]),
+        to_pre_crmsnorm(to_pre_rmsnorm(pair[0])),
+    ):
         with torch.no_grad():
             assert_near(trained(TOKENS), pair[0](TOKENS), rel=1e-9)
     assert not any(isinstance(m, ZeroMeanLinear | Recenter) for m in to_pre_rmsnorm(pair[1]).modules())
@@ -456,19 +515,25 @@ def test_copies_compile_and_autocast(convert):
         assert_near(model(TOKENS).detach().float(), model.double()(TOKENS).detach().float(), rel=0.1)
 
 
-@pytest.mark.parametrize("make, message", [
-    (partial(small_gpt, placement="post"), "no Pre-LN block"), (partial(small_gpt, placement=PeriLN), "no Pre-LN block"),
-    (partial(small_vit, placement=Post), "no Pre-LN block"), (partial(small_gpt, norm=nn.RMSNorm), "RMSNorm.* is no LayerNorm"),
-    (partial(small_gpt, norm=lambda n: nn.BatchNorm1d(8)), "BatchNorm1d.* is no LayerNorm"),
-    (partial(small_gpt, norm=CRMSNorm), "CRMSNorm.* is no LayerNorm"), (partial(small_gpt, final_norm=False), "Identity.* is no LayerNorm"),
-    (partial(small_gpt, after_embedding=nn.LayerNorm), "after_embedding .*leave it out"),
-    (partial(small_vit, options={"pre_norm": True}), "norm_pre .*leave it out"),
-    (partial(small_vit, options={"embed_norm_layer": nn.LayerNorm}), "patch_embed.norm"),
-    (partial(timm_vit, global_pool="max"), "global_pool='max': write 'avg'"),
-    (partial(timm_vit, global_pool="map"), "global_pool='map': write 'avg'"),
-    (partial(timm_vit, num_classes=0), "write nn.Linear"),
-    (lambda: nn.TransformerEncoderLayer(8, 2), "TransformerEncoderLayer.*write repro's GPT or timm's ViT"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (partial(small_gpt, placement="post"), "no Pre-LN block"),
+        (partial(small_gpt, placement=PeriLN), "no Pre-LN block"),
+        (partial(small_vit, placement=Post), "no Pre-LN block"),
+        (partial(small_gpt, norm=nn.RMSNorm), "RMSNorm.* is no LayerNorm"),
+        (partial(small_gpt, norm=lambda n: nn.BatchNorm1d(8)), "BatchNorm1d.* is no LayerNorm"),
+        (partial(small_gpt, norm=CRMSNorm), "CRMSNorm.* is no LayerNorm"),
+        (partial(small_gpt, final_norm=False), "Identity.* is no LayerNorm"),
+        (partial(small_gpt, after_embedding=nn.LayerNorm), "after_embedding .*leave it out"),
+        (partial(small_vit, options={"pre_norm": True}), "norm_pre .*leave it out"),
+        (partial(small_vit, options={"embed_norm_layer": nn.LayerNorm}), "patch_embed.norm"),
+        (partial(timm_vit, global_pool="max"), "global_pool='max': write 'avg'"),
+        (partial(timm_vit, global_pool="map"), "global_pool='map': write 'avg'"),
+        (partial(timm_vit, num_classes=0), "write nn.Linear"),
+        (lambda: nn.TransformerEncoderLayer(8, 2), "TransformerEncoderLayer.*write repro's GPT or timm's ViT"),
+    ],
+)
 def test_refuses_what_it_cannot_convert(make, message):
     for convert in CONVERSIONS.values():
         with pytest.raises(ValueError, match=message):

@@ -19,9 +19,11 @@ from repro.train import cosine, fit, generator, measured, seed_of
 
 EPS = 1e-12
 NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "region": lambda x, mask: region_norm(x, mask, EPS), "batchwise": lambda x, mask: region_norm(x, mask, EPS, batchwise=True),
-    "instance": lambda x, mask: F.instance_norm(x, eps=EPS), "other_mask": lambda x, mask: region_norm(x, mask.roll(1, 0), EPS),
-}  # fmt: skip
+    "region": lambda x, mask: region_norm(x, mask, EPS),
+    "batchwise": lambda x, mask: region_norm(x, mask, EPS, batchwise=True),
+    "instance": lambda x, mask: F.instance_norm(x, eps=EPS),
+    "other_mask": lambda x, mask: region_norm(x, mask.roll(1, 0), EPS),
+}
 
 
 def holes(count: int, low: float, high: float, source: torch.Generator, side: int) -> Tensor:
@@ -56,7 +58,9 @@ def statistics(arm: str, seed: int, config: Statistics, device: torch.device) ->
     """Images with a hole of one grey value, and random filters' responses to them, before and after a norm, in float64."""
     source, data, norm = generator("region_norm statistics", seed), fashion_mnist.load(device), NORMS[arm]
     chosen = torch.randperm(len(data.test_x), generator=source)[: config.images].to(device)
-    noise, filters = (torch.randn(*s, generator=source).to(device) for s in ((config.images, 1, 28, 28), (config.channels, 1, 3, 3)))
+    noise, filters = (
+        torch.randn(*s, generator=source).to(device) for s in ((config.images, 1, 28, 28), (config.channels, 1, 3, 3))
+    )
     x = (data.unit(data.test_x[chosen]) + 0.05 * noise).double()  # noise: no region has one value alone
     mask = holes(config.images, config.hole, config.hole, source, 28).to(device).double()
     p, valid, found = mask.mean((2, 3)), 1 - mask, {"region_error": 0.0, "shift_error": 0.0}
@@ -70,7 +74,11 @@ def statistics(arm: str, seed: int, config: Statistics, device: torch.device) ->
         for region in (mask, valid):
             error = moments(maps, region) - torch.tensor([0.0, 1.0], dtype=x.dtype, device=device).view(2, 1, 1)
             found["region_error"] = max(found["region_error"], float(error.abs().max()))
-    return {**found, "valid_mean": float(after[0].abs().mean()), "valid_variance": float(after[1].mean())}  # holes of white
+    return {
+        **found,
+        "valid_mean": float(after[0].abs().mean()),
+        "valid_variance": float(after[1].mean()),
+    }  # holes of white
 
 
 @dataclass(frozen=True)
@@ -82,14 +90,21 @@ class OneRegion:
 
 def one_region(arm: str, seed: int, config: OneRegion, device: torch.device) -> dict[str, float]:
     """A mask that is 0, or 1, everywhere: against torch's instance norm and batch norm, outputs and gradients, in float64."""
-    source, shape, found = generator("region_norm one region", seed), (config.batch, config.channels, config.side, config.side), {}
+    source, shape, found = (
+        generator("region_norm one region", seed),
+        (config.batch, config.channels, config.side, config.side),
+        {},
+    )
     x, upstream = torch.randn(2, *shape, generator=source, dtype=torch.float64).to(device)
     x = (3 + 2 * x).requires_grad_()
 
     def run(y: Tensor) -> Tensor:
         return torch.stack([y.detach(), torch.autograd.grad(y, x, upstream)[0]])
 
-    wanted = {"instance_error": F.instance_norm(x, eps=EPS), "batch_error": F.batch_norm(x, None, None, training=True, eps=EPS)}
+    wanted = {
+        "instance_error": F.instance_norm(x, eps=EPS),
+        "batch_error": F.batch_norm(x, None, None, training=True, eps=EPS),
+    }
     for name, other in {name: run(y) for name, y in wanted.items()}.items():
         masks = torch.zeros_like(x[:, :1]), torch.ones_like(x[:, :1])
         found[name] = max(float((run(NORMS[arm](x, mask)) - other).abs().max()) for mask in masks)
@@ -101,9 +116,12 @@ def one_region(arm: str, seed: int, config: OneRegion, device: torch.device) -> 
 
 Instance = partial(nn.InstanceNorm2d, affine=True)
 LAYERS = {  # the norms of the first layers, and of the others
-    "instance": (Instance, Instance), "batch": (nn.BatchNorm2d, nn.BatchNorm2d), "encoder": (RegionNormB, Instance),
-    "region": (RegionNormB, RegionNormL), "other_mask": (RegionNormB, RegionNormL),
-}  # fmt: skip
+    "instance": (Instance, Instance),
+    "batch": (nn.BatchNorm2d, nn.BatchNorm2d),
+    "encoder": (RegionNormB, Instance),
+    "region": (RegionNormB, RegionNormL),
+    "other_mask": (RegionNormB, RegionNormL),
+}
 
 
 class Inpainter(nn.Module):
@@ -113,14 +131,31 @@ class Inpainter(nn.Module):
         super().__init__()
         early, late = LAYERS[arm]
         self.other_mask, wide = arm == "other_mask", {"padding_mode": "reflect"}
-        self.convs = nn.ModuleList([nn.Conv2d(1, c, 7, padding=3, **wide), nn.Conv2d(c, 2 * c, 4, 2, 1), nn.Conv2d(2 * c, 4 * c, 4, 2, 1)])
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(1, c, 7, padding=3, **wide), nn.Conv2d(c, 2 * c, 4, 2, 1), nn.Conv2d(2 * c, 4 * c, 4, 2, 1)]
+        )
         self.norms = nn.ModuleList(early(n) for n in (c, 2 * c, 4 * c))
-        self.middle = nn.ModuleList(nn.Sequential(
-            nn.Conv2d(4 * c, 4 * c, 3, padding=2, dilation=2, **wide), late(4 * c), nn.ReLU(),
-            nn.Conv2d(4 * c, 4 * c, 3, padding=1, **wide), late(4 * c)) for _ in range(blocks))  # fmt: skip
+        self.middle = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(4 * c, 4 * c, 3, padding=2, dilation=2, **wide),
+                late(4 * c),
+                nn.ReLU(),
+                nn.Conv2d(4 * c, 4 * c, 3, padding=1, **wide),
+                late(4 * c),
+            )
+            for _ in range(blocks)
+        )
         self.decoder = nn.Sequential(
-            nn.Conv2d(4 * c, 8 * c, 3, padding=1), nn.PixelShuffle(2), late(2 * c), nn.ReLU(),
-            nn.Conv2d(2 * c, 4 * c, 3, padding=1), nn.PixelShuffle(2), late(c), nn.ReLU(), nn.Conv2d(c, 1, 7, padding=3, **wide))  # fmt: skip
+            nn.Conv2d(4 * c, 8 * c, 3, padding=1),
+            nn.PixelShuffle(2),
+            late(2 * c),
+            nn.ReLU(),
+            nn.Conv2d(2 * c, 4 * c, 3, padding=1),
+            nn.PixelShuffle(2),
+            late(c),
+            nn.ReLU(),
+            nn.Conv2d(c, 1, 7, padding=3, **wide),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         image, mask = x.split(1, 1)
@@ -154,11 +189,25 @@ def l1(out: Tensor, target: Tensor) -> Tensor:
 def inpainting(arm: str, seed: int, config: Inpainting, device: torch.device) -> dict[str, float]:
     """PSNR in the holes of test images, over all their pixels together, for holes of 10 to 50 % of the image, and by size."""
     data = fashion_mnist.load(device)
-    model = seeded(lambda: Inpainter(arm, config.channels, config.blocks), generator("region_norm inpainting", seed)).to(device)
-    train, test = (F.interpolate(data.unit(x[:n]), config.side, mode="area") for x, n in ((data.train_x, config.examples), (data.test_x, config.test)))
-    fit(model, (train, train), steps=config.steps, batch=config.batch, lr=config.lr, seed=seed_of("region_norm inpainting", seed),
-        optimizer="adam", schedule=cosine(0.05), loss=l1,
-        augment=lambda x, source: torch.cat([x, holes(len(x), 0.1, 0.5, source, config.side).to(x)], 1))  # fmt: skip
+    model = seeded(
+        lambda: Inpainter(arm, config.channels, config.blocks), generator("region_norm inpainting", seed)
+    ).to(device)
+    train, test = (
+        F.interpolate(data.unit(x[:n]), config.side, mode="area")
+        for x, n in ((data.train_x, config.examples), (data.test_x, config.test))
+    )
+    fit(
+        model,
+        (train, train),
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("region_norm inpainting", seed),
+        optimizer="adam",
+        schedule=cosine(0.05),
+        loss=l1,
+        augment=lambda x, source: torch.cat([x, holes(len(x), 0.1, 0.5, source, config.side).to(x)], 1),
+    )
 
     def psnr(model: nn.Module, low: float, high: float) -> float:
         mask, errors = holes(len(test), low, high, generator("region_norm holes", low, high), config.side).to(test), 0.0
@@ -166,5 +215,8 @@ def inpainting(arm: str, seed: int, config: Inpainting, device: torch.device) ->
             errors = errors + ((model(torch.cat([x, m], 1))[:, :1] - x) * m).square().sum()
         return float(-10 * torch.log10(errors / mask.sum()))
 
-    found = measured(lambda model: {"psnr": psnr(model, 0.1, 0.5), "small": psnr(model, 0.1, 0.2), "large": psnr(model, 0.4, 0.5)}, model)
+    found = measured(
+        lambda model: {"psnr": psnr(model, 0.1, 0.5), "small": psnr(model, 0.1, 0.2), "large": psnr(model, 0.4, 0.5)},
+        model,
+    )
     return {**found, "drop": found["small"] - found["large"]}

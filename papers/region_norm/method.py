@@ -61,9 +61,14 @@ class RegionNormB(nn.Module):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, *, batchwise: bool = False, device: torch.device | str | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        batchwise: bool = False,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.num_features, self.eps, self.batchwise = num_features, eps, batchwise
         for name in ("foreground_gamma", "foreground_beta", "background_gamma", "background_beta"):
@@ -76,12 +81,19 @@ class RegionNormB(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_features or mask.shape[:2] != (len(x), 1):
-            raise ValueError(f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), or mask {tuple(mask.shape)} not (B, 1, H', W')")
+            raise ValueError(
+                f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), or mask {tuple(mask.shape)} not (B, 1, H', W')"
+            )
         wide = widened(x)
         hole = F.interpolate(mask.detach().to(wide.dtype), x.shape[2:], mode="nearest")
         y = region_norm(wide, hole, self.eps, batchwise=self.batchwise)
-        in_hole, elsewhere = ((self.foreground_gamma, self.foreground_beta), (self.background_gamma, self.background_beta))
-        gamma, beta = (hole * a.view(-1, 1, 1) + (1 - hole) * b.view(-1, 1, 1) for a, b in zip(in_hole, elsewhere, strict=True))  # D3
+        in_hole, elsewhere = (
+            (self.foreground_gamma, self.foreground_beta),
+            (self.background_gamma, self.background_beta),
+        )
+        gamma, beta = (
+            hole * a.view(-1, 1, 1) + (1 - hole) * b.view(-1, 1, 1) for a, b in zip(in_hole, elsewhere, strict=True)
+        )  # D3
         return (y * (1 + gamma) + beta).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -109,9 +121,16 @@ class RegionNormL(nn.Module):
     """
 
     def __init__(
-        self, num_features: int, threshold: float = 0.8, eps: float = 1e-5, *, kernel_size: int = 7, batchwise: bool = False,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        num_features: int,
+        threshold: float = 0.8,
+        eps: float = 1e-5,
+        *,
+        kernel_size: int = 7,
+        batchwise: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} would move the map: write an odd number")
         super().__init__()

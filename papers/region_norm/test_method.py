@@ -35,12 +35,20 @@ def oracle(x, mask, eps, upstream, batchwise):
     for group in samples:
         for c in range(x.shape[1]):
             for inside in (0.0, 1.0):
-                at = [(b, c, i, j) for b in group for i in range(x.shape[2]) for j in range(x.shape[3]) if mask[b, 0, i, j] == inside]
+                at = [
+                    (b, c, i, j)
+                    for b in group
+                    for i in range(x.shape[2])
+                    for j in range(x.shape[3])
+                    if mask[b, 0, i, j] == inside
+                ]
                 if not at:
                     continue
                 values, ups, n = [x[p].item() for p in at], [upstream[p].item() for p in at], len(at)
                 mu = math.fsum(values) / n
-                below = math.sqrt(math.fsum((v - mu) ** 2 for v in values) / n + eps * (mask.numel() / n if batchwise else 1))
+                below = math.sqrt(
+                    math.fsum((v - mu) ** 2 for v in values) / n + eps * (mask.numel() / n if batchwise else 1)
+                )
                 normal = [(v - mu) / below for v in values]
                 mean, along = math.fsum(ups) / n, math.fsum(u * v for u, v in zip(ups, normal, strict=True)) / n
                 for p, v, u in zip(at, normal, ups, strict=True):
@@ -77,7 +85,9 @@ def broken(fault, batchwise=False):
             if fault == "mean of the whole image":
                 mean = x.mean(axes, keepdim=True)
             centred = (x - mean) * region
-            variance = centred.square().sum(axes, keepdim=True) / (size - float(fault == "unbiased variance")).clamp(min=1)
+            variance = centred.square().sum(axes, keepdim=True) / (size - float(fault == "unbiased variance")).clamp(
+                min=1
+            )
             if fault == "pixels of the hole count as zeros":  # the complement left in the square
                 variance = (x * region - mean).square().mean(axes, keepdim=True)
             if fault == "variance of the whole image":
@@ -100,9 +110,18 @@ def broken(fault, batchwise=False):
 
 
 FAULTS = [
-    "other axes", "channels together", "divided by all pixels", "mean of the whole image", "unbiased variance", "variance of the whole image",
-    "pixels of the hole count as zeros", "detached statistics", "only the valid region", "eps diluted", "eps outside the root",
-]  # fmt: skip
+    "other axes",
+    "channels together",
+    "divided by all pixels",
+    "mean of the whole image",
+    "unbiased variance",
+    "variance of the whole image",
+    "pixels of the hole count as zeros",
+    "detached statistics",
+    "only the valid region",
+    "eps diluted",
+    "eps outside the root",
+]
 
 
 def their_region(x, mask, eps):
@@ -147,7 +166,13 @@ def test_two_instance_norms_of_torch():
         got, upstream = region_norm(a, mask, EPS), draw(*x.shape, seed=4)
         floor = 1e-8 if name in ("constant", "far") else 1e-25
         assert_near(got.detach(), want.detach(), name, floor=floor)
-        assert_near(torch.autograd.grad(got, a, upstream)[0], torch.autograd.grad(want, b, upstream)[0], name, rel=1e-6, floor=1e-9)
+        assert_near(
+            torch.autograd.grad(got, a, upstream)[0],
+            torch.autograd.grad(want, b, upstream)[0],
+            name,
+            rel=1e-6,
+            floor=1e-9,
+        )
 
 
 # --- departures ------------------------------------------------------------------------------------------------------
@@ -156,7 +181,11 @@ def test_two_instance_norms_of_torch():
 def test_d1_a_sample_does_not_see_the_others():
     x, changed = draw(*SHAPE), draw(*SHAPE)
     changed[1] += 7
-    for layer in (partial(region_norm, mask=MASK), RegionNormL(2, dtype=torch.float64), partial(RegionNormB(2, dtype=torch.float64), mask=MASK)):
+    for layer in (
+        partial(region_norm, mask=MASK),
+        RegionNormL(2, dtype=torch.float64),
+        partial(RegionNormB(2, dtype=torch.float64), mask=MASK),
+    ):
         assert torch.equal(layer(x)[[0, 2]], layer(changed)[[0, 2]])
     for layer in (partial(region_norm, mask=MASK, batchwise=True), RegionNormL(2, batchwise=True, dtype=torch.float64)):
         assert not torch.equal(layer(x)[[0, 2]], layer(changed)[[0, 2]])
@@ -176,7 +205,10 @@ def test_d3_biases_act_on_their_region():
     x, hole = draw(*SHAPE), MASK.expand(SHAPE) == 1
     y = layer(x, MASK)
     plain = region_norm(x, MASK)
-    for region, gamma, beta in ((hole, layer.foreground_gamma, layer.foreground_beta), (~hole, layer.background_gamma, layer.background_beta)):
+    for region, gamma, beta in (
+        (hole, layer.foreground_gamma, layer.foreground_beta),
+        (~hole, layer.background_gamma, layer.background_beta),
+    ):
         want = plain * (1 + gamma.view(-1, 1, 1)) + beta.view(-1, 1, 1)
         assert_near(y[region].detach(), want[region].detach(), rel=1e-12)
     both = (layer.foreground_beta + layer.background_beta).view(-1, 1, 1)  # theirs adds both everywhere
@@ -186,7 +218,11 @@ def test_d3_biases_act_on_their_region():
 def test_d4_empty_and_flat_regions():
     x = draw(2, 3, 4, 4).requires_grad_()
     assert_near(region_norm(x, torch.zeros(2, 1, 4, 4)).detach(), F.instance_norm(x, eps=EPS).detach(), rel=1e-10)
-    assert_near(region_norm(x, torch.ones(2, 1, 4, 4), batchwise=True).detach(), F.batch_norm(x, None, None, training=True).detach(), rel=1e-10)
+    assert_near(
+        region_norm(x, torch.ones(2, 1, 4, 4), batchwise=True).detach(),
+        F.batch_norm(x, None, None, training=True).detach(),
+        rel=1e-10,
+    )
     dot = torch.zeros(2, 1, 4, 4)
     dot[..., 1, 2] = 1
     y = region_norm(x, dot)
@@ -264,7 +300,10 @@ def test_rn_l_in_steps():
     pooled = torch.stack([x.sum(1) / 3, torch.maximum(torch.maximum(x[:, 0], x[:, 1]), x[:, 2])], 1)
     weights = {name: p.detach() for name, p in layer.named_parameters()}
     s = 1 / (1 + (-F.conv2d(F.pad(pooled, [3] * 4), weights["sa.conv1.weight"])).exp())
-    gamma, beta = (F.conv2d(F.pad(s, [3] * 4), weights[f"sa.{name}_conv.weight"], weights[f"sa.{name}_conv.bias"]) for name in ("gamma", "beta"))
+    gamma, beta = (
+        F.conv2d(F.pad(s, [3] * 4), weights[f"sa.{name}_conv.weight"], weights[f"sa.{name}_conv.bias"])
+        for name in ("gamma", "beta")
+    )
     want = oracle(x, (s >= 0.8).double(), EPS, x, False)["y"] * (1 + gamma) + beta
     assert_near(layer(x).detach(), want, rel=1e-9)
     assert 0.05 < (s >= 0.8).double().mean() < 0.95
@@ -282,8 +321,13 @@ def test_the_threshold_passes_no_gradient():
 
 def test_checkpoints_of_the_authors_fit():
     names = {"foreground_gamma", "foreground_beta", "background_gamma", "background_beta"}
-    assert set(RegionNormB(4).state_dict()) == names and all((t == 0).all() for t in RegionNormB(4).state_dict().values())
-    convs = {"sa.conv1.weight": (1, 2, 7, 7), **{f"sa.{n}_conv.{p}": s for n in ("gamma", "beta") for p, s in (("weight", (1, 1, 7, 7)), ("bias", (1,)))}}
+    assert set(RegionNormB(4).state_dict()) == names and all(
+        (t == 0).all() for t in RegionNormB(4).state_dict().values()
+    )
+    convs = {
+        "sa.conv1.weight": (1, 2, 7, 7),
+        **{f"sa.{n}_conv.{p}": s for n in ("gamma", "beta") for p, s in (("weight", (1, 1, 7, 7)), ("bias", (1,)))},
+    }
     assert {name: tuple(t.shape) for name, t in RegionNormL(4).state_dict().items()} == convs
     one, other = scramble(RegionNormL(3)), RegionNormL(3)
     other.load_state_dict(one.state_dict())

@@ -8,4 +8,11 @@ from repro.papers.relus_revival.method import (
     watch_attention,
 )
 
-__all__ = ["LearnableLeakyReLU", "attention_entropy", "attention_weights", "entropy_bands", "norm_free_gpt", "watch_attention"]
+__all__ = [
+    "LearnableLeakyReLU",
+    "attention_entropy",
+    "attention_weights",
+    "entropy_bands",
+    "norm_free_gpt",
+    "watch_attention",
+]

@@ -42,9 +42,16 @@ def build(act: Act, norm: str, seed: int, config: Model, vocab: int, device: tor
     """Without norms in the blocks (none), or with layer norms before the sub-layers and all else alike (layernorm)."""
     make = method.norm_free_gpt if norm == "none" else partial(GPT, norm=nn.LayerNorm, placement="pre")
     return make(
-        vocab, config.context, config.width, config.depth, heads=config.heads, act=act, std=0.02 * math.sqrt(768 / config.width),
-        embedding_std=0.02, generator=generator("relus_revival", seed),
-    ).to(device)  # fmt: skip
+        vocab,
+        config.context,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        act=act,
+        std=0.02 * math.sqrt(768 / config.width),
+        embedding_std=0.02,
+        generator=generator("relus_revival", seed),
+    ).to(device)
 
 
 # --- without training ------------------------------------------------------------------------------------------------
@@ -79,7 +86,9 @@ def start(arm: str, seed: int, config: Start, device: torch.device) -> dict[str,
     model(random_tokens("start", seed, config, device))
     for handle in handles:
         handle.remove()
-    x = torch.randn(config.batch, config.width, generator=generator("relus_revival x", seed), dtype=torch.float64).to(device)
+    x = torch.randn(config.batch, config.width, generator=generator("relus_revival x", seed), dtype=torch.float64).to(
+        device
+    )
 
     def apart(a: Tensor, b: Tensor) -> float:
         return float((a - b).abs().max() / b.abs().max())
@@ -89,8 +98,14 @@ def start(arm: str, seed: int, config: Start, device: torch.device) -> dict[str,
         branches = [(layer(c * x) - c * x) / c for c in (*config.scales, 1.0)]
         errors += [apart(branch, branches[-1]) for branch in branches]
         limits += [apart(branches[0], down(up(x) / 2)), apart(branches[-2], down(up(x).relu()))]
-    return {"block": list(range(1, config.depth + 1)), "nonlinear_share": shares, "largest_share": max(shares),
-            "least_share": min(shares), "scale_error": max(errors), "gelu_limits": limits}  # fmt: skip
+    return {
+        "block": list(range(1, config.depth + 1)),
+        "nonlinear_share": shares,
+        "largest_share": max(shares),
+        "least_share": min(shares),
+        "scale_error": max(errors),
+        "gelu_limits": limits,
+    }
 
 
 PROBES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # q, k -> entropies (..., H, T); all wrong
@@ -124,8 +139,11 @@ def entropy_range(arm: str, seed: int, config: EntropyRange, device: torch.devic
         return probed(arm, model, tokens) / limit
 
     between = torch.stack([at(scale) for scale in config.scales])
-    return {"uniform_error": float((at(0.0) - 1).abs().max()), "sharp_entropy": float(at(1e8).abs().max()),
-            "range_excess": max(float(between.max()) - 1, -float(between.min()), 0.0)}  # fmt: skip
+    return {
+        "uniform_error": float((at(0.0) - 1).abs().max()),
+        "sharp_entropy": float(at(1e8).abs().max()),
+        "range_excess": max(float(between.max()) - 1, -float(between.min()), 0.0),
+    }
 
 
 # --- trained models --------------------------------------------------------------------------------------------------
@@ -155,10 +173,19 @@ def trained(act: Act, steps: int, seed: int, config: LanguageModel, device: torc
     corpus = TEXTS[config.text](device)
     model = build(act, config.norm, seed, config, corpus.vocab, device)
     fit(
-        model, corpus.train, context=config.context, steps=steps, batch=config.batch, lr=config.lr,
-        seed=seed_of("relus_revival batches", seed), weight_decay=config.weight_decay, groups=groups,
-        schedule=linear(config.warmup), clip=config.clip, amp=None if config.amp == "none" else getattr(torch, config.amp),
-    )  # fmt: skip
+        model,
+        corpus.train,
+        context=config.context,
+        steps=steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("relus_revival batches", seed),
+        weight_decay=config.weight_decay,
+        groups=groups,
+        schedule=linear(config.warmup),
+        clip=config.clip,
+        amp=None if config.amp == "none" else getattr(torch, config.amp),
+    )
     return model, corpus.valid
 
 
@@ -173,11 +200,16 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
     whole, early = (method.entropy_bands(part, top) for part in (entropy, entropy[:half]))
     ratio = method.entropy_bands(method.attention_entropy(model, tokens, normalized=True))
     return {
-        "val_nats": nats, "perplexity": math.exp(nats), "block": list(range(1, config.depth + 1)),
-        "layer_entropy": entropy.mean(1).tolist(), "head_entropy": entropy.flatten().tolist(),
-        "overload": float(whole[3]), "collapse": float(whole[0]), "early_overload": float(early[3]),
+        "val_nats": nats,
+        "perplexity": math.exp(nats),
+        "block": list(range(1, config.depth + 1)),
+        "layer_entropy": entropy.mean(1).tolist(),
+        "head_entropy": entropy.flatten().tolist(),
+        "overload": float(whole[3]),
+        "collapse": float(whole[0]),
+        "early_overload": float(early[3]),
         "normalized_overload": float(ratio[3]),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -189,6 +221,11 @@ def slopes(arm: str, seed: int, config: Slopes, device: torch.device) -> dict[st
     """A learnable negative slope per layer, after training, over what it started from."""
     make = partial(method.LearnableLeakyReLU, config.slope)
     model, _ = trained(make, 0 if arm == "slope_untrained" else config.steps, seed, config, device)
-    found = [float(m.slope.detach()) / config.slope for m in model.modules() if isinstance(m, method.LearnableLeakyReLU)]
-    return {"block": list(range(1, config.depth + 1)), "slope_share": found,
-            "mean_slope": sum(map(abs, found)) / len(found)}  # fmt: skip
+    found = [
+        float(m.slope.detach()) / config.slope for m in model.modules() if isinstance(m, method.LearnableLeakyReLU)
+    ]
+    return {
+        "block": list(range(1, config.depth + 1)),
+        "slope_share": found,
+        "mean_slope": sum(map(abs, found)) / len(found),
+    }

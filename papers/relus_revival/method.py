@@ -29,22 +29,51 @@ from repro.models.gpt import GPT, Attention, causal
 from repro.models.slots import Act
 from repro.train import measured
 
-__all__ = ["LearnableLeakyReLU", "attention_entropy", "attention_weights", "entropy_bands", "norm_free_gpt", "watch_attention"]
+__all__ = [
+    "LearnableLeakyReLU",
+    "attention_entropy",
+    "attention_weights",
+    "entropy_bands",
+    "norm_free_gpt",
+    "watch_attention",
+]
 
 
 def norm_free_gpt(
-    vocab: int, context: int, width: int, depth: int, *, heads: int, generator: torch.Generator, act: Act = nn.ReLU,
-    positions: str = "rotary", tied: bool = False, std: float = 0.02, embedding_std: float | None = None,
-) -> GPT:  # fmt: skip
+    vocab: int,
+    context: int,
+    width: int,
+    depth: int,
+    *,
+    heads: int,
+    generator: torch.Generator,
+    act: Act = nn.ReLU,
+    positions: str = "rotary",
+    tied: bool = False,
+    std: float = 0.02,
+    embedding_std: float | None = None,
+) -> GPT:
     """A decoder without norms in its blocks: tokens (B, T) -> logits (B, T, vocab) ("SM + R" in the paper's tables; with GELU "SM + G").
 
     x + Attn(x), then x + W2 act(W1 x), `depth` times; LayerNorm and the head follow.  Arguments as of repro.models.gpt.GPT.
     Raises ValueError where heads does not divide width or positions is unknown.
     """
     return GPT(
-        vocab, context, width, depth, heads=heads, generator=generator, placement="none", act=act, norm=nn.LayerNorm,
-        positions=positions, tied=tied, std=std, embedding_std=embedding_std, bias=False,
-    )  # fmt: skip
+        vocab,
+        context,
+        width,
+        depth,
+        heads=heads,
+        generator=generator,
+        placement="none",
+        act=act,
+        norm=nn.LayerNorm,
+        positions=positions,
+        tied=tied,
+        std=std,
+        embedding_std=embedding_std,
+        bias=False,
+    )
 
 
 class LearnableLeakyReLU(nn.Module):
@@ -54,7 +83,9 @@ class LearnableLeakyReLU(nn.Module):
     x, y: any shape, of one dtype.  Raises ValueError unless the slope is a finite number.
     """
 
-    def __init__(self, slope: float = 0.01, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
+    def __init__(
+        self, slope: float = 0.01, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ):
         if not abs(slope) < float("inf"):
             raise ValueError(f"slope={slope} is no slope: write a finite number such as 0.01")
         super().__init__()
@@ -132,6 +163,8 @@ def entropy_bands(entropy: Tensor, maximum: float | None = None) -> Tensor:
     """
     top = float(entropy.max()) if maximum is None else maximum
     if not (top > 0 and entropy.min() >= 0 and entropy.max() <= top):
-        raise ValueError(f"entropies must lie from 0 to maximum={top}, which is positive: write the largest of all models")
+        raise ValueError(
+            f"entropies must lie from 0 to maximum={top}, which is positive: write the largest of all models"
+        )
     index = (entropy.double() * (4 / top)).long().clamp(max=3)
     return torch.bincount(index.flatten(), minlength=4).double() / index.numel()

@@ -152,9 +152,18 @@ class Squared(nn.Module):
 
 @pytest.mark.parametrize(
     "fault",
-    ["norms in the blocks", "norms after the blocks' sums", "no norm before the head", "root mean square before the head",
-     "GELU", "squared ReLU", "norm of the embedding", "norm of queries and keys", "sub-layers side by side"],
-)  # fmt: skip
+    [
+        "norms in the blocks",
+        "norms after the blocks' sums",
+        "no norm before the head",
+        "root mean square before the head",
+        "GELU",
+        "squared ReLU",
+        "norm of the embedding",
+        "norm of queries and keys",
+        "sub-layers side by side",
+    ],
+)
 def test_mutant_model_dies(fault):
     with pytest.raises(AssertionError):
         check(build=broken_model(fault))
@@ -206,10 +215,25 @@ def test_probe_by_hand():
 
 @pytest.mark.parametrize(
     "fault",
-    ["scores not scaled", "scaled by K", "own key masked", "mask of -1", "no mask", "softmax over queries", "mean over heads",
-     "mean over sequences first", "large eps", "bits", "Gini", "mean over keys", "last query", "without the first query",
-     "over log T", "layers reversed"],
-)  # fmt: skip
+    [
+        "scores not scaled",
+        "scaled by K",
+        "own key masked",
+        "mask of -1",
+        "no mask",
+        "softmax over queries",
+        "mean over heads",
+        "mean over sequences first",
+        "large eps",
+        "bits",
+        "Gini",
+        "mean over keys",
+        "last query",
+        "without the first query",
+        "over log T",
+        "layers reversed",
+    ],
+)
 def test_mutant_probe_dies(fault):
     with pytest.raises(AssertionError):
         check(probe=broken_probe(fault))
@@ -220,7 +244,9 @@ def test_mutant_probe_dies(fault):
 
 def twin(block):
     """torch's encoder layer with the weights of a block, its norms taken out."""
-    layer = nn.TransformerEncoderLayer(D, H, 4 * D, 0.0, F.relu, batch_first=True, norm_first=True, bias=False, dtype=torch.float64)
+    layer = nn.TransformerEncoderLayer(
+        D, H, 4 * D, 0.0, F.relu, batch_first=True, norm_first=True, bias=False, dtype=torch.float64
+    )
     layer.norm1 = layer.norm2 = nn.Identity()
     attention, feed_forward = block.attention.sublayer, block.feed_forward.sublayer
     with torch.no_grad():
@@ -334,7 +360,9 @@ def test_entropy_lies_between_one_key_and_all(seed, scale, t):
     assert (entropy >= 0).all() and (entropy <= torch.arange(1, t + 1).double().log() + 1e-12).all()
 
 
-@pytest.mark.parametrize("act, equivariant", [(nn.ReLU, True), (LearnableLeakyReLU, True), (nn.GELU, False), (nn.SiLU, False)])
+@pytest.mark.parametrize(
+    "act, equivariant", [(nn.ReLU, True), (LearnableLeakyReLU, True), (nn.GELU, False), (nn.SiLU, False)]
+)
 def test_feed_forward_scales_with_the_stream(act, equivariant):
     layer, x = lively(make(generator=seeded(), act=act)).blocks[0].feed_forward, draw(4, D)
     with torch.no_grad():
@@ -350,7 +378,9 @@ def test_initial_values_do_not_depend_on_depth():
                 assert torch.equal(p, torch.full_like(p, float(name.endswith("weight")))), name
             else:
                 assert float(p.detach().std()) == pytest.approx(0.02, rel=0.06), name
-    assert float(make(generator=seeded(), embedding_std=1.0).embedding.weight.detach().std()) == pytest.approx(1, rel=0.2)
+    assert float(make(generator=seeded(), embedding_std=1.0).embedding.weight.detach().std()) == pytest.approx(
+        1, rel=0.2
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (12,), (1, 1)])
@@ -438,7 +468,9 @@ def test_probe_refuses_what_it_cannot_read():
         pass
 
 
-@pytest.mark.parametrize("entropy, maximum", [([1.0, 2.0], 1.5), ([0.0, 0.0], None), ([-1.0, 1.0], None), ([math.nan, 1.0], None)])
+@pytest.mark.parametrize(
+    "entropy, maximum", [([1.0, 2.0], 1.5), ([0.0, 0.0], None), ([-1.0, 1.0], None), ([math.nan, 1.0], None)]
+)
 def test_bands_refuse(entropy, maximum):
     with pytest.raises(ValueError, match="from 0 to maximum"):
         entropy_bands(torch.tensor(entropy), maximum)
@@ -462,7 +494,9 @@ def test_slope_must_be_finite(slope):
 def test_gradcheck():
     torch.autograd.gradcheck(attention_weights, [draw(1, 2, 3, 4, seed=s).requires_grad_() for s in (0, 1)])
     layer, x = LearnableLeakyReLU(0.3, dtype=torch.float64), draw(3, 4).requires_grad_()
-    torch.autograd.gradcheck(lambda x, slope: torch.func.functional_call(layer, {"slope": slope}, (x,)), (x, layer.slope))
+    torch.autograd.gradcheck(
+        lambda x, slope: torch.func.functional_call(layer, {"slope": slope}, (x,)), (x, layer.slope)
+    )
 
 
 def test_slopes_of_their_own_and_shared():

@@ -59,14 +59,19 @@ def equivalence(arm: str, seed: int, config: Equivalence, device: torch.device) 
             # n = 2: the gradient of LN is 0 in exact arithmetic, so errors are relative to that of a / sigma.
             scale = direction.abs().max() / a.std(correction=0)
 
-            def run(f: Callable[[Tensor], Tensor], a: Tensor = a, direction: Tensor = direction) -> tuple[Tensor, Tensor]:
+            def run(
+                f: Callable[[Tensor], Tensor], a: Tensor = a, direction: Tensor = direction
+            ) -> tuple[Tensor, Tensor]:
                 x = a.clone().requires_grad_()
                 y = f(x)
                 return y.detach(), torch.autograd.grad((y * direction).sum(), x)[0]
 
             y, gradient = run(lambda x, norm=norm: norm(x - x.mean()))
             wanted_y, wanted_gradient = run(lambda x, n=n: layer_norm(x, n, eps=0.0))
-            errors += [(y - wanted_y).abs().max() / wanted_y.abs().max(), (gradient - wanted_gradient).abs().max() / scale]
+            errors += [
+                (y - wanted_y).abs().max() / wanted_y.abs().max(),
+                (gradient - wanted_gradient).abs().max() / scale,
+            ]
             shifted = (a - a.mean()) / a.std(correction=0) + 1  # mean / deviation = 1
             gaps.append((norm(shifted) - layer_norm(shifted, n, eps=0.0)).abs().max())
     return {"projection_error": float(torch.stack(errors).max()), "offset_gap": float(torch.stack(gaps).min())}
@@ -108,10 +113,20 @@ def training_step(arm: str, seed: int, config: RunningTime, device: torch.device
 CALLS = {"rnn": 4, "transformer": 1}  # steps per timed block, so that blocks last about as long
 
 
-def running_time_group(arms: list[str], seed: int, config: RunningTime, device: torch.device) -> dict[str, dict[str, float]]:
+def running_time_group(
+    arms: list[str], seed: int, config: RunningTime, device: torch.device
+) -> dict[str, dict[str, float]]:
     steps = {arm: training_step(arm, seed, config, device) for arm in arms}
-    timings = compare(steps, reference="layernorm", device=device, blocks=config.blocks, calls=CALLS[config.model],
-                      warmup=10, seed=seed, aa_limit=config.aa_limit)  # fmt: skip
+    timings = compare(
+        steps,
+        reference="layernorm",
+        device=device,
+        blocks=config.blocks,
+        calls=CALLS[config.model],
+        warmup=10,
+        seed=seed,
+        aa_limit=config.aa_limit,
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
 
 
@@ -130,9 +145,18 @@ def quality(arm: str, seed: int, config: Quality, device: torch.device) -> dict[
     """A pre-norm decoder on the bytes of Shakespeare; held-out loss after the last step."""
     corpus = shakespeare.load(device)
     weights = generator("rmsnorm quality", seed)
-    model = GPT(corpus.vocab, config.context, config.width, config.depth, heads=4, norm=NORMS[arm], generator=weights).to(device)
+    model = GPT(
+        corpus.vocab, config.context, config.width, config.depth, heads=4, norm=NORMS[arm], generator=weights
+    ).to(device)
     fit(
-        model, corpus.train, context=config.context, steps=config.steps, batch=config.batch, lr=config.lr,
-        seed=seed_of("rmsnorm quality batches", seed), optimizer="adamw", schedule="one_cycle",
-    )  # fmt: skip
+        model,
+        corpus.train,
+        context=config.context,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("rmsnorm quality batches", seed),
+        optimizer="adamw",
+        schedule="one_cycle",
+    )
     return {"val_nats": evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]}

@@ -28,7 +28,11 @@ __all__ = ["PartialRMSNorm", "RMSNorm", "rms_norm"]
 
 
 def rms_norm(
-    a: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float = 1e-8, *,
+    a: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float = 1e-8,
+    *,
     p: float = 1.0,
 ) -> Tensor:
     """g * a / (RMS of the first ceil(n p) inputs + eps) over the last axes of `a`; arguments as F.rms_norm."""
@@ -52,8 +56,13 @@ class RMSNorm(Affine):
     p = 1.0  # the share of the inputs that RMS is taken over
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float = 1e-8, elementwise_affine: bool = True, *,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-8,
+        elementwise_affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(normalized_shape, elementwise_affine, bias=False, device=device, dtype=dtype)
         self.eps = eps
@@ -69,8 +78,14 @@ class PartialRMSNorm(RMSNorm):
     """pRMSNorm: RMS is estimated from the first ceil(n p) of the n inputs; p = 6.25 % in the paper."""
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], p: float = 0.0625, eps: float = 1e-8,
-        elementwise_affine: bool = True, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        p: float = 0.0625,
+        eps: float = 1e-8,
+        elementwise_affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if not 0 < p <= 1:
             raise ValueError(f"p={p} is no share of the inputs: write 0 < p <= 1")

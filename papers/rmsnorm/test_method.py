@@ -81,10 +81,20 @@ def broken(fault, k=N):
 
 
 FAULTS = [
-    "centred", "sum for mean", "over the batch", "mean absolute value", "root of the squares, NaN at 0",
-    "detached statistics", "half-precision statistics", "times the root", "eps inside the root", "no eps", "no gain",
-    "gain + 1", "gain before the norm",
-]  # fmt: skip
+    "centred",
+    "sum for mean",
+    "over the batch",
+    "mean absolute value",
+    "root of the squares, NaN at 0",
+    "detached statistics",
+    "half-precision statistics",
+    "times the root",
+    "eps inside the root",
+    "no eps",
+    "no gain",
+    "gain + 1",
+    "gain before the norm",
+]
 
 
 @pytest.mark.parametrize("norm", [rms_norm, broken(None)], ids=["ours", "unbroken"])

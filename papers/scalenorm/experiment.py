@@ -64,9 +64,14 @@ def cosine(arm: str, seed: int, config: Cosine, device: torch.device) -> dict[st
     """Logits of words of lengths 1e-3 to 1e3, behind the final norm with a random g, against g cos(w, x), in float64."""
     source = generator("scalenorm cosine", seed)
     w, x = torch.randn(2, config.words, config.width, generator=source, dtype=torch.float64)
-    sizes, g = 10 ** (6 * torch.rand(config.words, 1, generator=source) - 3), 5 + 20 * float(torch.rand((), generator=source))
+    sizes, g = (
+        10 ** (6 * torch.rand(config.words, 1, generator=source) - 3),
+        5 + 20 * float(torch.rand((), generator=source)),
+    )
     table = FixNormEmbedding(config.words, config.width, device=device, dtype=w.dtype).requires_grad_(False)
-    norm = (nn.LayerNorm if arm == "layernorm" else ScaleNorm)(config.width, device=device, dtype=w.dtype).requires_grad_(False)
+    norm = (nn.LayerNorm if arm == "layernorm" else ScaleNorm)(
+        config.width, device=device, dtype=w.dtype
+    ).requires_grad_(False)
     table.weight.copy_(w * sizes)
     next(norm.parameters()).fill_(g)
     x = 1 + x.to(device)
@@ -126,8 +131,22 @@ class LanguageModel(Decoder):
 def build(arm: str, config: LanguageModel, vocab: int, source: torch.Generator) -> GPT:
     """A decoder as in the paper: SmallInit, ReLU, biases, softmax tied to the embedding; learned positions."""
     placement, norm, embedding, _ = ARMS[arm]
-    model = GPT(vocab, config.context, config.width, config.depth, heads=config.heads, norm=norm, placement=placement, act=nn.ReLU,
-                bias=True, positions="learned", std=0.7, final_norm=placement == "pre", init=small_init, generator=source)  # fmt: skip
+    model = GPT(
+        vocab,
+        config.context,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        norm=norm,
+        placement=placement,
+        act=nn.ReLU,
+        bias=True,
+        positions="learned",
+        std=0.7,
+        final_norm=placement == "pre",
+        init=small_init,
+        generator=source,
+    )
     model.embedding = embedding(vocab, config.width)
     if embedding is FixNormEmbedding:
         model.embedding.weight.data.uniform_(-0.01, 0.01, generator=source)
@@ -149,15 +168,29 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
     source = Source(corpus.valid, config.context, device)
     x, y = source.take(torch.arange(config.windows, device=device) * (source.n // config.windows))
     history = fit(
-        model, corpus.train, context=config.context, steps=0 if arm == "untrained" else config.steps, batch=config.batch,
-        lr=config.lr, seed=seed_of("scalenorm batches", seed), optimizer="adam", clip=1.0, schedule=constant(ARMS[arm][3]),
-    )  # fmt: skip
+        model,
+        corpus.train,
+        context=config.context,
+        steps=0 if arm == "untrained" else config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("scalenorm batches", seed),
+        optimizer="adam",
+        clip=1.0,
+        schedule=constant(ARMS[arm][3]),
+    )
     loss = evaluate_classifier(model, x, y, batch=config.batch)["loss"]
     share = torch.bincount(y.flatten()).double() / y.numel()
-    found = {"val_nats": loss, "below_unigram": float(torch.special.entr(share).sum()) - loss, "train_nats": history.train_loss}
+    found = {
+        "val_nats": loss,
+        "below_unigram": float(torch.special.entr(share).sum()) - loss,
+        "train_nats": history.train_loss,
+    }
     if isinstance(model.norm, ScaleNorm):
-        sites = {"attention": [block.attention.norm for block in model.blocks],
-                 "feed_forward": [*(block.feed_forward.norm for block in model.blocks), model.norm]}  # fmt: skip
+        sites = {
+            "attention": [block.attention.norm for block in model.blocks],
+            "feed_forward": [*(block.feed_forward.norm for block in model.blocks), model.norm],
+        }
         for site, norms in sites.items():
             found[f"{site}_g"] = [norm.scale.item() for norm in norms]
             found[f"{site}_r"] = correlation(found[f"{site}_g"])
@@ -178,8 +211,17 @@ class Speed(Decoder):
 def passes(arm: str, seed: int, config: Speed, device: torch.device) -> Callable[[], None]:
     """Forward and backward pass of a decoder on random tokens."""
     source = generator("scalenorm speed", seed)
-    model = GPT(256, config.context, config.width, config.depth, heads=config.heads, norm=NORMS[arm], act=nn.ReLU, bias=True,
-                generator=source).to(device)  # fmt: skip
+    model = GPT(
+        256,
+        config.context,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        norm=NORMS[arm],
+        act=nn.ReLU,
+        bias=True,
+        generator=source,
+    ).to(device)
     tokens = torch.randint(256, (config.batch, config.context), generator=source).to(device)
 
     def call() -> None:
@@ -190,6 +232,13 @@ def passes(arm: str, seed: int, config: Speed, device: torch.device) -> Callable
 
 
 def speed_group(arms: list[str], seed: int, config: Speed, device: torch.device) -> dict[str, dict[str, float]]:
-    timings = compare({arm: passes(arm, seed, config, device) for arm in arms}, reference="layernorm", device=device,
-                      blocks=config.blocks, seed=seed, aa_limit=config.aa_limit, memory=False)  # fmt: skip
+    timings = compare(
+        {arm: passes(arm, seed, config, device) for arm in arms},
+        reference="layernorm",
+        device=device,
+        blocks=config.blocks,
+        seed=seed,
+        aa_limit=config.aa_limit,
+        memory=False,
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

@@ -47,15 +47,21 @@ class ScaleNorm(nn.Module):
     """
 
     def __init__(
-        self, scale: int | Sequence[int] | float, eps: float = 1e-5, *, device: torch.device | str | None = None,
+        self,
+        scale: int | Sequence[int] | float,
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         free = isinstance(scale, float)  # D1
         self.normalized_shape = () if free else (scale,) if isinstance(scale, int) else tuple(scale)
         self.start = scale if free else math.sqrt(max(math.prod(self.normalized_shape), 0))
         if not 0 < self.start < math.inf or free == bool(self.normalized_shape):
-            raise ValueError(f"scale={scale}: write the width, such as 512, or the first g as a float, such as 512**0.5")
+            raise ValueError(
+                f"scale={scale}: write the width, such as 512, or the first g as a float, such as 512**0.5"
+            )
         self.eps = eps
         self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
@@ -78,9 +84,14 @@ class FixNormEmbedding(nn.Embedding):
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-    ):  # fmt: skip
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:

@@ -31,7 +31,9 @@ def oracle(x, g, eps, upstream):
         along = math.fsum(u * v / below for u, v in zip(up, row, strict=True))
         dg += along
         # the length counts only where it is not clamped
-        dx.append([g * (u - (along * v / below if length > eps else 0.0)) / below for u, v in zip(up, row, strict=True)])
+        dx.append(
+            [g * (u - (along * v / below if length > eps else 0.0)) / below for u, v in zip(up, row, strict=True)]
+        )
     y, dx, dg = (torch.tensor(t, dtype=torch.float64) for t in (y, dx, dg))
     return {"y": y.view(x.shape), "dx": dx.view(x.shape), "dg": dg}
 
@@ -40,7 +42,10 @@ def check(norm):
     """`norm(x, g, eps)` and its gradients agree with the oracle on every hard input."""
     for name, x in hard_inputs(3, 4, N).items():
         for g in (math.sqrt(N), 0.3, -2.0):
-            leaves, upstream = [x.clone().requires_grad_(), torch.tensor(g, dtype=torch.float64, requires_grad=True)], draw(*x.shape, seed=3)
+            leaves, upstream = (
+                [x.clone().requires_grad_(), torch.tensor(g, dtype=torch.float64, requires_grad=True)],
+                draw(*x.shape, seed=3),
+            )
             got = norm(*leaves, 1e-5)
             grads = torch.autograd.grad(got, leaves, upstream)
             want = oracle(x, g, 1e-5, upstream)
@@ -93,9 +98,22 @@ def broken(fault):
 
 
 FAULTS = [
-    "l1 norm", "largest element", "root mean square", "centred", "over the batch", "detached norm", "half-precision norm", "eps added",
-    "eps under the root", "eps clamps the square", "no clamp", "g squared", "g not learned", "1 + g", "times the norm",
-]  # fmt: skip
+    "l1 norm",
+    "largest element",
+    "root mean square",
+    "centred",
+    "over the batch",
+    "detached norm",
+    "half-precision norm",
+    "eps added",
+    "eps under the root",
+    "eps clamps the square",
+    "no clamp",
+    "g squared",
+    "g not learned",
+    "1 + g",
+    "times the norm",
+]
 
 
 @pytest.mark.parametrize("norm", [ours, broken(None)], ids=["ours", "unbroken"])
@@ -121,7 +139,11 @@ def test_peers(name):
     theirs = quiet_import("x_transformers.x_transformers").ScaleNorm(N).double()
     peers = {"normalize": lambda x: math.sqrt(N) * F.normalize(x, dim=-1, eps=1e-5)}
     if name not in ("zero", "tiny", "minute"):  # shorter than our clamp
-        peers |= {"x-transformers": theirs, "RMSNorm": nn.RMSNorm(N, eps=0.0, dtype=torch.float64), "its paper's": RMSNorm(N, eps=0.0)}
+        peers |= {
+            "x-transformers": theirs,
+            "RMSNorm": nn.RMSNorm(N, eps=0.0, dtype=torch.float64),
+            "its paper's": RMSNorm(N, eps=0.0),
+        }
     for training in (True, False):
         for peer, norm in peers.items():
             results = []
@@ -136,8 +158,14 @@ def test_peers(name):
 
 
 def test_gradient_of_g_against_x_transformers():
-    theirs, mine, x = quiet_import("x_transformers.x_transformers").ScaleNorm(N).double(), ScaleNorm(N, dtype=torch.float64), 1 + draw(4, N)
-    slopes = [torch.autograd.grad((norm(x) * draw(4, N, seed=2)).sum(), list(norm.parameters()))[0] for norm in (mine, theirs)]
+    theirs, mine, x = (
+        quiet_import("x_transformers.x_transformers").ScaleNorm(N).double(),
+        ScaleNorm(N, dtype=torch.float64),
+        1 + draw(4, N),
+    )
+    slopes = [
+        torch.autograd.grad((norm(x) * draw(4, N, seed=2)).sum(), list(norm.parameters()))[0] for norm in (mine, theirs)
+    ]
     assert_near(slopes[0] * math.sqrt(N), slopes[1].squeeze(), rel=1e-12)
 
 
@@ -221,7 +249,10 @@ def check_fixnorm(embed, logits):
     rows = [[v / math.sqrt(math.fsum(u * u for u in row)) for v in row] for row in w.tolist()]
     want = torch.tensor([[[2 * v for v in rows[t]] for t in line] for line in TOKENS.tolist()], dtype=torch.float64)
     assert_near(embed(w, TOKENS), want, "input", rel=1e-12)
-    want = torch.tensor([[math.fsum(a * b for a, b in zip(row, h, strict=True)) for row in rows] for h in x.tolist()], dtype=torch.float64)
+    want = torch.tensor(
+        [[math.fsum(a * b for a, b in zip(row, h, strict=True)) for row in rows] for h in x.tolist()],
+        dtype=torch.float64,
+    )
     assert_near(logits(w, x), want, "softmax", rel=1e-12)
 
 
@@ -289,7 +320,10 @@ def test_fixnorm_as_a_module():
     assert torch.equal(compiled(TOKENS), again(TOKENS))
     assert FixNormEmbedding(5, 4, device="meta").weight.is_meta
     weight = again.weight.detach().clone()
-    for f in (lambda w: torch.func.functional_call(again, {"weight": w}, (TOKENS,)), lambda w: F.linear(draw(2, 4), again.unit(w))):
+    for f in (
+        lambda w: torch.func.functional_call(again, {"weight": w}, (TOKENS,)),
+        lambda w: F.linear(draw(2, 4), again.unit(w)),
+    ):
         torch.autograd.gradcheck(f, weight[1:].repeat(2, 1)[:5].requires_grad_())
     with pytest.raises(IndexError):
         again(torch.tensor([5]))
@@ -335,7 +369,9 @@ def test_small_init_mutant_dies(std):
     for layer in model.blocks.modules():
         if isinstance(layer, nn.Linear):
             n_out, n_in = layer.weight.shape
-            nn.init.normal_(layer.weight, std={"xavier": math.sqrt(2 / (n_in + n_out)), "0.02": 0.02, "per fan-in": n_in**-0.5}[std])
+            nn.init.normal_(
+                layer.weight, std={"xavier": math.sqrt(2 / (n_in + n_out)), "0.02": 0.02, "per fan-in": n_in**-0.5}[std]
+            )
     with pytest.raises(AssertionError):
         for p in model.blocks.parameters():
             assert p.ndim < 2 or p.std().item() == pytest.approx(math.sqrt(2 / 320), rel=0.05)
@@ -348,4 +384,7 @@ def test_in_a_model():
         counts[norm] = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
         model(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
         assert all(p.grad is not None for p in model.parameters())
-    assert counts == {ScaleNorm: 2 * 3 + 1, LayerNorm: (2 * 3 + 1) * 2 * 16}  # a norm before each sub-layer, and one at the end
+    assert counts == {
+        ScaleNorm: 2 * 3 + 1,
+        LayerNorm: (2 * 3 + 1) * 2 * 16,
+    }  # a norm before each sub-layer, and one at the end

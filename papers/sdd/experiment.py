@@ -29,7 +29,9 @@ LAYERS: dict[str, type[SDDLinear]] = {
     "sdd": SDDLinear,
     "linear": variant(plain),
     "weight_norm": variant(lambda layer, x: layer.alpha * F.linear(x, F.normalize(layer.weight, dim=1))),
-    "input_norm": variant(lambda layer, x: layer.alpha * F.linear(F.rms_norm(x, x.shape[-1:], None, 0.0), layer.weight)),
+    "input_norm": variant(
+        lambda layer, x: layer.alpha * F.linear(F.rms_norm(x, x.shape[-1:], None, 0.0), layer.weight)
+    ),
 }
 
 
@@ -70,7 +72,7 @@ def scale(arm: str, seed: int, config: Scale, device: torch.device) -> dict[str,
         "radial_share": float((weight * gradient).sum().abs() / (weight.norm() * gradient.norm())),
         "equation_error": relative(gradient, wanted),
         "size_error": float(((y / alpha).square().mean(-1).sqrt() - 1).abs().max()),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,21 @@ PLACEMENTS: dict[str, Placement] = {
 def decoder(arm: str, seed: int, config: Model, vocab: int, device: torch.device) -> GPT:
     """A LLaMA-like decoder; the embedding is normalised, and Post-Norm has no norm after the last block's."""
     return GPT(
-        vocab, config.context, config.width, config.depth, heads=config.heads, gated=True, act=nn.SiLU, norm=RMSNorm,
-        placement=PLACEMENTS[arm], after_embedding=RMSNorm, final_norm=arm.startswith("pre"), std=config.std * (768 / config.width) ** 0.5,
-        embedding_std=config.embedding_std, generator=generator("sdd decoder", seed),
-    ).to(device)  # fmt: skip
+        vocab,
+        config.context,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        gated=True,
+        act=nn.SiLU,
+        norm=RMSNorm,
+        placement=PLACEMENTS[arm],
+        after_embedding=RMSNorm,
+        final_norm=arm.startswith("pre"),
+        std=config.std * (768 / config.width) ** 0.5,
+        embedding_std=config.embedding_std,
+        generator=generator("sdd decoder", seed),
+    ).to(device)
 
 
 @dataclass(frozen=True)
@@ -145,9 +158,13 @@ class LayerGradients(Model):
     vocab: int
 
 
-def layer_gradients(arm: str, seed: int, config: LayerGradients, device: torch.device) -> dict[str, float | list[float]]:
+def layer_gradients(
+    arm: str, seed: int, config: LayerGradients, device: torch.device
+) -> dict[str, float | list[float]]:
     """Gradient norms of the weight matrices, block by block, in an untrained decoder that reads random tokens."""
-    tokens = torch.randint(config.vocab, (config.batch, config.context + 1), generator=generator("sdd tokens", seed)).to(device)
+    tokens = torch.randint(
+        config.vocab, (config.batch, config.context + 1), generator=generator("sdd tokens", seed)
+    ).to(device)
     found = propagation(decoder(arm, seed, config, config.vocab, device), tokens[:, :-1], tokens[:, 1:])
     return {name: found[name] for name in ("block", "gradient_norm", "gradient_cv", "gradient_last_over_first")}
 
@@ -169,11 +186,19 @@ def training(arm: str, seed: int, config: Training, device: torch.device) -> dic
     size, faster = 0.1 if disturbed == "small_init" else 1.0, 5.0 if disturbed == "high_lr" else 1.0
     model = decoder(arm, seed, replace(config, std=size * config.std), corpus.vocab, device)
     fit(
-        model, corpus.train, context=config.context, steps=config.steps, batch=config.batch, lr=faster * config.lr,
-        seed=seed_of("sdd batches", seed), optimizer_options={"betas": (0.9, 0.95)}, weight_decay=config.weight_decay,
-        schedule=cosine(0.0 if disturbed == "no_warmup" else config.warmup, config.floor), clip=config.clip or None,
+        model,
+        corpus.train,
+        context=config.context,
+        steps=config.steps,
+        batch=config.batch,
+        lr=faster * config.lr,
+        seed=seed_of("sdd batches", seed),
+        optimizer_options={"betas": (0.9, 0.95)},
+        weight_decay=config.weight_decay,
+        schedule=cosine(0.0 if disturbed == "no_warmup" else config.warmup, config.floor),
+        clip=config.clip or None,
         amp=None if config.amp == "none" else getattr(torch, config.amp),
-    )  # fmt: skip
+    )
     loss = evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]
     return {"val_nats": loss, "gain": unigram(corpus) - loss}
 

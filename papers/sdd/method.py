@@ -41,8 +41,15 @@ class SDDLinear(nn.Linear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, groups: int = 1, alpha_init: float = 1.0, eps: float = 1e-6,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        groups: int = 1,
+        alpha_init: float = 1.0,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
         if groups < 1 or out_features % groups:
@@ -78,11 +85,17 @@ def convert_to_sdd(sublayer: nn.Module, depth: int) -> nn.Module:
     linears = {name: layer for name, layer in sublayer.named_modules() if isinstance(layer, nn.Linear)}
     ends = {name: name.rpartition(".")[2] for name in linears}
     if not set(ends.values()) & set(OUTPUTS):
-        raise ValueError(f"{type(sublayer).__name__} has no linear layer that is named {', '.join(OUTPUTS)}: rename its last one")
+        raise ValueError(
+            f"{type(sublayer).__name__} has no linear layer that is named {', '.join(OUTPUTS)}: rename its last one"
+        )
     for name, layer in linears.items():
         sdd = SDDLinear(
-            layer.in_features, layer.out_features, groups=FUSED.get(ends[name], 1),
-            alpha_init=depth**-0.5 if ends[name] in OUTPUTS else 1.0, device=layer.weight.device, dtype=layer.weight.dtype,
+            layer.in_features,
+            layer.out_features,
+            groups=FUSED.get(ends[name], 1),
+            alpha_init=depth**-0.5 if ends[name] in OUTPUTS else 1.0,
+            device=layer.weight.device,
+            dtype=layer.weight.dtype,
         )
         sdd.weight = layer.weight
         sublayer.set_submodule(name, sdd.train(layer.training))

@@ -33,7 +33,10 @@ def oracle(x, weight, alpha, upstream, groups):
             dalpha[i].append(up[i] * z[i] / size[i])
             for j in range(N):
                 dweight[i][j].append(dz[i] * case[j])
-    found = {"y": torch.tensor(y, dtype=torch.float64).view(*x.shape[:-1], M), "d x": torch.tensor(dx, dtype=torch.float64).view(x.shape)}
+    found = {
+        "y": torch.tensor(y, dtype=torch.float64).view(*x.shape[:-1], M),
+        "d x": torch.tensor(dx, dtype=torch.float64).view(x.shape),
+    }
     found["d weight"] = torch.tensor([[math.fsum(v) for v in row] for row in dweight], dtype=torch.float64)
     return found | {"d alpha": torch.tensor([math.fsum(v) for v in dalpha], dtype=torch.float64)}
 
@@ -113,10 +116,24 @@ def broken(fault):
 
 
 FAULTS = [
-    "input normalised", "rows of V normalised", "V normalised as a whole", "alpha before the norm", "no norm", "centred", "sum for mean",
-    "over the batch", "mean absolute value", "detached norm", "half-precision norm", "no eps", "eps outside the root", "one alpha",
-    "alpha + 1", "no alpha", "alpha is not trained",
-]  # fmt: skip
+    "input normalised",
+    "rows of V normalised",
+    "V normalised as a whole",
+    "alpha before the norm",
+    "no norm",
+    "centred",
+    "sum for mean",
+    "over the batch",
+    "mean absolute value",
+    "detached norm",
+    "half-precision norm",
+    "no eps",
+    "eps outside the root",
+    "one alpha",
+    "alpha + 1",
+    "no alpha",
+    "alpha is not trained",
+]
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
@@ -188,7 +205,9 @@ def test_factory_and_initial_values():
     layer = SDDLinear(400, 6, alpha_init=0.5, dtype=torch.float64)
     assert layer.alpha.tolist() == [0.5] * 6 and layer.bias is None and layer.weight.shape == (6, 400)
     assert 0.9 < layer.weight.std() * math.sqrt(2.5 * 400) < 1.1
-    assert {name: t.dtype for name, t in layer.state_dict().items()} == dict.fromkeys(("weight", "alpha"), torch.float64)
+    assert {name: t.dtype for name, t in layer.state_dict().items()} == dict.fromkeys(
+        ("weight", "alpha"), torch.float64
+    )
     assert all(t.is_meta for t in SDDLinear(4, 6, device="meta").state_dict().values())
     scramble(layer).reset_parameters()
     assert layer.alpha.tolist() == [0.5] * 6 and layer.weight.abs().max() < 0.5
@@ -235,7 +254,10 @@ def test_d2_a_fused_layer_is_three():
     fused, x = scramble(SDDLinear(5, 6, groups=3)), draw(4, 5, dtype=torch.float32)
     for part in range(3):
         own = SDDLinear(5, 2)
-        own.weight.data, own.alpha.data = fused.weight.data[2 * part : 2 * part + 2], fused.alpha.data[2 * part : 2 * part + 2]
+        own.weight.data, own.alpha.data = (
+            fused.weight.data[2 * part : 2 * part + 2],
+            fused.alpha.data[2 * part : 2 * part + 2],
+        )
         assert_near(fused(x).detach()[:, 2 * part : 2 * part + 2], own(x).detach(), rel=1e-6)
 
 
@@ -250,12 +272,24 @@ def test_d3_norm_in_float32():
 
 
 def gpt(placement, **options):
-    return GPT(11, 6, 8, 3, heads=2, generator=torch.Generator().manual_seed(0), norm=RMSNorm, gated=True, **{"placement": placement, **options})
+    return GPT(
+        11,
+        6,
+        8,
+        3,
+        heads=2,
+        generator=torch.Generator().manual_seed(0),
+        norm=RMSNorm,
+        gated=True,
+        **{"placement": placement, **options},
+    )
 
 
 def test_d4_alpha_of_the_outputs():
     for block in gpt(PostSDD).blocks:
-        alphas = {name: layer.alpha.detach().unique() for name, layer in block.named_modules() if isinstance(layer, SDDLinear)}
+        alphas = {
+            name: layer.alpha.detach().unique() for name, layer in block.named_modules() if isinstance(layer, SDDLinear)
+        }
         for name, alpha in alphas.items():
             want = 3**-0.5 if name.endswith(("out", "down")) else 1.0  # 3 blocks, not 6 sub-layers
             assert len(alpha) == 1 and alpha.item() == pytest.approx(want), name
@@ -288,7 +322,10 @@ def test_placements_of_a_decoder(placement, kind):
     same = {name: torch.equal(p, dict(ours.named_parameters())[name]) for name, p in theirs.named_parameters()}
     assert all(same.values()), "arms of one seed start from the same weights"
     assert all(isinstance(part, kind) for block in ours.blocks for part in (block.attention, block.feed_forward))
-    assert type(ours.blocks[0].attention.sublayer) is Attention and type(ours.blocks[0].feed_forward.sublayer) is FeedForward
+    assert (
+        type(ours.blocks[0].attention.sublayer) is Attention
+        and type(ours.blocks[0].feed_forward.sublayer) is FeedForward
+    )
     ours(TOKENS).sum().backward()
     assert all(p.grad is not None for p in ours.parameters())
 
@@ -318,7 +355,9 @@ def test_vit_and_mlp():
     model = vit(8, 4, 8, 2, heads=2, classes=3, generator=torch.Generator().manual_seed(0), placement=PostSDD)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SDDLinear)}
     assert len(layers) == 8 and {name.rpartition(".")[2] for name in layers} == {"qkv", "proj", "fc1", "fc2"}
-    assert [layers[f"blocks.0.attention.sublayer.{name}"].alpha[0].item() for name in ("qkv", "proj")] == pytest.approx([1.0, 2**-0.5])
+    assert [layers[f"blocks.0.attention.sublayer.{name}"].alpha[0].item() for name in ("qkv", "proj")] == pytest.approx(
+        [1.0, 2**-0.5]
+    )
     assert model(torch.zeros(2, 3, 8, 8)).isfinite().all()
     mlp = ResidualMLP(5, 8, 4, 3, generator=torch.Generator().manual_seed(0), norm=RMSNorm, placement=PostSDD)
     assert sum(isinstance(m, SDDLinear) for m in mlp.modules()) == 8 and mlp(draw(2, 5).float()).shape == (2, 3)

@@ -37,7 +37,9 @@ LAYERS: dict[str, Layer] = {
     "dyt": lambda width, eps, **options: DyT(width, bias=False, **options),
     "sigmoid": altered(lambda layer, x, product: dot(product).sigmoid()),
     "unbounded": altered(lambda layer, x, product: dot(product)),
-    "normalised_dot": altered(lambda layer, x, product: (dot(product) / x.square().mean((-2, -1), keepdim=True).sqrt()).tanh()),
+    "normalised_dot": altered(
+        lambda layer, x, product: (dot(product) / x.square().mean((-2, -1), keepdim=True).sqrt()).tanh()
+    ),
     "mean_dot": altered(lambda layer, x, product: (dot(product) / layer.beta.numel()).tanh()),
     "elementwise": altered(lambda layer, x, product: product.tanh()),
     "one_head": lambda width, heads, **options: SeeDNorm(width, **options),
@@ -88,7 +90,9 @@ class NormInformation:
     scales: tuple[float, ...]
 
 
-def norm_information(arm: str, seed: int, config: NormInformation, device: torch.device) -> dict[str, float | list[float]]:
+def norm_information(
+    arm: str, seed: int, config: NormInformation, device: torch.device
+) -> dict[str, float | list[float]]:
     """What y(k x) says of k: before training, and after; a change is that of the median token, relative to its y."""
     draw = draws(device, "seednorm norm information", seed)
     fresh = LAYERS[arm](config.width, eps=0.0, device=device, dtype=torch.float64).requires_grad_(False)
@@ -100,10 +104,13 @@ def norm_information(arm: str, seed: int, config: NormInformation, device: torch
         return float(((y - before).norm(dim=-1) / before.norm(dim=-1)).median())
 
     return {
-        "init_change": max(relative(fresh(k * x), fresh(x)) for k in config.scales), "kept": change(layer(2 * x), layer(x)),
-        "late_change": change(ys[-1], ys[-2]), "excess": max(0.0, *beyond),
-        "scale": list(config.scales), "change": [change(y, ys[0]) for y in ys],
-    }  # fmt: skip
+        "init_change": max(relative(fresh(k * x), fresh(x)) for k in config.scales),
+        "kept": change(layer(2 * x), layer(x)),
+        "late_change": change(ys[-1], ys[-2]),
+        "excess": max(0.0, *beyond),
+        "scale": list(config.scales),
+        "change": [change(y, ys[0]) for y in ys],
+    }
 
 
 @dataclass(frozen=True)
@@ -164,12 +171,31 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
     """A pre-norm decoder on the bytes of a text; held-out loss after the last step."""
     corpus, weights = TEXTS[config.text](device), generator("seednorm language model", seed)
     model = GPT(
-        corpus.vocab, config.context, config.width, config.depth, heads=config.heads, gated=True, act=nn.SiLU, norm=NORMS[arm],
-        generator=weights, std=config.std * (768 / config.width) ** 0.5, embedding_std=config.embedding_std,
-    ).to(device)  # fmt: skip
+        corpus.vocab,
+        config.context,
+        config.width,
+        config.depth,
+        heads=config.heads,
+        gated=True,
+        act=nn.SiLU,
+        norm=NORMS[arm],
+        generator=weights,
+        std=config.std * (768 / config.width) ** 0.5,
+        embedding_std=config.embedding_std,
+    ).to(device)
     fit(
-        model, corpus.train, context=config.context, steps=config.steps, batch=config.batch, lr=config.lr, groups=decayed,
-        seed=seed_of("seednorm batches", seed), weight_decay=config.weight_decay, schedule=cosine(config.warmup, config.floor),
-        clip=config.clip, optimizer_options={"betas": (0.9, 0.95)}, amp=None if config.amp == "none" else getattr(torch, config.amp),
-    )  # fmt: skip
+        model,
+        corpus.train,
+        context=config.context,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        groups=decayed,
+        seed=seed_of("seednorm batches", seed),
+        weight_decay=config.weight_decay,
+        schedule=cosine(config.warmup, config.floor),
+        clip=config.clip,
+        optimizer_options={"betas": (0.9, 0.95)},
+        amp=None if config.amp == "none" else getattr(torch, config.amp),
+    )
     return {"val_nats": evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]}

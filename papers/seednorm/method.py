@@ -43,8 +43,14 @@ class SeeDNorm(Affine):
     """
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], eps: float = 1e-6, elementwise_affine: bool = True, *,
-        heads: int = 1, alpha_init: float = 1.0, device: torch.device | str | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        *,
+        heads: int = 1,
+        alpha_init: float = 1.0,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(normalized_shape, elementwise_affine, bias=False, device=device, dtype=dtype)

@@ -34,7 +34,10 @@ def oracle(x, alpha, beta, gamma, upstream, heads):
         t = [math.tanh(math.fsum(beta[j] * row[j] for j in range(h * n, h * n + n))) for h in range(heads)]
         gain = [t[i // n] * alpha[i] + gamma[i] for i in range(D)]
         pull = math.fsum(up[i] * gain[i] * row[i] / r for i in range(D)) / (D * r * r)
-        reach = [(1 - s) * (1 + s) * math.fsum(up[i] * alpha[i] * row[i] / r for i in range(h * n, h * n + n)) for h, s in enumerate(t)]
+        reach = [
+            (1 - s) * (1 + s) * math.fsum(up[i] * alpha[i] * row[i] / r for i in range(h * n, h * n + n))
+            for h, s in enumerate(t)
+        ]
         y.append([gain[i] * row[i] / r for i in range(D)])
         dx.append([up[i] * gain[i] / r - row[i] * pull + beta[i] * reach[i // n] for i in range(D)])
         for i in range(D):
@@ -56,7 +59,12 @@ def double():
 def check(layer, heads):
     """`layer(x, alpha, beta, gamma, heads)` and its gradients agree with the oracle on every hard input."""
     for name, x in hard_inputs(3, 4, D).items():
-        alpha, beta, gamma, upstream = 1 + draw(D, seed=1), 0.4 * draw(D, seed=2), draw(D, seed=3), draw(*x.shape, seed=4)
+        alpha, beta, gamma, upstream = (
+            1 + draw(D, seed=1),
+            0.4 * draw(D, seed=2),
+            draw(D, seed=3),
+            draw(*x.shape, seed=4),
+        )
         want = oracle(x, alpha, beta, gamma, upstream, heads)
         leaves = [t.clone().requires_grad_() for t in (x, alpha, beta, gamma)]
         got = layer(*leaves, heads)
@@ -128,11 +136,27 @@ def broken(fault):
 
 
 FAULTS = [
-    "centred RMS", "sum for mean", "eps outside the root", "no eps", "detached statistics", "half-precision dot product",
-    "dot product of the normalised input", "elementwise beta", "dot product over D", "no gradient to beta",
-    "alpha inside the tanh", "no tanh", "sigmoid", "softsign", "hardtanh", "gain times the whole bracket", "gain + 1", "no gain",
-    "one alpha", "added, not multiplied",
-]  # fmt: skip
+    "centred RMS",
+    "sum for mean",
+    "eps outside the root",
+    "no eps",
+    "detached statistics",
+    "half-precision dot product",
+    "dot product of the normalised input",
+    "elementwise beta",
+    "dot product over D",
+    "no gradient to beta",
+    "alpha inside the tanh",
+    "no tanh",
+    "sigmoid",
+    "softsign",
+    "hardtanh",
+    "gain times the whole bracket",
+    "gain + 1",
+    "no gain",
+    "one alpha",
+    "added, not multiplied",
+]
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6])
@@ -154,7 +178,8 @@ def test_mutant_with_heads_dies(fault):
 
 
 @pytest.mark.parametrize(
-    "shape, options", [(6, {}), (6, {"heads": 3}), ([6], {"elementwise_affine": False}), ((3, 6), {"heads": 2, "alpha_init": 0.3})]
+    "shape, options",
+    [(6, {}), (6, {"heads": 3}), ([6], {"elementwise_affine": False}), ((3, 6), {"heads": 2, "alpha_init": 0.3})],
 )
 def test_contract(shape, options):
     torch.set_default_dtype(torch.float32)
@@ -182,7 +207,9 @@ def test_starts_as_torch_rms_norm(heads, training):
 def test_factory_and_initial_values():
     fresh = SeeDNorm(4, alpha_init=0.3)
     want = {"alpha": torch.full((4,), 0.3), "beta": torch.zeros(4), "weight": torch.ones(4)}
-    assert {name: t.tolist() for name, t in fresh.state_dict().items()} == {name: t.tolist() for name, t in want.items()}
+    assert {name: t.tolist() for name, t in fresh.state_dict().items()} == {
+        name: t.tolist() for name, t in want.items()
+    }
     assert SeeDNorm(4).alpha.tolist() == [1.0] * 4 and SeeDNorm(4).heads == 1
     scramble(fresh).reset_parameters()
     assert all(torch.equal(fresh.state_dict()[name], t) for name, t in want.items())

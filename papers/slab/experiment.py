@@ -65,7 +65,11 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
         x = norm.running_mean + norm.running_var.sqrt() * draw(config.rows, n)
         record("norm_error", folded(arm, norm)(x), norm(x))
         record("linear_error", folded(arm, norm, linear)(x), linear(norm(x)))
-    model = vit(28, 7, n, config.depth, heads=2, classes=10, channels=1, norm=RepBN, generator=source).to(device, dtype).eval()
+    model = (
+        vit(28, 7, n, config.depth, heads=2, classes=10, channels=1, norm=RepBN, generator=source)
+        .to(device, dtype)
+        .eval()
+    )
     for norm in [module for module in model.modules() if isinstance(module, RepBN)]:
         trained(norm)
     images = draw(config.rows, 1, 28, 28)
@@ -101,7 +105,9 @@ class Attention:
 def attention(arm: str, seed: int, config: Attention, device: torch.device) -> dict[str, float]:
     """Multiplications and additions of the whole layer for one image, and its output against the weights written out."""
     kind, source = {"sla": SLA, "quadratic": Quadratic, "softmax": Softmax}[arm], generator("slab attention", seed)
-    layer = seeded(partial(kind, config.dim, config.heads, (math.isqrt(config.tokens),) * 2), source).to(device, torch.float64)
+    layer = seeded(partial(kind, config.dim, config.heads, (math.isqrt(config.tokens),) * 2), source).to(
+        device, torch.float64
+    )
     x = torch.randn(1, config.tokens, config.dim, generator=source, dtype=torch.float64).to(device)
     with FlopCounterMode(display=False) as counter:
         y = layer(x)
@@ -138,14 +144,36 @@ def training(arm: str, seed: int, config: Training, device: torch.device) -> dic
     data = fashion_mnist.load(device)
     prepbn, stuck = partial(PRepBN, total_steps=round(config.decay * config.steps)), partial(PRepBN, total_steps=10**12)
     norms = {"layernorm": nn.LayerNorm, "batchnorm": plain_batchnorm, "repbn": RepBN, "prepbn": prepbn, "stuck": stuck}
-    model = vit(28, config.patch, config.dim, config.depth, heads=config.dim // 16, classes=10, channels=1, norm=norms[arm],
-                generator=generator("slab training", seed)).to(device)  # fmt: skip
+    model = vit(
+        28,
+        config.patch,
+        config.dim,
+        config.depth,
+        heads=config.dim // 16,
+        classes=10,
+        channels=1,
+        norm=norms[arm],
+        generator=generator("slab training", seed),
+    ).to(device)
     train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(model, train, steps=config.steps, batch=config.batch, lr=config.lr, seed=seed_of("slab training batches", seed),
-        weight_decay=0.05, schedule=cosine(0.05), amp=torch.bfloat16 if device.type == "cuda" else None)  # fmt: skip
+    fit(
+        model,
+        train,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("slab training batches", seed),
+        weight_decay=0.05,
+        schedule=cosine(0.05),
+        amp=torch.bfloat16 if device.type == "cuda" else None,
+    )
     if arm not in ("layernorm", "stuck"):
         without_norms(model, fuse)
-    return {"accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])["accuracy"]}
+    return {
+        "accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])[
+            "accuracy"
+        ]
+    }
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -169,10 +197,31 @@ def latency_group(arms: list[str], seed: int, config: Latency, device: torch.dev
 
     def forward_of(arm: str) -> Callable[[], Tensor]:
         norm = nn.LayerNorm if arm == "layernorm" else RepBN
-        model = vit(28, config.patch, config.dim, config.depth, heads=config.dim // 64, classes=10, channels=1, norm=norm,
-                    generator=source).to(device).eval()  # fmt: skip
+        model = (
+            vit(
+                28,
+                config.patch,
+                config.dim,
+                config.depth,
+                heads=config.dim // 64,
+                classes=10,
+                channels=1,
+                norm=norm,
+                generator=source,
+            )
+            .to(device)
+            .eval()
+        )
         return torch.no_grad()(partial(without_norms(model, fuse) if arm == "merged" else model, x))
 
-    timings = compare({arm: forward_of(arm) for arm in arms}, reference="layernorm", device=device, blocks=config.blocks,
-                      calls=config.calls, seed=seed, aa_limit=config.aa_limit, memory=False)  # fmt: skip
+    timings = compare(
+        {arm: forward_of(arm) for arm in arms},
+        reference="layernorm",
+        device=device,
+        blocks=config.blocks,
+        calls=config.calls,
+        seed=seed,
+        aa_limit=config.aa_limit,
+        memory=False,
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

@@ -36,8 +36,13 @@ class RepBN(BatchNorm):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
         self.eta = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
@@ -61,8 +66,15 @@ class PRepBN(nn.Module):
     """
 
     def __init__(
-        self, num_features: int, total_steps: int, *, warm: int = 0, r0: float = 1.0, eps: float = 1e-5,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        total_steps: int,
+        *,
+        warm: int = 0,
+        r0: float = 1.0,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if total_steps < 1:
@@ -108,7 +120,9 @@ def fuse(norm: RepBN | PRepBN, linear: nn.Linear | None = None) -> BatchNorm | n
         norm = norm.repbn
     if not isinstance(norm, RepBN):
         raise TypeError(f"{type(norm).__name__} cannot be fused: write a RepBN or a PRepBN")
-    mu, var, gamma, beta, eta = (t.double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eta))
+    mu, var, gamma, beta, eta = (
+        t.double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eta)
+    )
     sigma = (var + norm.eps).sqrt()
     if linear is None:
         plain = BatchNorm(norm.num_features, norm.eps, norm.momentum, device=mu.device, dtype=norm.weight.dtype)

@@ -45,7 +45,14 @@ def batchnorm_in_numpy(x, dy, gamma, beta, mean, var, training):
     sigma = np.sqrt(used[1] + EPS)
     xhat = (x - used[0]) / sigma
     dx = gamma / sigma * (dy - training * (dy.mean(0) + xhat * (dy * xhat).mean(0)))
-    return {"y": gamma * xhat + beta, "dx": dx, "dgamma": (dy * xhat).sum(0), "dbeta": dy.sum(0), "mean": new[0], "var": new[1]}
+    return {
+        "y": gamma * xhat + beta,
+        "dx": dx,
+        "dgamma": (dy * xhat).sum(0),
+        "dbeta": dy.sum(0),
+        "mean": new[0],
+        "var": new[1],
+    }
 
 
 def layernorm_in_numpy(x, dy, gamma, beta):
@@ -59,7 +66,9 @@ def oracle(x, dy, repbn, layernorm, lam, training):
     state = {name: t.detach().numpy() for name, t in repbn.state_dict().items()}
     x, dy = (t.flatten(0, -2).numpy() for t in (x, dy))
     share = (1 - lam) if training else 1.0
-    want = batchnorm_in_numpy(x, share * dy, state["weight"], state["bias"], state["running_mean"], state["running_var"], training)
+    want = batchnorm_in_numpy(
+        x, share * dy, state["weight"], state["bias"], state["running_mean"], state["running_var"], training
+    )
     want["y"] = share * (want["y"] + state["eta"] * x)
     want["dx"] = want["dx"] + share * state["eta"] * dy
     want["deta"] = np.array([(share * dy * x).sum()])
@@ -80,12 +89,19 @@ def check(norm, repbn, layernorm=None, lam=0.0):
             y = model(leaf)
             leaves = {"dx": leaf, "dgamma": inner.weight, "dbeta": inner.bias, "deta": inner.eta}
             slopes = torch.autograd.grad((y * dy).sum(), list(leaves.values()), allow_unused=True)
-            got = {"y": y.detach(), "mean": inner.running_mean, "var": inner.running_var, **dict(zip(leaves, slopes, strict=True))}
+            got = {
+                "y": y.detach(),
+                "mean": inner.running_mean,
+                "var": inner.running_var,
+                **dict(zip(leaves, slopes, strict=True)),
+            }
             for key, value in got.items():
                 assert value is not None, f"{name} training={training}: {key} takes no part"
                 # a constant's deviation is rounding, which 1 / sqrt(eps) blows up
                 floor = 1e-9 if name in ("constant", "far") else 1e-25
-                assert_near(value.view(want[key].shape), want[key], f"{name} training={training}: {key}", rel=1e-7, floor=floor)
+                assert_near(
+                    value.view(want[key].shape), want[key], f"{name} training={training}: {key}", rel=1e-7, floor=floor
+                )
 
 
 def made(kind=RepBN):
@@ -124,9 +140,16 @@ class Broken(RepBN):
 
 
 FAULTS = [
-    "eta per channel", "no skip", "eta inside", "skip of the normalised", "skip divided by sigma", "statistics per position",
-    "statistics per case", "eta not learned", "batch statistics in evaluation",
-]  # fmt: skip
+    "eta per channel",
+    "no skip",
+    "eta inside",
+    "skip of the normalised",
+    "skip divided by sigma",
+    "statistics per position",
+    "statistics per case",
+    "eta not learned",
+    "batch statistics in evaluation",
+]
 
 
 @pytest.mark.parametrize("kind", [RepBN, Broken], ids=["ours", "unbroken"])
@@ -185,8 +208,18 @@ def test_prepbn_oracle(step):
     check(norm, norm.repbn, norm.layernorm, LAMBDAS[step])
 
 
-@pytest.mark.parametrize("fault", ["never decays", "falls below 0", "warm steps count", "one step early", "rises",
-                                   "mixes in evaluation", "LN in evaluation"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "never decays",
+        "falls below 0",
+        "warm steps count",
+        "one step early",
+        "rises",
+        "mixes in evaluation",
+        "LN in evaluation",
+    ],
+)
 def test_prepbn_mutant_dies(fault):
     with pytest.raises(AssertionError):
         for step, lam in LAMBDAS.items():
@@ -259,8 +292,11 @@ def test_torch_agrees(training):
 
 def test_initial_values():
     norm = RepBN(C)
-    assert norm.eta.shape == (1,) and norm.eta == 1 and list(norm.state_dict()) == [
-        "weight", "bias", "eta", "running_mean", "running_var", "num_batches_tracked"]  # fmt: skip
+    assert (
+        norm.eta.shape == (1,)
+        and norm.eta == 1
+        and list(norm.state_dict()) == ["weight", "bias", "eta", "running_mean", "running_var", "num_batches_tracked"]
+    )
     assert PRepBN(C, 10).lam() == 1 and PRepBN(C, 10).r0 == 1
 
 
@@ -362,7 +398,10 @@ def fold_in_numpy(norm, linear):
     shift = [b - g * m / math.sqrt(v + EPS) for b, g, m, v in zip(beta, gamma, mu, var, strict=True)]
     weight = [[w * s for w, s in zip(row, scale, strict=True)] for row in linear.weight.tolist()]
     old = [0.0] * linear.out_features if linear.bias is None else linear.bias.tolist()
-    bias = [b + math.fsum(w * s for w, s in zip(row, shift, strict=True)) for b, row in zip(old, linear.weight.tolist(), strict=True)]
+    bias = [
+        b + math.fsum(w * s for w, s in zip(row, shift, strict=True))
+        for b, row in zip(old, linear.weight.tolist(), strict=True)
+    ]
     return torch.tensor(weight, dtype=torch.float64), torch.tensor(bias, dtype=torch.float64)
 
 
@@ -410,8 +449,18 @@ def broken_fold(fault):
     return fold
 
 
-@pytest.mark.parametrize("fault", ["no eps", "eta for eta mu", "eta mu left out", "eta for eta sigma", "variance for sigma",
-                                   "old bias left out", "rows for columns"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "no eps",
+        "eta for eta mu",
+        "eta mu left out",
+        "eta for eta sigma",
+        "variance for sigma",
+        "old bias left out",
+        "rows for columns",
+    ],
+)
 def test_fuse_mutant_dies(fault):
     check_fuse(broken_fold(None))
     with pytest.raises(AssertionError):
@@ -468,11 +517,17 @@ def sla_in_floats(layer, x):
     n, width = ROWS * COLUMNS, DIM // HEADS
 
     def affine(row, name):
-        return [math.fsum(w * v for w, v in zip(line, row, strict=True)) + b for line, b in zip(p[f"{name}.weight"], p[f"{name}.bias"], strict=True)]
+        return [
+            math.fsum(w * v for w, v in zip(line, row, strict=True)) + b
+            for line, b in zip(p[f"{name}.weight"], p[f"{name}.bias"], strict=True)
+        ]
 
     qkv = [affine(row, "qkv") for row in x.tolist()]
     q = [[max(t, 0.0) for t in row[:DIM]] for row in qkv]
-    k = [[max(t + s, 0.0) for t, s in zip(row[DIM : 2 * DIM], place, strict=True)] for row, place in zip(qkv, p["positional_encoding"][0], strict=True)]
+    k = [
+        [max(t + s, 0.0) for t, s in zip(row[DIM : 2 * DIM], place, strict=True)]
+        for row, place in zip(qkv, p["positional_encoding"][0], strict=True)
+    ]
     v, out = [row[2 * DIM :] for row in qkv], [[0.0] * DIM for _ in range(n)]
     for i in range(n):
         r, c = divmod(i, COLUMNS)
@@ -532,8 +587,18 @@ def test_sla_oracle(kind):
     check_sla(small_sla(kind))
 
 
-@pytest.mark.parametrize("fault", ["no relu", "softmax", "elu + 1", "no denominator", "relu after the product", "relu on v",
-                                   "normalised over queries"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "no relu",
+        "softmax",
+        "elu + 1",
+        "no denominator",
+        "relu after the product",
+        "relu on v",
+        "normalised over queries",
+    ],
+)
 def test_sla_mutant_dies(fault):
     layer = small_sla(BrokenSLA)
     layer.fault = fault

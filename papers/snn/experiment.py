@@ -50,14 +50,20 @@ def fixed_point(arm: str, seed: int, config: FixedPoint, device: torch.device) -
     image, slopes = map_and_slopes(arm, *at)
     net = network(arm, [config.width] * (config.depth + 1) + [1], seed).to(device)
     with torch.no_grad(), Probe(net, of=SELU) as probe:
-        net(config.start**0.5 * torch.randn(2 * config.width, config.width, generator=generator("snn inputs", seed)).to(device))
+        net(
+            config.start**0.5
+            * torch.randn(2 * config.width, config.width, generator=generator("snn inputs", seed)).to(device)
+        )
     layers = probe.rows()
     return {
         "fixed_point_error": float((image - at[:2]).abs().max()),
         "jacobian_error": float((slopes - torch.tensor(JACOBIAN).double()).abs().max()),
-        "norm_error": abs(float(torch.linalg.matrix_norm(slopes, 2)) - NORM), "layer": list(range(1, config.depth + 1)),
-        "mean": layers[-1]["mean"], "variance": layers[-1]["variance"], "variances": [layer["variance"] for layer in layers],
-    }  # fmt: skip
+        "norm_error": abs(float(torch.linalg.matrix_norm(slopes, 2)) - NORM),
+        "layer": list(range(1, config.depth + 1)),
+        "mean": layers[-1]["mean"],
+        "variance": layers[-1]["variance"],
+        "variances": [layer["variance"] for layer in layers],
+    }
 
 
 # --- Theorems 1 to 3 --------------------------------------------------------------------------------------------------
@@ -76,7 +82,9 @@ def domain(arm: str, seed: int, config: Domain, device: torch.device) -> dict[st
         points = torch.rand(4, config.points, generator=source, dtype=torch.float64).to(device)
         return [a + (b - a) * t for (a, b), t in zip(ranges, points, strict=True)]
 
-    def wrong(sign: float, *ranges: tuple[float, float]) -> int:  # how often the variance does not move in the direction of `sign`
+    def wrong(
+        sign: float, *ranges: tuple[float, float]
+    ) -> int:  # how often the variance does not move in the direction of `sign`
         return int((sign * (map_and_slopes(arm, *(at := draw(*ranges)))[0][1] - at[1]) <= 0).sum())
 
     ranges = near, (0.8, 1.5), near, (0.95, 1.1)  # Theorem 1
@@ -86,10 +94,12 @@ def domain(arm: str, seed: int, config: Domain, device: torch.device) -> dict[st
     below, above = torch.tensor(LOW) - image.amin(1).cpu(), image.amax(1).cpu() - torch.tensor(HIGH)
     low_tau, high_tau = [(0.4, 0.6)] * 2 if arm == "low_tau" else [(0.8, 1.25), (0.9, 1.25)]
     return {
-        "beyond": float(torch.cat([below, above]).max().clamp(min=0)), "mean_ends_error": float(max(below[0].abs(), above[0].abs())),
-        "gain": float(torch.linalg.matrix_norm(slopes.cpu(), 2).max()), "shrinks_not": wrong(-1, (-1.0, 1.0), (3.0, 16.0), near, (0.8, 1.25)),
+        "beyond": float(torch.cat([below, above]).max().clamp(min=0)),
+        "mean_ends_error": float(max(below[0].abs(), above[0].abs())),
+        "gain": float(torch.linalg.matrix_norm(slopes.cpu(), 2).max()),
+        "shrinks_not": wrong(-1, (-1.0, 1.0), (3.0, 16.0), near, (0.8, 1.25)),
         "grows_not": wrong(1, near, (0.02, 0.16), near, low_tau) + wrong(1, near, (0.02, 0.24), near, high_tau),
-    }  # fmt: skip
+    }
 
 
 # --- seven networks on UCI tables -------------------------------------------------------------------------------------
@@ -121,7 +131,9 @@ class Highway(nn.Module):
 def method(arm: str, inputs: int, width: int, layers: int, classes: int, seed: int) -> nn.Module:
     """`layers` hidden layers: a residual block has two, and the first highway layer is a plain one."""
     if arm == "resnet":
-        return ResidualMLP(inputs, width, layers // 2, classes, norm=BatchNorm, generator=generator("snn weights", seed))
+        return ResidualMLP(
+            inputs, width, layers // 2, classes, norm=BatchNorm, generator=generator("snn weights", seed)
+        )
     model, source = network(arm, [inputs, *[width] * layers, classes], seed), generator("snn highway", seed)
     for i, layer in enumerate(model.hidden):
         if arm == "weightnorm":
@@ -154,22 +166,41 @@ class Tabular:
 def tabular_batch(arm: str, seeds: list[int], config: Tabular, device: torch.device) -> list[dict | Diverged]:
     """Seed s: fold s mod 5 is the test set; layers and rate are chosen on a fifth of the other rows, for each seed."""
     table, runs, scores = keel.load(config.dataset, device), [], [[] for _ in seeds]
-    n, splits = len(table.y) * 4 // 5 * 4 // 5, [table.split(seed % keel.FOLDS) for seed in seeds]  # n rows to fit in every fold
+    n, splits = (
+        len(table.y) * 4 // 5 * 4 // 5,
+        [table.split(seed % keel.FOLDS) for seed in seeds],
+    )  # n rows to fit in every fold
     for i, seed in enumerate(seeds):
         order = torch.randperm(len(splits[i][1]), generator=generator("snn split", seed)).to(device)
         (x, y), valid = (part[order[:n]] for part in splits[i][:2]), [part[order[n:]] for part in splits[i][:2]]
-        runs += [(i, seed, (x, torch.stack([y, torch.full_like(y, round(1000 * rate))], 1)), valid) for rate in sorted(config.rates)]
+        runs += [
+            (i, seed, (x, torch.stack([y, torch.full_like(y, round(1000 * rate))], 1)), valid)
+            for rate in sorted(config.rates)
+        ]
     for layers in sorted(config.layers, reverse=True):
         models = [method(arm, table.x.shape[1], config.width, layers, table.classes, run[1]).to(device) for run in runs]
         histories = fit_batched(
-            models, [run[2] for run in runs], seeds=[seed_of("snn batches", run[1]) for run in runs], steps=config.steps, batch=config.batch,
-            lr=1.0, optimizer="sgd", loss=weighted, augment=halved if arm == "selu_he" else None,
-        )  # fmt: skip
+            models,
+            [run[2] for run in runs],
+            seeds=[seed_of("snn batches", run[1]) for run in runs],
+            steps=config.steps,
+            batch=config.batch,
+            lr=1.0,
+            optimizer="sgd",
+            loss=weighted,
+            augment=halved if arm == "selu_he" else None,
+        )
         for (i, _, _, valid), model, history in zip(runs, models, histories, strict=True):
-            scores[i] += [] if isinstance(history, Diverged) else [(evaluate_classifier(model, *valid)["error"], layers, model)]
-    best = [min(tried, key=lambda t: t[0], default=None) for tried in scores]  # of equals the deeper and slower, as in the paper
-    return [Diverged(0) if b is None else {"error": evaluate_classifier(b[2], *split[2:])["error"], "layers": b[1]}
-            for b, split in zip(best, splits, strict=True)]  # fmt: skip
+            scores[i] += (
+                [] if isinstance(history, Diverged) else [(evaluate_classifier(model, *valid)["error"], layers, model)]
+            )
+    best = [
+        min(tried, key=lambda t: t[0], default=None) for tried in scores
+    ]  # of equals the deeper and slower, as in the paper
+    return [
+        Diverged(0) if b is None else {"error": evaluate_classifier(b[2], *split[2:])["error"], "layers": b[1]}
+        for b, split in zip(best, splits, strict=True)
+    ]
 
 
 # --- Figure 1: deep networks at a very small learning rate ------------------------------------------------------------
@@ -186,10 +217,20 @@ def deep_batch(arm: str, seeds: list[int], config: Deep, device: torch.device) -
     """Plain SGD at the paper's rate on Fashion-MNIST: the loss and its step-to-step deviation over the last fifth of the steps."""
     data = fashion_mnist.load(device)
     models = [network(arm, [784, *[config.width] * config.depth, 10], seed).to(device) for seed in seeds]
-    histories = fit_batched(models, (data.flat(data.train_x), data.train_y), seeds=[seed_of("snn deep", seed) for seed in seeds],
-                            steps=config.steps, batch=128, lr=1e-5, optimizer="sgd")  # fmt: skip
+    histories = fit_batched(
+        models,
+        (data.flat(data.train_x), data.train_y),
+        seeds=[seed_of("snn deep", seed) for seed in seeds],
+        steps=config.steps,
+        batch=128,
+        lr=1e-5,
+        optimizer="sgd",
+    )
 
     def row(losses: Tensor) -> dict[str, float]:
         return {"train_nats": float(losses.mean()), "deviation": float(losses.diff().square().mean().sqrt())}
 
-    return [h if isinstance(h, Diverged) else row(torch.tensor(h.train_loss[-(config.steps // 5) :]).double()) for h in histories]
+    return [
+        h if isinstance(h, Diverged) else row(torch.tensor(h.train_loss[-(config.steps // 5) :]).double())
+        for h in histories
+    ]

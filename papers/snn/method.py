@@ -122,8 +122,13 @@ def _halves(mean: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def moment_map(
-    mu: Tensor | float, nu: Tensor | float, omega: Tensor | float = 0.0, tau: Tensor | float = 1.0, *,
-    alpha: float = ALPHA, scale: float = SCALE,
+    mu: Tensor | float,
+    nu: Tensor | float,
+    omega: Tensor | float = 0.0,
+    tau: Tensor | float = 1.0,
+    *,
+    alpha: float = ALPHA,
+    scale: float = SCALE,
 ) -> tuple[Tensor, Tensor]:
     """g of Eq. 4 and 5: mean and variance of selu(z), z ~ N(mu omega, nu tau), in float64, for tensors that broadcast.
 

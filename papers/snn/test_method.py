@@ -48,9 +48,14 @@ def gaussian_moments(mean, variance, alpha=ALPHA, scale=SCALE, panels=4000):
 
 
 CASES = [  # mu, nu, omega, tau: the fixed point, the ranges of Theorems 1 to 3, and beyond
-    (0.0, 1.0, 0.0, 1.0), (0.1, 1.5, 0.1, 1.1), (-0.1, 0.8, 0.1, 0.95), (-1.0, 16.0, 0.1, 1.25), (0.1, 0.02, -0.1, 0.8),
-    (3.0, 0.5, 1.0, 1.0), (-3.0, 0.5, 1.0, 2.0),
-]  # fmt: skip
+    (0.0, 1.0, 0.0, 1.0),
+    (0.1, 1.5, 0.1, 1.1),
+    (-0.1, 0.8, 0.1, 0.95),
+    (-1.0, 16.0, 0.1, 1.25),
+    (0.1, 0.02, -0.1, 0.8),
+    (3.0, 0.5, 1.0, 1.0),
+    (-3.0, 0.5, 1.0, 2.0),
+]
 
 
 def check_map(g):
@@ -222,7 +227,9 @@ def test_mutant_init_dies(name):
 
 
 def test_init_fits_the_slot_and_draws_from_its_generator():
-    one, two = (MLP([6, 5, 3], act=SELU, init=lecun_normal_, generator=torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (
+        MLP([6, 5, 3], act=SELU, init=lecun_normal_, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
     weight = torch.empty(4, 3, requires_grad=True)
@@ -235,7 +242,9 @@ def test_d1_constants_to_the_last_digit():
     """The closed forms in Python floats, and the digits that the paper prints."""
     c = math.erfc(1 / math.sqrt(2))
     alpha = -math.sqrt(2 / math.pi) / (c * math.exp(0.5) - 1)
-    under = 2 * math.erfc(math.sqrt(2)) * math.e**2 + math.pi * c**2 * math.e - 2 * (2 + math.pi) * c * math.sqrt(math.e)
+    under = (
+        2 * math.erfc(math.sqrt(2)) * math.e**2 + math.pi * c**2 * math.e - 2 * (2 + math.pi) * c * math.sqrt(math.e)
+    )
     scale = (1 - c * math.sqrt(math.e)) * math.sqrt(2 * math.pi) * (under + math.pi + 2) ** -0.5
     assert abs(ALPHA - alpha) < 1e-14 and abs(SCALE - scale) < 1e-14
     assert (round(ALPHA, 4), round(SCALE, 4)) == (1.6733, 1.0507)
@@ -261,7 +270,12 @@ def test_d2_half_precision_is_the_float32_result_rounded():
 
 def test_d3_other_fixed_points():
     assert selu_constants(-0.1, 2.0, omega=1.0) == pytest.approx((1.9769021954241999, 1.073851239616047), rel=1e-12)
-    for mu, nu, omega, tau in [(-0.1, 2.0, 0.0, 1.0), (0.2, 0.7, 0.3, 1.1), (-0.5, 1.0, 0.0, 1.0), (0.0, 4.0, 0.5, 0.9)]:
+    for mu, nu, omega, tau in [
+        (-0.1, 2.0, 0.0, 1.0),
+        (0.2, 0.7, 0.3, 1.1),
+        (-0.5, 1.0, 0.0, 1.0),
+        (0.0, 4.0, 0.5, 0.9),
+    ]:
         alpha, scale = selu_constants(mu, nu, omega=omega, tau=tau)
         assert gaussian_moments(mu * omega, nu * tau, alpha, scale) == pytest.approx((mu, nu), abs=1e-9)
     assert selu_constants(-0.1, 2.0) != pytest.approx(selu_constants(-0.1, 2.0, omega=1.0), rel=0.01)

@@ -110,7 +110,11 @@ class NewBuffer(UnifiedNorm):
 def filtration(arm: str, seed: int, config: Filtration, device: torch.device) -> dict[str, float | list[float]]:
     """A stream of log-normal x2: how often a usual batch is left out, and one whose x2 is a multiple of the usual, in all channels."""
     source, n = generator("unified_norm filtration", seed), config.channels
-    norm = (NewBuffer if arm == "new_buffer" else UnifiedNorm)(n, warmup_iters=0, outlier_filtration=True).double().to(device)
+    norm = (
+        (NewBuffer if arm == "new_buffer" else UnifiedNorm)(n, warmup_iters=0, outlier_filtration=True)
+        .double()
+        .to(device)
+    )
     noise = torch.randn(config.batches + 1, 1, n, generator=source, dtype=torch.float64).to(device)
     caught: dict[float, list[int]] = {spike: [] for spike in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)}
     for step in range(config.batches):
@@ -121,8 +125,12 @@ def filtration(arm: str, seed: int, config: Filtration, device: torch.device) ->
             seen.append(int(other.skip_counter - norm.skip_counter))
         norm(x)
     curve = {spike: sum(seen) / len(seen) for spike, seen in caught.items()}
-    return {"false_alarms": float(norm.skip_counter) / config.batches, "caught": curve[10.0], "caught_curve": list(curve.values()),
-            "spike": list(curve)}  # fmt: skip
+    return {
+        "false_alarms": float(norm.skip_counter) / config.batches,
+        "caught": curve[10.0],
+        "caught_curve": list(curve.values()),
+        "spike": list(curve),
+    }
 
 
 # --- a ViT: accuracy, memory, time -----------------------------------------------------------------------------------
@@ -139,16 +147,31 @@ class Accuracy(ViT):
 
 def accuracy(arm: str, seed: int, config: Accuracy, device: torch.device) -> dict[str, float]:
     """Test accuracy after training on Fashion-MNIST; with UN after folding.  `unit`: the running value put back to 1 before."""
-    data, unified = fashion_mnist.load(device), partial(UnifiedNorm, warmup_iters=config.steps // 10, outlier_filtration=True)
+    data, unified = (
+        fashion_mnist.load(device),
+        partial(UnifiedNorm, warmup_iters=config.steps // 10, outlier_filtration=True),
+    )
     norm = {"layernorm": nn.LayerNorm, "batchnorm": TokenBatchNorm}.get(arm, unified)
     model = config.build(norm, generator("unified_norm accuracy", seed)).to(device)
     train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(model, train, steps=config.steps, batch=config.batch, lr=config.lr, schedule=cosine(0.1), weight_decay=0.05,
-        seed=seed_of("unified_norm batches", seed))  # fmt: skip
+    fit(
+        model,
+        train,
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        schedule=cosine(0.1),
+        weight_decay=0.05,
+        seed=seed_of("unified_norm batches", seed),
+    )
     if arm == "unit":
         model.apply(lambda module: module.reset_running_stats() if isinstance(module, UnifiedNorm) else None)
     model = without_norms(model, fuse_into_linear) if norm is unified else model
-    return {"accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])["accuracy"]}
+    return {
+        "accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])[
+            "accuracy"
+        ]
+    }
 
 
 @dataclass(frozen=True)
@@ -171,6 +194,14 @@ def memory(arm: str, seed: int, config: Cost, device: torch.device) -> dict[str,
 
 
 def speed_group(arms: list[str], seed: int, config: Cost, device: torch.device) -> dict[str, dict[str, float]]:
-    timings = compare({arm: inference(arm, seed, config, device) for arm in arms}, reference="layernorm", device=device,
-                      blocks=20, calls=5, warmup=10, seed=seed, aa_limit=config.aa_limit)  # fmt: skip
+    timings = compare(
+        {arm: inference(arm, seed, config, device) for arm in arms},
+        reference="layernorm",
+        device=device,
+        blocks=20,
+        calls=5,
+        warmup=10,
+        seed=seed,
+        aa_limit=config.aa_limit,
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

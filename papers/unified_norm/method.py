@@ -33,7 +33,9 @@ class Smoothed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, kept: Tensor, buffer_gz: Tensor, ema_gz: Tensor, real: Tensor | None, alpha: float) -> Tensor:
+    def forward(
+        x: Tensor, kept: Tensor, buffer_gz: Tensor, ema_gz: Tensor, real: Tensor | None, alpha: float
+    ) -> Tensor:
         return x / kept[0]
 
     @staticmethod
@@ -83,8 +85,16 @@ class UnifiedNorm(PowerNormV):
     """
 
     def __init__(
-        self, num_features: int, eps: float = 1e-5, *, alpha: float = 0.9, affine: bool = True, window_size: int = 4,
-        warmup_iters: int = 4000, outlier_filtration: bool = False, device: torch.device | str | None = None,
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        alpha: float = 0.9,
+        affine: bool = True,
+        window_size: int = 4,
+        warmup_iters: int = 4000,
+        outlier_filtration: bool = False,
+        device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
         if window_size < 1:
@@ -117,7 +127,9 @@ class UnifiedNorm(PowerNormV):
         plain = skip | (count <= m) | (count < self.warmup_iters)
         var = torch.where(plain, x2, window.log().mean(0).exp())
         root = (var + self.eps).sqrt()
-        r = torch.where(skip | (count <= max(1000, self.warmup_iters)), 1.0, (root / (old + self.eps).sqrt()).clamp(0.2, 5))
+        r = torch.where(
+            skip | (count <= max(1000, self.warmup_iters)), 1.0, (root / (old + self.eps).sqrt()).clamp(0.2, 5)
+        )
         # Stacked, since torch.compile computes anything else again in the backward pass, from buffers that have changed.
         kept = torch.stack([root, r, *(flag.to(root).expand_as(root) for flag in (skip, plain))])
         z = Smoothed.apply(x, kept, self.buffer_gz, self.ema_gz, real, self.alpha)
@@ -141,13 +153,20 @@ def fuse_into_linear(norm: PowerNormV, linear: nn.Linear) -> nn.Linear:
     if not isinstance(norm, PowerNormV) or (isinstance(norm, PowerNorm) and norm.groups is not None):
         raise TypeError(f"{norm!r} has statistics of the token itself and cannot be folded: write UnifiedNorm(n)")
     if norm.training or linear.in_features != norm.num_features:
-        raise ValueError(f"{norm.num_features} features into {linear!r}: call norm.eval() and give the layer that follows")
+        raise ValueError(
+            f"{norm.num_features} features into {linear!r}: call norm.eval() and give the layer that follows"
+        )
     weight, bias = linear.weight.double(), None if linear.bias is None else linear.bias.double()
     scale = norm.gain(norm.at_inference(torch.ones(1, norm.num_features, dtype=torch.float64, device=weight.device)))
     if norm.bias is not None:
         bias = weight @ norm.bias.double() + (0 if bias is None else bias)
     made = nn.utils.skip_init(
-        nn.Linear, linear.in_features, linear.out_features, bias is not None, device=weight.device, dtype=linear.weight.dtype
+        nn.Linear,
+        linear.in_features,
+        linear.out_features,
+        bias is not None,
+        device=weight.device,
+        dtype=linear.weight.dtype,
     )
     made.weight.copy_(weight * scale)
     if bias is not None:

@@ -29,14 +29,21 @@ from repro.testing import (
 C, M, ALPHA, EPS = 3, 4, 0.7, 1e-5
 # name: (batches seen before, warmup_iters, outlier_filtration)
 STAGES = {
-    "first": (0, 0, False), "warm-up": (2, 8, True), "smoothed": (50, 8, False), "filtered": (50, 8, True),
-    "with r": (2000, 8, False), "with r, filtered": (2000, 8, True), "warm-up beyond 1000": (1500, 1600, False),
-}  # fmt: skip
+    "first": (0, 0, False),
+    "warm-up": (2, 8, True),
+    "smoothed": (50, 8, False),
+    "filtered": (50, 8, True),
+    "with r": (2000, 8, False),
+    "with r, filtered": (2000, 8, True),
+    "warm-up beyond 1000": (1500, 1600, False),
+}
 
 
 def made(kind, stage):
     seen, warmup, filtration = STAGES[stage]
-    norm = scramble(kind(C, alpha=ALPHA, warmup_iters=warmup, outlier_filtration=filtration, window_size=M, dtype=torch.float64))
+    norm = scramble(
+        kind(C, alpha=ALPHA, warmup_iters=warmup, outlier_filtration=filtration, window_size=M, dtype=torch.float64)
+    )
     norm.num_batches_tracked.fill_(seen)
     return norm
 
@@ -68,7 +75,12 @@ def oracle(norm, x, stage):
             var = window[-1] if plain else geometric(window)
             root = math.sqrt(var + EPS)
             r = 1.0 if skip or t <= max(1000, warmup) else min(max(root / math.sqrt(old + EPS), 0.2), 5.0)
-        z, g, pull, gzs = [v / root for v in col], [r * gamma * d for d in dy], 0.0, [row[c] for row in state["buffer_gz"]]
+        z, g, pull, gzs = (
+            [v / root for v in col],
+            [r * gamma * d for d in dy],
+            0.0,
+            [row[c] for row in state["buffer_gz"]],
+        )
         if norm.training:
             gz = mean([a * v for a, v in zip(g, z, strict=True)])
             gzs = [*gzs[1:], ema if skip else gz]
@@ -105,7 +117,9 @@ def check(kind):
                     got = outcome(norm, x)
                     for key in want:
                         floor = 1e-13 if name in ("constant", "spiked") else 1e-25  # cancellation in dL/dx
-                        assert_near(got[key], want[key], f"{stage} {shape} {name} training={training}: {key}", floor=floor)
+                        assert_near(
+                            got[key], want[key], f"{stage} {shape} {name} training={training}: {key}", floor=floor
+                        )
                     assert norm.skip_counter.item() - before == (skip and training), f"{stage} {name}: counter"
                     skipped.add((stage, skip))
     assert {s for stage, s in skipped if stage == "with r, filtered"} == {True, False}
@@ -121,10 +135,21 @@ class Broken(nn.Module):
 
     def __init__(self, n, *, alpha, warmup_iters, outlier_filtration, window_size, dtype, fault=None):
         super().__init__()
-        self.alpha, self.warmup, self.filtration, self.m, self.fault = alpha, warmup_iters, outlier_filtration, window_size, fault
+        self.alpha, self.warmup, self.filtration, self.m, self.fault = (
+            alpha,
+            warmup_iters,
+            outlier_filtration,
+            window_size,
+            fault,
+        )
         for name in ("weight", "bias"):
             self.register_parameter(name, nn.Parameter(torch.ones(n, dtype=dtype)))
-        for name, shape in (("running_psi2", (n,)), ("ema_gz", (n,)), ("buffer_x2", (window_size, n)), ("buffer_gz", (window_size, n))):
+        for name, shape in (
+            ("running_psi2", (n,)),
+            ("ema_gz", (n,)),
+            ("buffer_x2", (window_size, n)),
+            ("buffer_gz", (window_size, n)),
+        ):
             self.register_buffer(name, torch.ones(shape, dtype=dtype))
         for name in ("num_batches_tracked", "skip_counter"):
             self.register_buffer(name, torch.tensor(0))
@@ -139,15 +164,22 @@ class Broken(nn.Module):
         before = self.buffer_x2.clone()
         window = torch.cat([before[1:], x2[None]])
         recorded = (window if fault == "spread with the new value" else before).sqrt()
-        spread = recorded.var(0) if fault == "spread per channel" else recorded.var(correction=0 if fault == "biased spread" else 1)
+        spread = (
+            recorded.var(0)
+            if fault == "spread per channel"
+            else recorded.var(correction=0 if fault == "biased spread" else 1)
+        )
         gm = window.log().mean(0).exp()
         limit = spread if fault == "threshold without M" else self.m * spread
         above = window.mean(0) - gm > limit
         outlier = above.all() if fault == "outlier in all channels" else above.any()
         skip = bool(self.filtration and t > self.m and t >= self.warmup and outlier)
         plain = skip or t <= self.m or (t < self.warmup and fault != "no warm-up")
-        smooth = {"arithmetic mean": window.mean(0), "window without this batch": before.log().mean(0).exp(),
-                  "mean of roots": window.sqrt().mean(0).square()}.get(fault, gm)  # fmt: skip
+        smooth = {
+            "arithmetic mean": window.mean(0),
+            "window without this batch": before.log().mean(0).exp(),
+            "mean of roots": window.sqrt().mean(0).square(),
+        }.get(fault, gm)
         var = x2 if plain or fault == "not smoothed" else smooth
         self.buffer_x2.copy_(torch.cat([window[:-1], (old if skip and fault != "outlier kept" else x2)[None]]))
         if fault == "window never moves":
@@ -194,13 +226,36 @@ class Step(torch.autograd.Function):
 
 
 FAULTS = [
-    "centred", "spread with the new value", "spread per channel", "biased spread", "threshold without M", "outlier in all channels",
-    "no warm-up", "arithmetic mean", "window without this batch", "mean of roots", "not smoothed", "outlier kept", "window never moves",
-    "alpha of the new value", "running value of the batches", "eps outside the root", "r by the new value", "r not clamped",
-    "r from the first batch on", "r upside down", "gradient without r", "gradient of an outlier kept", "gz not smoothed",
-    "ema for an outlier", "ema before its update", "the batch's own projection", "no projection", "gamma's gradient without r",
+    "centred",
+    "spread with the new value",
+    "spread per channel",
+    "biased spread",
+    "threshold without M",
+    "outlier in all channels",
+    "no warm-up",
+    "arithmetic mean",
+    "window without this batch",
+    "mean of roots",
+    "not smoothed",
+    "outlier kept",
+    "window never moves",
+    "alpha of the new value",
+    "running value of the batches",
+    "eps outside the root",
+    "r by the new value",
+    "r not clamped",
+    "r from the first batch on",
+    "r upside down",
+    "gradient without r",
+    "gradient of an outlier kept",
+    "gz not smoothed",
+    "ema for an outlier",
+    "ema before its update",
+    "the batch's own projection",
+    "no projection",
+    "gamma's gradient without r",
     "beta's gradient with r",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("kind", [UnifiedNorm, Broken], ids=["ours", "unbroken"])
@@ -214,7 +269,9 @@ def test_mutant_dies(fault):
         check(partial(Broken, fault=fault))
 
 
-@pytest.mark.parametrize("options", [{}, {"outlier_filtration": True, "warmup_iters": 2, "window_size": 2, "affine": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"outlier_filtration": True, "warmup_iters": 2, "window_size": 2, "affine": False}]
+)
 def test_contract(options):
     """check_norm_contract but for the finite differences in training: the backward pass is not that of a function."""
     make, x = partial(UnifiedNorm, C, **options), draw(2, 4, C)
@@ -252,14 +309,35 @@ def test_window_of_one_is_pnv(shape):
             pnv.load_state_dict(ours.state_dict(), strict=False)
             got, want = outcome(ours, x), outcome(pnv, x)
             for key in want:
-                assert_near(got[key], want[key], f"{name} {key}", rel=1e-9, floor=1e-13 if name in ("spiked", "constant") else 1e-25)
+                assert_near(
+                    got[key],
+                    want[key],
+                    f"{name} {key}",
+                    rel=1e-9,
+                    floor=1e-13 if name in ("spiked", "constant") else 1e-25,
+                )
 
 
 def test_initial_values():
     norm = UnifiedNorm(4)
-    want = {"weight": 1, "bias": 0, "running_psi2": 1, "buffer_x2": 0, "buffer_gz": 0, "ema_gz": 0, "skip_counter": 0, "num_batches_tracked": 0}
+    want = {
+        "weight": 1,
+        "bias": 0,
+        "running_psi2": 1,
+        "buffer_x2": 0,
+        "buffer_gz": 0,
+        "ema_gz": 0,
+        "skip_counter": 0,
+        "num_batches_tracked": 0,
+    }
     assert set(norm.state_dict()) == set(want) and all((norm.state_dict()[k] == v).all() for k, v in want.items())
-    assert (norm.eps, norm.alpha, norm.window_size, norm.warmup_iters, norm.outlier_filtration) == (1e-5, 0.9, 4, 4000, False)
+    assert (norm.eps, norm.alpha, norm.window_size, norm.warmup_iters, norm.outlier_filtration) == (
+        1e-5,
+        0.9,
+        4,
+        4000,
+        False,
+    )
     assert norm.buffer_x2.shape == (4, 4) and "window_size=4" in repr(norm)
 
 
@@ -296,7 +374,9 @@ def test_d2_what_stands_in_for_an_outlier():
     x = (20 * draw(8, 2)).requires_grad_()
     (dx,) = torch.autograd.grad(norm(x), x, draw(8, 2, seed=1))
     assert norm.skip_counter == 1
-    assert norm.buffer_x2[-1].tolist() == pytest.approx([1.1, 2.2]) and norm.buffer_gz[-1].tolist() == pytest.approx([0.3, 0.3])
+    assert norm.buffer_x2[-1].tolist() == pytest.approx([1.1, 2.2]) and norm.buffer_gz[-1].tolist() == pytest.approx(
+        [0.3, 0.3]
+    )
     pnv = PowerNormV(2, dtype=torch.float64)
     assert_near(dx, torch.autograd.grad(pnv(x), x, draw(8, 2, seed=1))[0], rel=1e-9)  # the batch by itself
 
@@ -374,7 +454,9 @@ def test_two_forward_passes_before_a_backward_pass():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("norm", [UnifiedNorm(6), UnifiedNorm(6, affine=False), PowerNormV(6, eps=0.1), PowerNorm(6, groups=None)])
+@pytest.mark.parametrize(
+    "norm", [UnifiedNorm(6), UnifiedNorm(6, affine=False), PowerNormV(6, eps=0.1), PowerNorm(6, groups=None)]
+)
 def test_folds_exactly(norm, bias):
     torch.manual_seed(0)
     linear, norm, x = nn.Linear(6, 5, bias=bias).double(), scramble(copy.deepcopy(norm).double()).eval(), 3 + draw(9, 6)
@@ -389,7 +471,9 @@ def test_folds_exactly(norm, bias):
         assert_near(fuse_into_linear(a, b)(x.to(dtype)).detach(), b(a(x.to(dtype))).detach(), rel=rel)
 
 
-@pytest.mark.parametrize("fault", ["no eps", "no shift", "scale of the rows", "variance for deviation", "statistics of the batch"])
+@pytest.mark.parametrize(
+    "fault", ["no eps", "no shift", "scale of the rows", "variance for deviation", "statistics of the batch"]
+)
 def test_folding_mutant_dies(fault):
     norm, linear, x = scramble(UnifiedNorm(5).double()).eval(), nn.Linear(5, 5).double(), 3 + draw(9, 5)
     running = norm.running_psi2 if fault != "statistics of the batch" else x.square().mean(0)
@@ -411,7 +495,9 @@ def test_refuses_to_fold():
         fuse_into_linear(UnifiedNorm(4).eval(), nn.Linear(3, 4))
 
 
-@pytest.mark.parametrize("options, words", [({"alpha": 1.0}, "write 0 <= alpha < 1"), ({"window_size": 0}, "write 1 or more")])
+@pytest.mark.parametrize(
+    "options, words", [({"alpha": 1.0}, "write 0 <= alpha < 1"), ({"window_size": 0}, "write 1 or more")]
+)
 def test_refuses_options(options, words):
     with pytest.raises(ValueError, match=words):
         UnifiedNorm(6, **options)

@@ -31,7 +31,10 @@ def wrong(weight: Tensor, eps: float, *, fault: str) -> Tensor:
     return (weight - (0 if fault == "uncentred" else mean)) / (variance + eps).sqrt()
 
 
-STANDARDIZE = {"ws": standardize, **{fault: partial(wrong, fault=fault) for fault in ("detached", "input_axis", "uncentred")}}
+STANDARDIZE = {
+    "ws": standardize,
+    **{fault: partial(wrong, fault=fault) for fault in ("detached", "input_axis", "uncentred")},
+}
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,16 @@ class Network:
 def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -> ConvNet:
     """A CIFAR ResNet for grey images with the norm and the convolutions of an arm; `size`: images per worker."""
     norm = {
-        "gn": lambda n: nn.GroupNorm(config.groups, n), "bn": nn.BatchNorm2d, "small": partial(GhostBatchNorm, size=size),
+        "gn": lambda n: nn.GroupNorm(config.groups, n),
+        "bn": nn.BatchNorm2d,
+        "small": partial(GhostBatchNorm, size=size),
         "bcn": partial(BatchChannelNorm, num_groups=config.groups),
         "est": partial(BatchChannelNorm, num_groups=config.groups, estimate=True),
-    }[arm.split("_")[0]]  # fmt: skip
+    }[arm.split("_")[0]]
     conv = WSConv2d if arm.endswith("_ws") else UnequalConv2d if arm.endswith("_unequal") else nn.Conv2d
-    return cifar_resnet(config.depth, width=config.width, channels=1, norm=norm, conv=conv, shortcut="project", generator=source)
+    return cifar_resnet(
+        config.depth, width=config.width, channels=1, norm=norm, conv=conv, shortcut="project", generator=source
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,9 @@ def accumulation(arm: str, seed: int, config: Accumulation, device: torch.device
     y = torch.randint(10, (config.batch,), generator=source).to(device)
 
     def gradient(x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat([g.flatten() for g in torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))])
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))]
+        )
 
     whole = gradient(x, y)
     parts = [gradient(a, b) for a, b in zip(x.split(config.micro), y.split(config.micro), strict=True)]
@@ -127,7 +136,9 @@ def singularities(model: ConvNet, x: Tensor) -> dict[str, float | list]:
 
     def record(module: nn.Module, args: tuple, y: Tensor) -> None:
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | BatchChannelNorm):
-            gain, bias = (t.view(-1, 1).repeat(1, y.shape[1] // t.numel()).view(1, -1, 1, 1) for t in (module.weight, module.bias))
+            gain, bias = (
+                t.view(-1, 1).repeat(1, y.shape[1] // t.numel()).view(1, -1, 1, 1) for t in (module.weight, module.bias)
+            )
             variance, mean = torch.var_mean((y - bias) / gain, (0, 2, 3), correction=0)
             distances.append((mean.square() + (variance.sqrt() - 1).square()).sqrt().mean())
         elif isinstance(module, nn.ReLU):
@@ -164,8 +175,15 @@ def micro_batch(arm: str, seed: int, config: MicroBatch, device: torch.device) -
     """SGD with the same batches in every arm: what differs is over how many images a norm takes its statistics."""
     model = network(arm, config, generator("weight_standardization micro_batch", seed), config.micro).to(device)
     fit(
-        model, fashion_mnist.load(device).pooled("train", config.examples, config.pool), steps=config.steps, batch=config.batch, lr=config.lr,
-        seed=seed_of("weight_standardization batches", seed), optimizer="momentum", schedule="cosine", weight_decay=1e-4,
-    )  # fmt: skip
+        model,
+        fashion_mnist.load(device).pooled("train", config.examples, config.pool),
+        steps=config.steps,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("weight_standardization batches", seed),
+        optimizer="momentum",
+        schedule="cosine",
+        weight_decay=1e-4,
+    )
     x, y = fashion_mnist.load(device).pooled("test", config.test, config.pool)
     return {**evaluate_classifier(model, x, y), **measured(lambda m: singularities(m, x[:1000]), model)}

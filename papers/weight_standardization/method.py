@@ -58,11 +58,21 @@ class WSConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True, padding_mode: str = "zeros",
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, eps: float = 1e-5,
-    ):  # fmt: skip
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-5,
+    ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
@@ -109,8 +119,15 @@ class BatchChannelNorm(nn.Module):
     """
 
     def __init__(
-        self, num_features: int, num_groups: int | None = None, eps: float = 1e-5, momentum: float = 0.1, *,
-        estimate: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        num_features: int,
+        num_groups: int | None = None,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        *,
+        estimate: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if num_groups is None:  # D6
@@ -128,7 +145,9 @@ class BatchChannelNorm(nn.Module):
         self.bn.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.bn(channels_first(x, self.num_features)).unflatten(1, (self.num_groups, self.num_features // self.num_groups))
+        z = self.bn(channels_first(x, self.num_features)).unflatten(
+            1, (self.num_groups, self.num_features // self.num_groups)
+        )
         inside = tuple(range(2, z.dim()))  # the channels of a group, and places
         centred = z - z.mean(inside, keepdim=True)
         variance = centred.square().mean(inside, keepdim=True)

@@ -52,14 +52,20 @@ def check(function):
         got = function(leaf, 1e-5)
         (slope,) = torch.autograd.grad(got, leaf, upstream)
         floor = {"constant": 1e-12, "zero": 1e-12}.get(name, 1e-25)  # rounding of the mean over sqrt(eps)
-        for what, value, want in zip(("W_hat", "dW"), (got.detach(), slope), oracle(weight, 1e-5, upstream), strict=True):
+        for what, value, want in zip(
+            ("W_hat", "dW"), (got.detach(), slope), oracle(weight, 1e-5, upstream), strict=True
+        ):
             assert_near(value, want, f"{name}: {what}", floor=floor)
 
 
 def broken(fault):
     def function(weight, eps):
-        axes = {"over inputs alone": (1,), "over the kernel alone": (2, 3), "over outputs": (0, 2, 3),
-                "over all weights": (0, 1, 2, 3)}.get(fault, (1, 2, 3))  # fmt: skip
+        axes = {
+            "over inputs alone": (1,),
+            "over the kernel alone": (2, 3),
+            "over outputs": (0, 2, 3),
+            "over all weights": (0, 1, 2, 3),
+        }.get(fault, (1, 2, 3))
         mean, var = weight.mean(axes, keepdim=True), weight.var(axes, keepdim=True, correction=fault == "unbiased")
         if fault == "detached statistics":
             mean, var = mean.detach(), var.detach()
@@ -86,10 +92,21 @@ def broken(fault):
 
 
 FAULTS = [
-    "over inputs alone", "over the kernel alone", "over outputs", "over all weights", "unbiased", "detached statistics",
-    "detached deviation", "not centred", "half-precision statistics", "eps outside the root", "eps of timm",
-    "variance for deviation", "times the root", "over the fan-in",
-]  # fmt: skip
+    "over inputs alone",
+    "over the kernel alone",
+    "over outputs",
+    "over all weights",
+    "unbiased",
+    "detached statistics",
+    "detached deviation",
+    "not centred",
+    "half-precision statistics",
+    "eps outside the root",
+    "eps of timm",
+    "variance for deviation",
+    "times the root",
+    "over the fan-in",
+]
 
 
 @pytest.mark.parametrize("function", [standardize, broken(None)], ids=["ours", "unbroken"])
@@ -112,7 +129,9 @@ def test_gradcheck():
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("groups, kernel", [(1, 3), (2, 1), (4, 3)])
 def test_timm_agrees(groups, kernel, training):
-    theirs = quiet_import("timm.layers").StdConv2d(4, 8, kernel, padding=kernel // 2, groups=groups, bias=True, eps=1e-5)
+    theirs = quiet_import("timm.layers").StdConv2d(
+        4, 8, kernel, padding=kernel // 2, groups=groups, bias=True, eps=1e-5
+    )
     ours = WSConv2d(4, 8, kernel, padding=kernel // 2, groups=groups, dtype=torch.float64)
     theirs = theirs.double().train(training)
     ours.train(training).load_state_dict(theirs.state_dict())
@@ -194,7 +213,10 @@ def test_layer(args, options, shape):
 
 
 def test_in_a_network():
-    one, two, plain = (cifar_resnet(8, conv=conv, generator=torch.Generator().manual_seed(0)) for conv in (WSConv2d, WSConv2d, nn.Conv2d))
+    one, two, plain = (
+        cifar_resnet(8, conv=conv, generator=torch.Generator().manual_seed(0))
+        for conv in (WSConv2d, WSConv2d, nn.Conv2d)
+    )
     x = draw(2, 3, 8, 8, dtype=torch.float32)
     assert torch.equal(one(x), two(x)) and torch.equal(one.stem.weight, plain.stem.weight)
     optimizer, before = torch.optim.SGD(one.parameters(), lr=0.5), one.stem.weight.detach().clone()
@@ -206,7 +228,9 @@ def test_in_a_network():
     assert not torch.allclose(one.stem.weight, before)
 
 
-@pytest.mark.parametrize("arm", ["weight:weight_standardization.WSConv2d", "norm:weight_standardization.BatchChannelNorm"])
+@pytest.mark.parametrize(
+    "arm", ["weight:weight_standardization.WSConv2d", "norm:weight_standardization.BatchChannelNorm"]
+)
 def test_fits_the_convnets_of_the_arena(arm):
     assert misfit("convnet", arm) is None
 
@@ -261,18 +285,28 @@ def composed(module, x, training, running, fault=None):
         if training:
             columns = (x if fault == "gradient through the estimates" else x.detach()).transpose(0, 1).flatten(1)
             about = columns.mean(1) if fault == "variance about the batch's mean" else mean
-            new = [(1 - speed) * mean + speed * columns.mean(1), (1 - speed) * var + speed * (columns - about[:, None]).square().mean(1)]
+            new = [
+                (1 - speed) * mean + speed * columns.mean(1),
+                (1 - speed) * var + speed * (columns - about[:, None]).square().mean(1),
+            ]
             if fault == "variance about the new mean":
                 new[1] = (1 - speed) * var + speed * (columns - new[0][:, None]).square().mean(1)
             if fault == "speed of the old value":
-                new = [speed * mean + (1 - speed) * columns.mean(1), speed * var + (1 - speed) * (columns - about[:, None]).square().mean(1)]
+                new = [
+                    speed * mean + (1 - speed) * columns.mean(1),
+                    speed * var + (1 - speed) * (columns - about[:, None]).square().mean(1),
+                ]
             mean.copy_(new[0].detach())
             var.copy_(new[1].detach())
             used = used if fault == "updated after use" else new
             if fault == "batch statistics in training":
                 used = [columns.mean(1), columns.var(1, correction=0)]
-        return F.batch_norm(x, *[t.detach() for t in used], bn.weight, bn.bias, False, 0.0, 1e-5) if fault != \
-            "gradient through the estimates" else (x - used[0][:, None, None]) / (used[1][:, None, None] + 1e-5).sqrt() * bn.weight[:, None, None] + bn.bias[:, None, None]  # fmt: skip
+        return (
+            F.batch_norm(x, *[t.detach() for t in used], bn.weight, bn.bias, False, 0.0, 1e-5)
+            if fault != "gradient through the estimates"
+            else (x - used[0][:, None, None]) / (used[1][:, None, None] + 1e-5).sqrt() * bn.weight[:, None, None]
+            + bn.bias[:, None, None]
+        )
 
     def channel(x):
         x = F.group_norm(x, {"one group": 1, "instance norm": x.shape[1]}.get(fault, groups), eps=1e-5)
@@ -296,7 +330,9 @@ def check_bcn(function, estimate):
                 running, leaf = [t.clone() for t in start], x.clone().requires_grad_()
                 leaves = [leaf, *module.parameters()]
                 y = f(module, leaf, training, running)
-                results.append((y.detach(), *running, *torch.autograd.grad(y, leaves, draw(*x.shape, seed=5), allow_unused=True)))
+                results.append(
+                    (y.detach(), *running, *torch.autograd.grad(y, leaves, draw(*x.shape, seed=5), allow_unused=True))
+                )
             (y, mean, var, *slopes), (*_, dx, dweight, dbias, dgain, dshift) = results
             for got, want in zip((y.flatten(2), mean, var), wanted, strict=True):
                 assert_near(got, want, f"{name}, training={training}", rel=1e-6, floor=floor)
@@ -324,11 +360,27 @@ def test_bcn_oracle(function, estimate):
     check_bcn(function, estimate)
 
 
-@pytest.mark.parametrize("estimate, fault", [
-    *((e, fault) for e in (False, True) for fault in ("one group", "instance norm", "gain per channel", "no bias", "channel norm first")),
-    *((True, fault) for fault in ("gradient through the estimates", "variance about the batch's mean", "variance about the new mean",
-                                  "updated after use", "batch statistics in training", "speed of the old value")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "estimate, fault",
+    [
+        *(
+            (e, fault)
+            for e in (False, True)
+            for fault in ("one group", "instance norm", "gain per channel", "no bias", "channel norm first")
+        ),
+        *(
+            (True, fault)
+            for fault in (
+                "gradient through the estimates",
+                "variance about the batch's mean",
+                "variance about the new mean",
+                "updated after use",
+                "batch statistics in training",
+                "speed of the old value",
+            )
+        ),
+    ],
+)
 def test_bcn_mutant_dies(estimate, fault):
     with pytest.raises(AssertionError):
         check_bcn(partial(composed, fault=fault), estimate)
@@ -375,14 +427,20 @@ def test_d4_variance_about_the_old_mean_and_used_at_once():
 
 
 def test_d5_first_speed():
-    assert EstBN(3).estbn_moving_speed.item() == BatchChannelNorm(4, estimate=True).bn.estbn_moving_speed.item() == pytest.approx(0.1)
+    assert (
+        EstBN(3).estbn_moving_speed.item()
+        == BatchChannelNorm(4, estimate=True).bn.estbn_moving_speed.item()
+        == pytest.approx(0.1)
+    )
     norm = EstBN(3)
     norm.estbn_moving_speed.zero_()  # the authors' first value
     norm(5 + draw(7, 3, dtype=torch.float32))
     assert torch.equal(norm.running_mean, torch.zeros(3)) and torch.equal(norm.running_var, torch.ones(3))
 
 
-@pytest.mark.parametrize("channels, groups", [(64, 32), (512, 32), (16, 8), (8, 4), (48, 24), (7, 1), (2, 1), (1, 1), (96, 32)])
+@pytest.mark.parametrize(
+    "channels, groups", [(64, 32), (512, 32), (16, 8), (8, 4), (48, 24), (7, 1), (2, 1), (1, 1), (96, 32)]
+)
 def test_d6_number_of_groups(channels, groups):
     assert BatchChannelNorm(channels).num_groups == groups
 
@@ -402,7 +460,11 @@ def test_refuses():
         with pytest.raises(ValueError, match="write a divisor"):
             BatchChannelNorm(6, groups)
     norm = EstBN(3)
-    for x, error in ((torch.ones(2, 3, dtype=torch.long), TypeError), (torch.ones(3), ValueError), (torch.ones(2, 4), ValueError)):
+    for x, error in (
+        (torch.ones(2, 3, dtype=torch.long), TypeError),
+        (torch.ones(3), ValueError),
+        (torch.ones(2, 4), ValueError),
+    ):
         with pytest.raises(error, match="float|of at least 2 axes"):
             norm(x)
     assert torch.equal(norm.running_var, torch.ones(3))

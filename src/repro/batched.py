@@ -23,14 +23,36 @@ from repro.models import mlp, slots
 from repro.train import Data, History, Loss, OptimizerFactory, Schedule, cross_entropy
 
 ELEMENTWISE = (
-    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
-    nn.Softplus, nn.Softsign, nn.Hardtanh, nn.ReLU6, nn.Hardswish,
-)  # fmt: skip
+    nn.Identity,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Hardtanh,
+    nn.ReLU6,
+    nn.Hardswish,
+)
 LOOP_FROM = 32_768  # numbers in one seed's slice
 # Modules whose forward reads (K, B, n) as well as (B, n) once their children do.
 TRANSPARENT = (
-    mlp.MLP, mlp.ResidualMLP, mlp.Layer, mlp.Branch, slots.Pre, slots.Post, slots.Bare, nn.Sequential, nn.ModuleList,
-)  # fmt: skip
+    mlp.MLP,
+    mlp.ResidualMLP,
+    mlp.Layer,
+    mlp.Branch,
+    slots.Pre,
+    slots.Post,
+    slots.Bare,
+    nn.Sequential,
+    nn.ModuleList,
+)
 
 
 # --- K modules as one ------------------------------------------------------------------------------------------------
@@ -162,14 +184,27 @@ def release(models: list[nn.Module]) -> None:
 
 
 def fit_batched(
-    models: list[nn.Module], data: Data | list[Data], *, seeds: list[int], steps: int, batch: int, lr: float,
-    context: int | None = None, optimizer: str | OptimizerFactory = "adamw", optimizer_options: dict | None = None,
-    weight_decay: float = 0.0, groups: Callable[[nn.Module], list[dict]] | None = None,
-    schedule: str | Schedule = "constant", clip: float | None = None, loss: Loss = cross_entropy,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None, eval_every: int | None = None,
+    models: list[nn.Module],
+    data: Data | list[Data],
+    *,
+    seeds: list[int],
+    steps: int,
+    batch: int,
+    lr: float,
+    context: int | None = None,
+    optimizer: str | OptimizerFactory = "adamw",
+    optimizer_options: dict | None = None,
+    weight_decay: float = 0.0,
+    groups: Callable[[nn.Module], list[dict]] | None = None,
+    schedule: str | Schedule = "constant",
+    clip: float | None = None,
+    loss: Loss = cross_entropy,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    eval_every: int | None = None,
     hook: Callable[[int, list[nn.Module], Tensor], object] | None = None,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None, amp: torch.dtype | None = None,
-) -> list[History | Diverged]:  # fmt: skip
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    amp: torch.dtype | None = None,
+) -> list[History | Diverged]:
     """Train models[k] as `fit(models[k], data, seed=seeds[k], ...)` would, all k in one pass.
 
     Arguments are those of `fit`.  data may be a list with the data of each seed, all of one length.  The optimizer must
@@ -206,7 +241,9 @@ def fit_batched(
                 else:
                     diverged[k] = Diverged(len(histories[k].train_loss))
         pending.clear()
-        if alive := [history.train_loss for k, history in enumerate(histories) if k not in diverged and history.train_loss]:
+        if alive := [
+            history.train_loss for k, history in enumerate(histories) if k not in diverged and history.train_loss
+        ]:
             live.tell(len(alive[0]), steps, sum(losses[-1] for losses in alive) / len(alive))
 
     def losses_of(x: Tensor, y: Tensor) -> Tensor:
@@ -264,7 +301,7 @@ class _Batches:
 
     def __init__(
         self, data: Data | list[Data], context: int | None, device: torch.device, batch: int, seeds: list[int]
-    ):  # fmt: skip
+    ):
         sources = [train.Source(each, context, device) for each in (data if isinstance(data, list) else [data])]
         if len(sources) not in (1, len(seeds)) or len({s.n for s in sources}) > 1:
             raise ReproError("data: write one data set, or a list of one per seed, all of one length")

@@ -13,9 +13,12 @@ from repro.errors import Failed, ReproError, one_line
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Reference implementations of deep-network methods, each with a verdict.",
-)  # fmt: skip
+)
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, where it comes from, checksums.")
 app.add_typer(data_app, name="data")
 
@@ -28,13 +31,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 def _end_with_parent(wanted: bool) -> None:
     if wanted:
-        from repro.engines.worker import die_with_parent
+        from repro.run.engines.worker import die_with_parent
 
         die_with_parent()
 
 
 # Stages of DVC ask for it: a stage that outlives a killed DVC would write beside the next one.
-WithParent = Annotated[bool, typer.Option("--with-parent", help="end when the process that started this one ends", hidden=True, callback=_end_with_parent)]
+WithParent = Annotated[
+    bool,
+    typer.Option(
+        "--with-parent", help="end when the process that started this one ends", hidden=True, callback=_end_with_parent
+    ),
+]
 
 
 def _say(text: str = "") -> None:
@@ -46,16 +54,18 @@ def _dump(value: object) -> None:
 
 
 def _root() -> Path:
-    from repro import provenance
+    from repro.run import provenance
 
     root = provenance.root()
     if not (root / "params.yaml").is_file():
-        raise ReproError(f"{root}: no checkout of this suite (no params.yaml); clone the repository and run this inside it")
+        raise ReproError(
+            f"{root}: no checkout of this suite (no params.yaml); clone the repository and run this inside it"
+        )
     return root
 
 
 def _profile(given: str | None) -> str:
-    from repro import paper
+    from repro.spec import paper
 
     profile = paper.load_params(_root()).profile if given is None else given
     if profile not in PROFILES:
@@ -68,7 +78,7 @@ def _profile(given: str | None) -> str:
 
 
 def _papers(slugs: list[str] | None, every: bool) -> list:
-    from repro import paper
+    from repro.spec import paper
 
     if not slugs and not every:
         raise ReproError("which papers? name them, such as `rmsnorm`, or write --all")
@@ -77,7 +87,9 @@ def _papers(slugs: list[str] | None, every: bool) -> list:
 
 def _needs(paper, profile: str) -> None:
     if profile not in paper.profiles:
-        raise ReproError(f"papers/{paper.slug}/paper.yaml: has no profile {profile}; it has {', '.join(paper.profiles)}")
+        raise ReproError(
+            f"papers/{paper.slug}/paper.yaml: has no profile {profile}; it has {', '.join(paper.profiles)}"
+        )
 
 
 def _results(slug: str, profile: str, kind: str) -> Path:
@@ -93,7 +105,8 @@ def list_papers(
     as_json: AsJson = False,
 ) -> None:
     """Every paper: title, family, headline, verdict per profile."""
-    from repro import index, paper
+    from repro.publish import index
+    from repro.spec import paper
 
     allowed = ("reproduced", "not_reproduced", "inconclusive", "not_run")
     if verdict is not None and verdict.replace(" ", "_") not in allowed:
@@ -107,9 +120,18 @@ def list_papers(
                 stored = index.read_verdict(slug, profile)
                 head = stored["claims"].get(stored["headline"]) if stored else None
                 states[profile] = head["state"] if head else "not_run"
-        row = {"slug": slug, "title": one.title, "year": one.year, "family": one.family, "withdrawn": one.withdrawn,
-               "headline": {p: one.headline_for(p) for p in states}, "verdicts": states}  # fmt: skip
-        if (family is None or one.family == family) and (verdict is None or verdict.replace(" ", "_") in states.values()):
+        row = {
+            "slug": slug,
+            "title": one.title,
+            "year": one.year,
+            "family": one.family,
+            "withdrawn": one.withdrawn,
+            "headline": {p: one.headline_for(p) for p in states},
+            "verdicts": states,
+        }
+        if (family is None or one.family == family) and (
+            verdict is None or verdict.replace(" ", "_") in states.values()
+        ):
             found.append(row)
     if family is not None and family not in paper.FAMILIES:
         raise ReproError(f"--family {family}: unknown family; write one of {', '.join(paper.FAMILIES)}")
@@ -117,9 +139,17 @@ def list_papers(
         return _dump(found)
     _table(
         ["paper", "title", "family", "headline", "cpu", "gpu"],
-        [[r["slug"] + " (withdrawn)" * bool(r["withdrawn"]), r["title"], r["family"], r["headline"].get("cpu") or r["headline"].get("gpu") or "",
-          *(r["verdicts"].get(p, "–").replace("_", " ") for p in ("cpu", "gpu"))] for r in found],
-    )  # fmt: skip
+        [
+            [
+                r["slug"] + " (withdrawn)" * bool(r["withdrawn"]),
+                r["title"],
+                r["family"],
+                r["headline"].get("cpu") or r["headline"].get("gpu") or "",
+                *(r["verdicts"].get(p, "–").replace("_", " ") for p in ("cpu", "gpu")),
+            ]
+            for r in found
+        ],
+    )
 
 
 def _table(head: list[str], rows: list[list[str]]) -> None:
@@ -148,8 +178,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Equation, claims, the paper's number, ours, rule, control."""
-    from repro import index, paper
-    from repro.report import words
+    from repro import words
+    from repro.publish import index
+    from repro.spec import paper
 
     one = paper.load(slug)
     profiles = [_profile(profile)] if profile or verdict else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
@@ -183,18 +214,25 @@ def show(
         return
     for p, stored in verdicts.items():
         if stored is None:
-            raise ReproError(f"{slug} has no verdict at profile {p}; run `repro run {slug} --profile {p}` and `repro judge {slug}`")
+            raise ReproError(
+                f"{slug} has no verdict at profile {p}; run `repro run {slug} --profile {p}` and `repro judge {slug}`"
+            )
         _verdict_table(one, stored)
 
 
 def _verdict_table(paper, verdict: dict, committed: dict | None = None, compare: bool = False) -> None:
-    from repro import index
+    from repro.publish import index
 
     rows = []
     for name, claim in verdict["claims"].items():
         told = paper.claims[name].paper_value
         star = "*" if verdict["headline"] == name else " "
-        row = [star + name, told.text or index.number(told.value), index.estimate(claim), claim["state"].replace("_", " ")]
+        row = [
+            star + name,
+            told.text or index.number(told.value),
+            index.estimate(claim),
+            claim["state"].replace("_", " "),
+        ]
         if compare:
             before = (committed or {"claims": {}})["claims"].get(name)
             state = before["state"] if before else "none"
@@ -212,18 +250,24 @@ def run(
     every: All = False,
     profile: Profile = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto (default: params.yaml)")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, max=1000, help="other than planned: fewer is inconclusive, more is not judged")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="other than planned: fewer is inconclusive, more is not judged")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local (this machine) or ray (a cluster)")] = "local",
-    address: Annotated[str | None, typer.Option(help="the Ray cluster, host:port or auto (default: one of this machine)")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, max=999, help="worker processes; with --engine ray trials at once on a GPU")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="the Ray cluster, host:port or auto (default: one of this machine)")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=999, help="worker processes; with --engine ray trials at once on a GPU")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="measure again what the store holds")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="say nothing but errors")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, as units end")] = False,
     with_parent: WithParent = False,
 ) -> None:
     """Measure the missing trials and write the rows."""
-    from repro import engines, paper, plan, progress
-    from repro import run as core
+    from repro.run import core, engines, plan, progress
+    from repro.spec import paper
 
     root, profile = _root(), _profile(profile)
     params = paper.load_params(root)
@@ -241,8 +285,16 @@ def run(
                 continue
             entry = plan.entry(one, profile, seeds or params.seeds)
             try:
-                document = core.measure(entry, store=Store(state / "trials"), state=state, device=device, jobs=jobs, force=force,
-                                        progress=progress.choose(quiet, as_json), **where)  # fmt: skip
+                document = core.measure(
+                    entry,
+                    store=Store(state / "trials"),
+                    state=state,
+                    device=device,
+                    jobs=jobs,
+                    force=force,
+                    progress=progress.choose(quiet, as_json),
+                    **where,
+                )
                 core.write_rows(_results(one.slug, profile, "rows"), document)
             except ReproError as error:
                 if len(chosen) == 1:
@@ -252,7 +304,9 @@ def run(
                 continue
             limit = params.time_limit.get(profile)
             if not (quiet or as_json) and limit and document["provenance"]["seconds"] > limit * jobs:
-                _say(f"note: {one.slug} took {document['provenance']['seconds']:.0f} s of work; the {profile} profile promises {limit} s")
+                _say(
+                    f"note: {one.slug} took {document['provenance']['seconds']:.0f} s of work; the {profile} profile promises {limit} s"
+                )
     if code:
         raise typer.Exit(code)
 
@@ -265,12 +319,15 @@ def judge(
     check: Annotated[bool, typer.Option("--check", help="fail if a stored verdict differs from a fresh one")] = False,
 ) -> None:
     """Rows -> verdict, and how often such a verdict errs."""
-    from repro import index, quality, verdict
+    from repro.judge import quality, verdict
+    from repro.publish import index
     from repro.store import write_file
 
     differing = []
     for one in _papers(slugs, every):
-        profiles = [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
+        profiles = (
+            [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
+        )
         for p in profiles:
             _needs(one, p)
             if p == "smoke":
@@ -285,16 +342,23 @@ def judge(
             if check:
                 same = index.read_verdict(one.slug, p) == json.loads(json.dumps(fresh))
                 known = quality.read(one.slug, p) in (None, rates)  # None: judged before there were any
-                _say(f"{one.slug} {p}: {'the stored verdict holds' if same else 'the stored verdict DIFFERS'}"
-                     + ("" if known else ", its stored error rates DIFFER"))  # fmt: skip
+                _say(
+                    f"{one.slug} {p}: {'the stored verdict holds' if same else 'the stored verdict DIFFERS'}"
+                    + ("" if known else ", its stored error rates DIFFER")
+                )
                 differing += [] if same and known else [f"{one.slug} {p}"]
                 continue
             write_file(_results(one.slug, p, "quality"), quality.text(rates))
-            write_file(_results(one.slug, p, "verdict"), json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+            write_file(
+                _results(one.slug, p, "verdict"),
+                json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+            )
             _say(f"{one.slug} {p}")
             _verdict_table(one, fresh)
     if differing:
-        raise Failed(f"stored verdicts differ from the rows: {', '.join(differing)}; run `repro judge` on them and look at the change")
+        raise Failed(
+            f"stored verdicts differ from the rows: {', '.join(differing)}; run `repro judge` on them and look at the change"
+        )
 
 
 @app.command("quality")
@@ -302,16 +366,21 @@ def show_quality(
     slugs: Slugs = None,
     every: All = False,
     profile: Profile = None,
-    write: Annotated[Path | None, typer.Option(metavar="PAGE", help="put the table between its marks in a page of Markdown")] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="put the table between its marks in a page of Markdown")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """How often verdicts err, by simulation from the rows: false 'reproduced' at the edge of each rule, and power."""
-    from repro import documents, quality, verdict
+    from repro.files import documents
+    from repro.judge import quality, verdict
     from repro.store import write_file
 
     found, days = [], []
     for one in _papers(slugs, every):
-        for p in [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]:
+        for p in (
+            [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
+        ):
             if every and p not in one.profiles:
                 continue
             _needs(one, p)
@@ -336,13 +405,17 @@ def show_quality(
         _table(quality.HEAD, quality.lines(found))
         _say(quality.summary_text(found))
     if wrong := quality.summary(found)["above"]:
-        raise Failed(f"{wrong} claims would be called reproduced too often where they are false; see ABOVE in the table")
+        raise Failed(
+            f"{wrong} claims would be called reproduced too often where they are false; see ABOVE in the table"
+        )
 
 
 @app.command("plan")
 def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """The trials that a run would make, with cost; the JSON runs on a bare machine."""
-    from repro import paper, plan, verdict
+    from repro.judge import verdict
+    from repro.run import plan
+    from repro.spec import paper
 
     profile = _profile(profile)
     chosen = _papers(slugs, every)
@@ -359,26 +432,56 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         known = {p: verdict.load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
         for cost in plan.costs(one, profile, known.__getitem__, seeds):
             setting = one.settings(profile, cost.experiment)
-            path = "exclusive" if setting.exclusive else "batched" if setting.batched else f"{setting.ranks} ranks" if setting.ranks else "single"
-            table.append([one.slug, cost.experiment, str(cost.trials), path, "unknown" if cost.seconds is None else _duration(cost.seconds), cost.basis])
-            total, trials, unknown = total + (cost.seconds or 0.0), trials + cost.trials, unknown + (cost.seconds is None)
+            path = (
+                "exclusive"
+                if setting.exclusive
+                else "batched"
+                if setting.batched
+                else f"{setting.ranks} ranks"
+                if setting.ranks
+                else "single"
+            )
+            table.append(
+                [
+                    one.slug,
+                    cost.experiment,
+                    str(cost.trials),
+                    path,
+                    "unknown" if cost.seconds is None else _duration(cost.seconds),
+                    cost.basis,
+                ]
+            )
+            total, trials, unknown = (
+                total + (cost.seconds or 0.0),
+                trials + cost.trials,
+                unknown + (cost.seconds is None),
+            )
     if not table:
         return _say(f"no paper has a profile {profile}")
     _table(["paper", "experiment", "trials", "path", "work", "rate"], table)
-    _say(f"{trials} trials, {_duration(total)} of work for one process" + (f"; {unknown} experiments have no rate yet" if unknown else ""))
+    _say(
+        f"{trials} trials, {_duration(total)} of work for one process"
+        + (f"; {unknown} experiments have no rate yet" if unknown else "")
+    )
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 600
+        else f"{seconds / 60:.0f} min"
+        if seconds < 36_000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 @app.command()
 def reproduce(slug: Slug, profile: Profile = None) -> None:
     """What `make reproduce` does: data, forced `dvc repro`, report, the verdict beside the committed one."""
-    from repro import reproduce as steps
+    from repro.commands import reproduce as steps
 
     fresh, committed, page = steps.reproduce(slug, _profile(profile), _root(), _say)
-    from repro import paper
+    from repro.spec import paper
 
     _say()
     _verdict_table(paper.load(slug), fresh, committed, compare=True)
@@ -397,7 +500,7 @@ def verify(
     rerun: Annotated[int, typer.Option(min=0, help="measure this many random trials again")] = 0,
 ) -> None:
     """Every digest, verdict and generated file re-derived offline."""
-    from repro import verify as checks
+    from repro.commands import verify as checks
 
     found = checks.verify([one for one in _papers([slug] if slug else None, slug is None)], _root(), rerun, _say)
     if found:
@@ -408,8 +511,8 @@ def verify(
 @app.command()
 def refresh(slug: Slug, profile: Profile = None) -> None:
     """Keep rows fresh after an edit that changes nothing, proved by measuring the first seed again, bit for bit."""
-    from repro import paper
-    from repro import verify as checks
+    from repro.commands import verify as checks
+    from repro.spec import paper
 
     checks.refresh(paper.load(slug), _profile(profile), _root(), _say)
 
@@ -417,8 +520,8 @@ def refresh(slug: Slug, profile: Profile = None) -> None:
 @app.command()
 def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:
     """How the verdicts changed, claim by claim, from git."""
-    from repro import paper
-    from repro import verify as checks
+    from repro.commands import verify as checks
+    from repro.spec import paper
 
     one = paper.load(slug)
     found = checks.history(slug, _profile(profile), _root())
@@ -432,7 +535,7 @@ def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> Non
 @app.command()
 def new(slug: Slug) -> None:
     """The six stubs of a new paper; they fail until they are filled."""
-    from repro import scaffold
+    from repro.commands import new as scaffold
 
     for path in scaffold.write(slug, _root()):
         _say(f"wrote {path.relative_to(_root())}")
@@ -440,9 +543,11 @@ def new(slug: Slug) -> None:
 
 
 @app.command("index")
-def generate(check: Annotated[bool, typer.Option("--check", help="fail if something generated is out of date")] = False) -> None:
+def generate(
+    check: Annotated[bool, typer.Option("--check", help="fail if something generated is out of date")] = False,
+) -> None:
     """Write (or check) everything that is generated: DVC stages, READMEs, package files."""
-    from repro import index
+    from repro.publish import index
 
     root = _root()
     if not check:
@@ -459,18 +564,22 @@ def generate(check: Annotated[bool, typer.Option("--check", help="fail if someth
 
 @app.command()
 def report(
-    slug: Annotated[str | None, typer.Argument(metavar="[SLUG]", help="one paper (default: all, and the index)")] = None,
+    slug: Annotated[
+        str | None, typer.Argument(metavar="[SLUG]", help="one paper (default: all, and the index)")
+    ] = None,
     index_only: Annotated[bool, typer.Option("--index", help="the comparison page alone")] = False,
-    track: Annotated[str | None, typer.Option("--arena", metavar="TRACK", help="the page of one track of the arena alone")] = None,
+    track: Annotated[
+        str | None, typer.Option("--arena", metavar="TRACK", help="the page of one track of the arena alone")
+    ] = None,
     with_parent: WithParent = False,
 ) -> None:
     """Render pages through papermill."""
-    from repro import paper
     from repro import report as pages
+    from repro.spec import paper
 
     root = _root()
     if track:
-        from repro import arena as core
+        from repro.arena import protocol as core
 
         if track not in core.tracks(root):
             raise ReproError(f"--arena {track}: no such track; write one of {', '.join(core.tracks(root))}")
@@ -489,21 +598,30 @@ def report(
 
 @app.command()
 def arena(
-    track: Annotated[str | None, typer.Option(help="one track of arena.yaml (default: all that have the profile)")] = None,
+    track: Annotated[
+        str | None, typer.Option(help="one track of arena.yaml (default: all that have the profile)")
+    ] = None,
     profile: Profile = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or auto (default: params.yaml)")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, max=999, help="worker processes")] = None,
     force: Annotated[bool, typer.Option("--force", help="measure again what the store holds")] = False,
-    check: Annotated[bool, typer.Option("--check", help="fail if a stored table differs from one made of its rows")] = False,
-    judge: Annotated[bool, typer.Option("--judge", help="make the tables from rows that lie there, measuring nothing")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="print the plan for `python -m repro.arena` on a bare machine")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="fail if a stored table differs from one made of its rows")
+    ] = False,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="make the tables from rows that lie there, measuring nothing")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="print the plan for `python -m repro.arena` on a bare machine")
+    ] = False,
     as_json: AsJson = False,
     with_parent: WithParent = False,
 ) -> None:
     """Every drop-in method in the same models with the same budget: measure, rank, print."""
-    from repro import arena as core
-    from repro import paper, progress
-    from repro import run as runner
+    from repro.arena import protocol as core
+    from repro.run import core as runner
+    from repro.run import progress
+    from repro.spec import paper
 
     root, profile = _root(), _profile(profile)
     names = [track] if track else [name for name, one in core.tracks(root).items() if profile in one]
@@ -514,46 +632,82 @@ def arena(
         settings = core.track_of(root, name, profile)
         if check:
             rows = core.read(root, name, profile, "rows")
-            same = rows is None or core.read(root, name, profile, "table") == json.loads(json.dumps(core.table(rows, settings)))
+            same = rows is None or core.read(root, name, profile, "table") == json.loads(
+                json.dumps(core.table(rows, settings))
+            )
             differing += [] if same else [name]
-            _say(f"arena {name} {profile}: {'not run' if rows is None else 'the stored table holds' if same else 'the stored table DIFFERS'}")
+            _say(
+                f"arena {name} {profile}: {'not run' if rows is None else 'the stored table holds' if same else 'the stored table DIFFERS'}"
+            )
             continue
         if judge:
             rows = core.read(root, name, profile, "rows")
             if rows is None:
-                raise ReproError(f"{core.path_of(root, name, profile, 'rows')}: no rows yet; run `repro arena --track {name}` first")
+                raise ReproError(
+                    f"{core.path_of(root, name, profile, 'rows')}: no rows yet; run `repro arena --track {name}` first"
+                )
             tables.append(core.write_table(root, rows, settings))
             if not as_json:
                 _arena_table(tables[-1])
             continue
         where = runner.resolve_device(device or paper.load_params(root).device, profile)
-        document = core.measure(core.plan(root, name, profile), root, device=where, jobs=jobs or runner.default_jobs(where), force=force,
-                                progress=runner.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose())  # fmt: skip
+        document = core.measure(
+            core.plan(root, name, profile),
+            root,
+            device=where,
+            jobs=jobs or runner.default_jobs(where),
+            force=force,
+            progress=runner.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+        )
         tables.append(core.write(root, document, settings))
         if not as_json:
             _arena_table(tables[-1])
     if differing:
-        raise Failed(f"stored tables differ from their rows: {', '.join(differing)}; run `repro arena` and look at the change")
+        raise Failed(
+            f"stored tables differ from their rows: {', '.join(differing)}; run `repro arena` and look at the change"
+        )
     if as_json and not check:
         _dump(tables)
 
 
 def _arena_table(made: dict) -> None:
     """The rankings of a track as people read them."""
-    from repro.report.words import levels, number
+    from repro.words import levels, number
 
-    _say(f"\narena {made['track']} {made['profile']}: {made['what']}; {made['measure']} after {made['steps']} steps, {made['seeds']} seeds")
+    _say(
+        f"\narena {made['track']} {made['profile']}: {made['what']}; {made['measure']} after {made['steps']} steps, {made['seeds']} seeds"
+    )
     known = {one["arm"]: one for one in made["methods"]}
     for cell in made["cells"]:
         for slot, found in cell["slots"].items():
             told = f"{slot}{', ' + levels(cell['changed']) if cell['changed'] else ''}"
             judged = found["discriminates"]
-            _say(f"\n{told}" + ("" if judged is None or judged["ok"] else ": does NOT discriminate, a control is not significantly worse than the best or the unchanged model"))
-            _table(["rank", "method", "mean", "to the best", "lr", "step"],
-                   [["–".join(map(str, dict.fromkeys(line["rank"]))), line["arm"], number(line["mean"]),
-                     "" if line["gap"][0] is None else f"{number(line['gap'][0])} [{number(line['gap'][1])}, {number(line['gap'][2])}]",
-                     f"{known[line['arm']]['lr']:g}", "" if known[line["arm"]]["step_seconds"] is None else f"{1000 * known[line['arm']]['step_seconds']:.1f} ms"]
-                    for line in found["ranking"]])  # fmt: skip
+            _say(
+                f"\n{told}"
+                + (
+                    ""
+                    if judged is None or judged["ok"]
+                    else ": does NOT discriminate, a control is not significantly worse than the best or the unchanged model"
+                )
+            )
+            _table(
+                ["rank", "method", "mean", "to the best", "lr", "step"],
+                [
+                    [
+                        "–".join(map(str, dict.fromkeys(line["rank"]))),
+                        line["arm"],
+                        number(line["mean"]),
+                        ""
+                        if line["gap"][0] is None
+                        else f"{number(line['gap'][0])} [{number(line['gap'][1])}, {number(line['gap'][2])}]",
+                        f"{known[line['arm']]['lr']:g}",
+                        ""
+                        if known[line["arm"]]["step_seconds"] is None
+                        else f"{1000 * known[line['arm']]['step_seconds']:.1f} ms",
+                    ]
+                    for line in found["ranking"]
+                ],
+            )
     for arm, why in made["out"].items():
         _say(f"does not fit: {arm}: {why}")
 
@@ -563,12 +717,14 @@ def recommend(
     model: Annotated[str, typer.Option(help="a track of the arena: mlp, convnet, vit or gpt")],
     depth: Annotated[int | None, typer.Option(min=1, help="depth of your model")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="your batch size")] = None,
-    margin: Annotated[float | None, typer.Option(min=0.0, help="how much worse than the best is still good (default: the track's)")] = None,
+    margin: Annotated[
+        float | None, typer.Option(min=0.0, help="how much worse than the best is still good (default: the track's)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Methods that the arena's rows show to be as good as the best, with the evidence."""
-    from repro import arena as core
-    from repro.report.words import levels, number
+    from repro.arena import protocol as core
+    from repro.words import levels, number
 
     root = _root()
     if margin is not None and not math.isfinite(margin):
@@ -585,14 +741,34 @@ def recommend(
         raise Failed(f"no evidence at {asked}: nothing within a factor of {core.REACH} of it was measured; {place}")
     advice = {slot: core.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
     if as_json:
-        return _dump({"track": model, "profile": found["profile"], "measured_at": place, "margin": margin, "measure": found["measure"],
-                      "methods": advice, "trials": {m["arm"]: m["trials"] for m in found["methods"]}})  # fmt: skip
-    _say(f"measured: {found['what']}, {levels(place)}, {found['seeds']} seeds, {found['steps']} steps, on {found['device']} ({found['profile']})")
-    _say(f"as good as the best: the simultaneous {found['level']:.0%} interval of the difference in {found['measure']} ends below {margin:g}")
+        return _dump(
+            {
+                "track": model,
+                "profile": found["profile"],
+                "measured_at": place,
+                "margin": margin,
+                "measure": found["measure"],
+                "methods": advice,
+                "trials": {m["arm"]: m["trials"] for m in found["methods"]},
+            }
+        )
+    _say(
+        f"measured: {found['what']}, {levels(place)}, {found['seeds']} seeds, {found['steps']} steps, on {found['device']} ({found['profile']})"
+    )
+    _say(
+        f"as good as the best: the simultaneous {found['level']:.0%} interval of the difference in {found['measure']} ends below {margin:g}"
+    )
     trials = {m["arm"]: m["trials"] for m in found["methods"]}
     for slot, lines in advice.items():
         judged = cell["slots"][slot]["discriminates"]
-        _say(f"\n{slot}:" + ("" if judged is None or judged["ok"] else " no advice: a control is not significantly worse than the best or the unchanged model here"))
+        _say(
+            f"\n{slot}:"
+            + (
+                ""
+                if judged is None or judged["ok"]
+                else " no advice: a control is not significantly worse than the best or the unchanged model here"
+            )
+        )
         if judged is not None and not judged["ok"]:
             continue
         if not lines:
@@ -600,8 +776,10 @@ def recommend(
         for line in lines:
             low, high = line["gap"][1:]
             ids = ", ".join(key.removeprefix("sha256:")[:12] for key in trials[line["arm"]][:3])
-            _say(f"  {line['arm']}: {number(line['mean'])}, {number(line['gap'][0])} from the best [{number(low)}, {number(high)}], "
-                 f"n = {line['n']}; {len(trials[line['arm']])} trials: {ids}, ...")  # fmt: skip
+            _say(
+                f"  {line['arm']}: {number(line['mean'])}, {number(line['gap'][0])} from the best [{number(low)}, {number(high)}], "
+                f"n = {line['n']}; {len(trials[line['arm']])} trials: {ids}, ..."
+            )
         tied = [line["arm"] for line in cell["slots"][slot]["ranking"] if line["rank"][0] == 1 and line not in lines]
         tied = [arm for arm in tied if arm not in core.CONTROLS]
         if tied:
@@ -611,7 +789,8 @@ def recommend(
 @app.command("cite")
 def cite_paper(slug: Slug, cff: Annotated[bool, typer.Option("--cff", help="Citation File Format")] = False) -> None:
     """BibTeX of the paper and of this implementation, with the digest of the verdict."""
-    from repro import cite, index, paper
+    from repro.publish import cite, index
+    from repro.spec import paper
 
     one = paper.load(slug)
     verdict = next((v for p in ("gpu", "cpu") if (v := index.read_verdict(slug, p))), None)
@@ -626,8 +805,10 @@ def data_list(as_json: AsJson = False) -> None:
     found = [{"name": name, **data.info(name)} for name in data.names()]
     if as_json:
         return _dump(found)
-    _table(["name", "what", "items", "licence", "sources"],
-           [[d["name"], d["what"], d["items"], d["licence"], ", ".join(d["sources"])] for d in found])  # fmt: skip
+    _table(
+        ["name", "what", "items", "licence", "sources"],
+        [[d["name"], d["what"], d["items"], d["licence"], ", ".join(d["sources"])] for d in found],
+    )
 
 
 @data_app.command("fetch")
@@ -642,47 +823,9 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
 
 
 @app.command()
-def chaos(
-    runs: Annotated[int, typer.Option(min=1, help="repeats of a fault whose time or place is drawn")] = 20,
-    only: Annotated[list[str] | None, typer.Option(help="one kind of fault; may be given again")] = None,
-    inputs: Annotated[bool, typer.Option("--inputs", help="the corpus of bad input instead (tests/bad_input)")] = False,
-    write: Annotated[Path | None, typer.Option(help="put the table into this Markdown file, between its marks")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """For developers: inject faults into small checkouts and count what is detected, recovered and lost."""
-    from dataclasses import asdict
-
-    from repro import badinput
-    from repro import chaos as faults
-
-    if inputs:
-        results = badinput.run(_root())
-        head, *lines = badinput.table(results)
-        if as_json:
-            _dump([asdict(result) for result in results])
-        else:
-            _table(head, lines)
-        if write is not None:
-            faults.write(write, head, lines, "repro chaos --inputs")
-        if wrong := [f"{r.subject}: {r.name} ({r.why})" for r in results if r.outcome == "wrong"]:
-            raise Failed(f"{len(wrong)} cases came out wrong, first {wrong[0]}")
-        return
-    found = faults.run(runs, only, (lambda text: None) if as_json else _say)
-    if as_json:
-        _dump([asdict(fault) for fault in found])
-    else:
-        _say()
-        _table(faults.HEAD, faults.table(found))
-    if write is not None:
-        faults.write(write, faults.HEAD, faults.table(found), " ".join(["repro chaos", f"--runs {runs}", *(f"--only {name}" for name in only or ())]))
-    if bad := [fault.name for fault in found if not fault.ok]:
-        raise Failed(f"not all was detected and recovered: {'; '.join(bad)}")
-
-
-@app.command()
 def doctor() -> None:
     """Environment, devices, data, DVC: what works, what does not, what to do."""
-    from repro import doctor as checks
+    from repro.commands import doctor as checks
 
     if not checks.report(_root(), _say):
         raise typer.Exit(1)
@@ -708,7 +851,10 @@ def main() -> None:
             print(one_line(f"{error.format_message()} (`{path} --help` tells more)"), file=sys.stderr)
     except SyntaxError as error:  # of a method.py or experiment.py, which are read as they stand
         code = 2
-        print(one_line(f"{error.filename or 'a Python file'}:{error.lineno}: {error.msg}; correct this line"), file=sys.stderr)
+        print(
+            one_line(f"{error.filename or 'a Python file'}:{error.lineno}: {error.msg}; correct this line"),
+            file=sys.stderr,
+        )
     except BrokenPipeError:  # `repro list | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -253,7 +253,9 @@ def residual_mlp_in_numpy(model: nn.Module, x: Tensor, block: Callable[..., Any]
     for index in range(len(model.blocks)):
         own = f"blocks.{index}"
         x = block(
-            index, x, lambda x, own=own: affine(np.maximum(affine(x, f"{own}.sublayer.up"), 0), f"{own}.sublayer.down"),
+            index,
+            x,
+            lambda x, own=own: affine(np.maximum(affine(x, f"{own}.sublayer.up"), 0), f"{own}.sublayer.down"),
             lambda x, own=own: norm(x, f"{own}.norm"),
-        )  # fmt: skip
+        )
     return torch.from_numpy(affine(norm(x, "norm"), "head"))

@@ -3,7 +3,7 @@
 Everything that happens at a step is a function of (seed, step): which examples are drawn, the learning rate, and the
 state of PyTorch's random generators (dropout).  So a run killed at any step and resumed ends bitwise as if undisturbed.
 Data stay in tensors on the model's device and are indexed directly.  `repro.batched.fit_batched` is the same loop for
-several seeds at once.  In a torch.distributed process group (`repro.engines.ranks` makes one under torchrun) `fit` is
+several seeds at once.  In a torch.distributed process group (`repro.run.engines.ranks` makes one under torchrun) `fit` is
 data parallel: every rank calls it alike and takes its share of each batch, and what it returns is that of all.
 """
 
@@ -31,7 +31,9 @@ Data = tuple[Tensor, Tensor] | Tensor
 OptimizerFactory = Callable[[list[dict], float], torch.optim.Optimizer]
 
 CHUNK = 256  # steps whose language-model offsets are drawn at once
-CHECKPOINTS: Path | None = None  # where set, the n-th `fit` of this process without `checkpoint=` resumes from n.safetensors there
+CHECKPOINTS: Path | None = (
+    None  # where set, the n-th `fit` of this process without `checkpoint=` resumes from n.safetensors there
+)
 _fits = itertools.count()
 
 
@@ -198,8 +200,12 @@ def _warmed(warmup: float, after: Callable[[float], float]) -> Schedule:
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "constant": constant, "linear": linear, "cosine": cosine, "one_cycle": one_cycle, "inverse_sqrt": inverse_sqrt,
-}  # fmt: skip
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "inverse_sqrt": inverse_sqrt,
+}
 
 
 def schedule_of(schedule: str | Schedule) -> Schedule:
@@ -223,9 +229,13 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict]] = {
 
 
 def make_optimizer(
-    optimizer: str | OptimizerFactory, groups: list[dict], lr: float, *, weight_decay: float = 0.0,
+    optimizer: str | OptimizerFactory,
+    groups: list[dict],
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
     options: dict | None = None,
-) -> torch.optim.Optimizer:  # fmt: skip
+) -> torch.optim.Optimizer:
     """An optimizer by name, fused; or `optimizer(groups, lr)`.  A group's `lr_scale` multiplies its learning rate."""
     if not isinstance(optimizer, str):
         return optimizer(groups, lr)
@@ -269,16 +279,30 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def fit(
-    model: nn.Module, data: Data, *, steps: int, batch: int, lr: float, seed: int, context: int | None = None,
-    optimizer: str | OptimizerFactory = "adamw", optimizer_options: dict | None = None, weight_decay: float = 0.0,
-    groups: Callable[[nn.Module], list[dict]] | None = None, schedule: str | Schedule = "constant",
-    clip: float | Callable[[list[nn.Parameter]], object] | None = None, loss: Loss = cross_entropy,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None, eval_every: int | None = None,
+    model: nn.Module,
+    data: Data,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    context: int | None = None,
+    optimizer: str | OptimizerFactory = "adamw",
+    optimizer_options: dict | None = None,
+    weight_decay: float = 0.0,
+    groups: Callable[[nn.Module], list[dict]] | None = None,
+    schedule: str | Schedule = "constant",
+    clip: float | Callable[[list[nn.Parameter]], object] | None = None,
+    loss: Loss = cross_entropy,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    eval_every: int | None = None,
     hook: Callable[[int, nn.Module, Tensor], object] | None = None,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
-    amp: torch.dtype | None = None, channels_last: bool = False,
-    checkpoint: Path | None = None, checkpoint_every: int = 1000,
-) -> History:  # fmt: skip
+    amp: torch.dtype | None = None,
+    channels_last: bool = False,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 1000,
+) -> History:
     """Train `model` in place on its own device for `steps` batches.
 
     data: (x, y), seen in epochs; or 1-D tokens with `context`, seen in random windows.
@@ -306,9 +330,12 @@ def fit(
     parameters = [p for p in model.parameters() if p.requires_grad]
     factor = schedule_of(schedule)
     update = make_optimizer(
-        optimizer, groups(model) if groups else [{"params": parameters}], lr, weight_decay=weight_decay,
+        optimizer,
+        groups(model) if groups else [{"params": parameters}],
+        lr,
+        weight_decay=weight_decay,
         options=optimizer_options,
-    )  # fmt: skip
+    )
     needs_closure = getattr(update, "needs_closure", False)
     check_every = 64 if device.type == "cuda" else 16
     history, pending, start = History(), [], 0
@@ -318,12 +345,23 @@ def fit(
         checkpoint = CHECKPOINTS / f"{next(_fits)}.safetensors"
     if checkpoint is not None:
         settings = {
-            "steps": steps, "batch": batch, "lr": lr, "seed": seed, "context": context, "examples": source.n,
-            "optimizer": _name(optimizer), "optimizer_options": repr(optimizer_options), "weight_decay": weight_decay,
+            "steps": steps,
+            "batch": batch,
+            "lr": lr,
+            "seed": seed,
+            "context": context,
+            "examples": source.n,
+            "optimizer": _name(optimizer),
+            "optimizer_options": repr(optimizer_options),
+            "weight_decay": weight_decay,
             "schedule": [factor(step, steps) for step in (0, steps // 3, steps // 2, steps - 1)],
-            "clip": _name(clip), "loss": _name(loss), "augment": _name(augment), "amp": str(amp),
-            "eval_every": eval_every, "ranks": world,
-        }  # fmt: skip
+            "clip": _name(clip),
+            "loss": _name(loss),
+            "augment": _name(augment),
+            "amp": str(amp),
+            "eval_every": eval_every,
+            "ranks": world,
+        }
         saved = Checkpoint(Path(checkpoint), settings)
         start = saved.load(model, update, history)
     forward: nn.Module = model

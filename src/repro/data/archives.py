@@ -20,8 +20,23 @@ from typing import IO
 
 LIMIT = 1 << 31  # no archive here unpacks to more than 2 GiB
 # What the readers raise where an archive is damaged, encrypted or made to mislead them.
-BROKEN = (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error, ValueError,
-          RuntimeError, MemoryError, OverflowError, IndexError, KeyError, AttributeError, TypeError)  # fmt: skip
+BROKEN = (
+    OSError,
+    EOFError,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    TypeError,
+)
 
 
 class Unusable(Exception):

@@ -84,6 +84,8 @@ def from_folder(folder: Path, split: str) -> Iterator[dict[str, Any]]:
         )
     except Exception as error:  # pyarrow's errors and those of `datasets` share no base
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise ReproError(f"{folder}: the split {split!r} cannot be read ({reason}); fetch its parquet files again") from error
+        raise ReproError(
+            f"{folder}: the split {split!r} cannot be read ({reason}); fetch its parquet files again"
+        ) from error
     finally:
         log.setLevel(before)

@@ -45,23 +45,50 @@ _TRAIN_TEST = {"train": "train", "test": "test"}
 _THREE = {"train": "train", "valid": "validation", "test": "test"}
 ORIGINS = {
     "mnist": Origin(
-        "ylecun/mnist", None, "image", "label", _TRAIN_TEST, {"train": 60_000, "test": 10_000},
-        classes=10, size=28, channels=1, valid=5_000, mean=(0.1307,), std=(0.3081,),
+        "ylecun/mnist",
+        None,
+        "image",
+        "label",
+        _TRAIN_TEST,
+        {"train": 60_000, "test": 10_000},
+        classes=10,
+        size=28,
+        channels=1,
+        valid=5_000,
+        mean=(0.1307,),
+        std=(0.3081,),
     ),
     "cifar10": Origin(
-        "uoft-cs/cifar10", None, "img", "label", _TRAIN_TEST, {"train": 50_000, "test": 10_000},
-        classes=10, size=32, valid=5_000, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
+        "uoft-cs/cifar10",
+        None,
+        "img",
+        "label",
+        _TRAIN_TEST,
+        {"train": 50_000, "test": 10_000},
+        classes=10,
+        size=32,
+        valid=5_000,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
     ),
     # Its test labels are not public: the official validation images are the test set.
     "imagenet-1k": Origin(
-        "ILSVRC/imagenet-1k", None, "image", "label", {"train": "train", "test": "validation"},
+        "ILSVRC/imagenet-1k",
+        None,
+        "image",
+        "label",
+        {"train": "train", "test": "validation"},
         {"train": 1_281_167, "test": 50_000},
-        classes=1_000, size=224, valid=10_000, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        classes=1_000,
+        size=224,
+        valid=10_000,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
     ),
     "wikitext-103": Origin("Salesforce/wikitext", "wikitext-103-raw-v1", "text", None, _THREE, {}),
     # C4 has no test split: the first half of its validation text validates, the second half tests.
     "c4": Origin("allenai/c4", "en", "text", None, {"train": "train", "valid": "validation"}, {}),
-}  # fmt: skip
+}
 
 
 def _origin(name: str) -> Origin:
@@ -119,7 +146,9 @@ def images(
                 labels.append(int(row[origin.label]))
             except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
                 wanted = f"a picture in '{origin.column}' and a number in '{origin.label}'"
-                raise ReproError(f"{name}: row {n} of {split} is not {wanted} ({type(error).__name__}: {error})") from error
+                raise ReproError(
+                    f"{name}: row {n} of {split} is not {wanted} ({type(error).__name__}: {error})"
+                ) from error
         want = origin.counts[split]
         if path is None and limit is None and len(labels) != want:
             raise ReproError(f"{name}: {len(labels)} {split} rows, expected {want}; fetch the set again, or pass path=")

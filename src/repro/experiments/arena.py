@@ -37,7 +37,7 @@ from repro.train import (
     generator,
     make_optimizer,
     seed_of,
-)  # fmt: skip
+)
 
 SLOTS = {
     "mlp": ("norm", "act", "init", "optimizer"),
@@ -122,7 +122,10 @@ def data_of(track: str, config: Track, device: torch.device) -> dict[str, tuple[
         x = images.normalised(x)
         return nn.functional.avg_pool2d(x, 2) if track == "mlp" else x
 
-    return {"train": (ready(images.train_x[pick]), images.train_y[pick]), "valid": (ready(images.valid_x), images.valid_y)}
+    return {
+        "train": (ready(images.train_x[pick]), images.train_y[pick]),
+        "valid": (ready(images.valid_x), images.valid_y),
+    }
 
 
 def _settings(track: str, config: Track, slots: dict, data: dict) -> dict:
@@ -134,17 +137,28 @@ def _settings(track: str, config: Track, slots: dict, data: dict) -> dict:
         return evaluate_classifier(model, *data["valid"])
 
     return {
-        "steps": config.steps, "batch": config.batch, "lr": config.lr, "schedule": cosine(0.1), "evaluate": evaluate,
-        "eval_every": max(config.steps // config.evaluations, 1), "optimizer": slots.get("optimizer", "adamw"),
-        "context": config.context or None, "amp": torch.bfloat16 if config.amp else None,
-    }  # fmt: skip
+        "steps": config.steps,
+        "batch": config.batch,
+        "lr": config.lr,
+        "schedule": cosine(0.1),
+        "evaluate": evaluate,
+        "eval_every": max(config.steps // config.evaluations, 1),
+        "optimizer": slots.get("optimizer", "adamw"),
+        "context": config.context or None,
+        "amp": torch.bfloat16 if config.amp else None,
+    }
 
 
 def _measures(history) -> dict[str, float | list[float]] | Diverged:
     if isinstance(history, Diverged):
         return history
     last = history.final
-    return {"valid_nats": last["loss"], "valid_error": last["error"], "curve": history.curves["loss"], "steps": history.eval_steps}
+    return {
+        "valid_nats": last["loss"],
+        "valid_error": last["error"],
+        "curve": history.curves["loss"],
+        "steps": history.eval_steps,
+    }
 
 
 def trained(track: str, arm: str, seeds: list[int], config: Track, device: torch.device) -> list[dict | Diverged]:
@@ -226,10 +240,20 @@ def step_of(arm: str, seed: int, config: Cost, device: torch.device):
 def cost_group(arms: list[str], seed: int, config: Cost, device: torch.device) -> dict[str, dict[str, float]]:
     """Seconds of a training step, all arms interleaved, and the most bytes alive during one beyond the weights."""
     steps = {arm: step_of(arm, seed, config, device) for arm in arms}
-    timings = compare(steps, reference=arms[0], device=device, blocks=config.blocks, calls=config.calls, warmup=3, seed=seed,
-                      aa_limit=config.aa_limit)  # fmt: skip
-    return {arm: {"seconds": t.percentile(50), "peak_bytes": peak_bytes(steps[arm], device), "aa_gap": t.aa_gap}
-            for arm, t in timings.items()}  # fmt: skip
+    timings = compare(
+        steps,
+        reference=arms[0],
+        device=device,
+        blocks=config.blocks,
+        calls=config.calls,
+        warmup=3,
+        seed=seed,
+        aa_limit=config.aa_limit,
+    )
+    return {
+        arm: {"seconds": t.percentile(50), "peak_bytes": peak_bytes(steps[arm], device), "aa_gap": t.aa_gap}
+        for arm, t in timings.items()
+    }
 
 
 # --- what fits -------------------------------------------------------------------------------------------------------
@@ -237,7 +261,9 @@ def cost_group(arms: list[str], seed: int, config: Cost, device: torch.device) -
 
 def misfit(track: str, arm: str) -> str | None:
     """Why the method of `arm` cannot take part in a track, tried on a tiny model; None where it can."""
-    config = Cost(track=track, depth=8 if track == "convnet" else 2, width=8, batch=4, steps=1, lr=1e-4, context=6, heads=2)
+    config = Cost(
+        track=track, depth=8 if track == "convnet" else 2, width=8, batch=4, steps=1, lr=1e-4, context=6, heads=2
+    )
     try:
         slots, source = slots_of(arm), generator("arena fit")
         model = build(track, slots, config, source)

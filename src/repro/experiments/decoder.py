@@ -146,12 +146,21 @@ def build(arm: str, seed: int, config: Model, vocab: int, device: torch.device) 
                 last.weight.data.mul_((2 * depth) ** kind.branch)
 
     return GPT(
-        vocab, config.context, config.width, depth, heads=config.heads, generator=generator("decoder", seed),
+        vocab,
+        config.context,
+        config.width,
+        depth,
+        heads=config.heads,
+        generator=generator("decoder", seed),
         norm={"attention": RMSNorm, "feed_forward": RMSNorm, "final": scaled(RMSNorm, depth**kind.final)},
-        placement=placement if kind.alpha is None else placement(alpha=kind.alpha), act=nn.SiLU, gated=True,
-        after_embedding=RMSNorm if kind.embedding_norm else identity, init=init,
-        std=config.std * math.sqrt(768 / config.width), embedding_std=config.embedding_std,
-    ).to(device)  # fmt: skip
+        placement=placement if kind.alpha is None else placement(alpha=kind.alpha),
+        act=nn.SiLU,
+        gated=True,
+        after_embedding=RMSNorm if kind.embedding_norm else identity,
+        init=init,
+        std=config.std * math.sqrt(768 / config.width),
+        embedding_std=config.embedding_std,
+    ).to(device)
 
 
 # --- what is measured of a model -------------------------------------------------------------------------------------
@@ -196,12 +205,20 @@ def propagation(model: GPT, x_BT: Tensor, y_BT: Tensor) -> Measures:
     block, after = torch.arange(1, len(squares), dtype=torch.float64), squares[1:]
     slope, linear_r2 = line(block, after)
     return {
-        "block": block.tolist(), "mean_square": after.tolist(), "gradient_norm": gradient.tolist(), "angular_distance": angles,
-        "input_mean_square": float(squares[0]), "last_mean_square": float(after[-1]), "growth": float(after[-1] / after[0]),
-        "slope_per_sublayer": slope / 2, "linear_r2": linear_r2, "log_r2": line(block.log(), after)[1],
+        "block": block.tolist(),
+        "mean_square": after.tolist(),
+        "gradient_norm": gradient.tolist(),
+        "angular_distance": angles,
+        "input_mean_square": float(squares[0]),
+        "last_mean_square": float(after[-1]),
+        "growth": float(after[-1] / after[0]),
+        "slope_per_sublayer": slope / 2,
+        "linear_r2": linear_r2,
+        "log_r2": line(block.log(), after)[1],
         "gradient_cv": float(gradient.std(correction=0) / gradient.mean()),
-        "gradient_last_over_first": float(gradient[-1] / gradient[0]), "late_distance": late(angles),
-    }  # fmt: skip
+        "gradient_last_over_first": float(gradient[-1] / gradient[0]),
+        "late_distance": late(angles),
+    }
 
 
 @torch.no_grad()
@@ -246,15 +263,30 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
         norms.append(nn.utils.clip_grad_norm_(parameters, config.clip))
 
     history = fit(
-        model, corpus.train, context=config.context, steps=config.steps if ARMS[arm].trained else 0, batch=config.batch,
-        lr=config.lr, seed=seed_of("decoder batches", seed), optimizer_options={"betas": (0.9, 0.95)},
-        weight_decay=config.weight_decay, schedule=cosine(config.warmup, config.floor), clip=clip, evaluate=evaluate,
-        eval_every=config.eval_every, amp=None if config.amp == "none" else getattr(torch, config.amp),
-    )  # fmt: skip
+        model,
+        corpus.train,
+        context=config.context,
+        steps=config.steps if ARMS[arm].trained else 0,
+        batch=config.batch,
+        lr=config.lr,
+        seed=seed_of("decoder batches", seed),
+        optimizer_options={"betas": (0.9, 0.95)},
+        weight_decay=config.weight_decay,
+        schedule=cosine(config.warmup, config.floor),
+        clip=clip,
+        evaluate=evaluate,
+        eval_every=config.eval_every,
+        amp=None if config.amp == "none" else getattr(torch, config.amp),
+    )
     curve = [first, *history.curves.get("loss", ())]
     after, drop = propagation(model, x[few], y[few]), drop_increase(model, x[few], y[few])
     return {
-        **after, "val_nats": curve[-1], "val_curve": curve, "steps": [0, *history.eval_steps],
-        "last_change": after["last_mean_square"] / before, "drop_increase": drop, "late_drop": late(drop),
+        **after,
+        "val_nats": curve[-1],
+        "val_curve": curve,
+        "steps": [0, *history.eval_steps],
+        "last_change": after["last_mean_square"] / before,
+        "drop_increase": drop,
+        "late_drop": late(drop),
         "spikes": spikes(torch.stack(norms).tolist()) if norms else 0,
-    }  # fmt: skip
+    }

@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 TRANSFORMATIONS = (
-    "weight matrix re-scaling", "weight matrix re-centering", "weight vector re-scaling",
-    "data set re-scaling", "data set re-centering", "single case re-scaling",
-)  # fmt: skip
+    "weight matrix re-scaling",
+    "weight matrix re-centering",
+    "weight vector re-scaling",
+    "data set re-scaling",
+    "data set re-centering",
+    "single case re-scaling",
+)
 TABLE = {  # the papers' rows, in the order above
     "layernorm": (True, True, False, True, False, True),
     "batchnorm": (True, False, True, True, True, False),
@@ -96,6 +100,7 @@ def invariance(arm: str, seed: int, config: Invariance, device: torch.device) ->
         gradient_error = max(gradient_error, float(error))
     still, moved = (moves < 1e-9).all(0).tolist(), (moves > 1e-3).all(0).tolist()
     wrong = {
-        f"wrong_{row}": sum(not (still[j] if cell else moved[j]) for j, cell in enumerate(cells)) for row, cells in TABLE.items()
+        f"wrong_{row}": sum(not (still[j] if cell else moved[j]) for j, cell in enumerate(cells))
+        for row, cells in TABLE.items()
     }
     return {**wrong, "gradient_error": gradient_error, "largest_moves": moves.max(0).values.tolist()}

@@ -56,8 +56,18 @@ def inputs(arm: str, seed: int, config: Scatter, device: torch.device) -> tuple[
     model.to(device)
     if arm == "trained":
         train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-        fit(model, train, steps=config.steps, batch=config.batch, lr=config.lr, seed=seed_of("pointwise batches", seed),
-            optimizer="adamw", weight_decay=0.05, schedule="one_cycle", clip=1.0)  # fmt: skip
+        fit(
+            model,
+            train,
+            steps=config.steps,
+            batch=config.batch,
+            lr=config.lr,
+            seed=seed_of("pointwise batches", seed),
+            optimizer="adamw",
+            weight_decay=0.05,
+            schedule="one_cycle",
+            clip=1.0,
+        )
     accuracy = evaluate_classifier(model, data.normalised(data.test_x[-2000:]), data.test_y[-2000:])["accuracy"]
     seen: list[Tensor] = []
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
@@ -112,12 +122,20 @@ def scatter(arm: str, seed: int, config: Scatter, device: torch.device) -> dict[
 
     bend, outside = ratios(rmse, "dyt", "line"), ratios(tail, "dyisru", "dyt")
     return {
-        "rmse_ratio": median(ratios(rmse, "dyisru", "dyt")), "tail_ratio": median(outside),
-        "line_ratio": median(bend), "line_ratio_least": min(bend), "layer": list(range(len(norms))),
-        "layer_line_ratio": bend, "layer_tail_ratio": outside,
-        "layer_rmse_dyt": rmse["dyt"], "layer_rmse_dyisru": rmse["dyisru"],
-        "alpha": [each["dyt"][0] for each in fits], "b": [each["dyisru"][0] ** -2 for each in fits], **curves, **found,
-    }  # fmt: skip
+        "rmse_ratio": median(ratios(rmse, "dyisru", "dyt")),
+        "tail_ratio": median(outside),
+        "line_ratio": median(bend),
+        "line_ratio_least": min(bend),
+        "layer": list(range(len(norms))),
+        "layer_line_ratio": bend,
+        "layer_tail_ratio": outside,
+        "layer_rmse_dyt": rmse["dyt"],
+        "layer_rmse_dyisru": rmse["dyisru"],
+        "alpha": [each["dyt"][0] for each in fits],
+        "b": [each["dyisru"][0] ** -2 for each in fits],
+        **curves,
+        **found,
+    }
 
 
 LAYERS = {
@@ -160,7 +178,13 @@ def norm_speed_group(
             make = getattr(import_module(module), name)
         calls[arm] = partial(passes, make(config.width).to(device, dtype))
     timings = compare(
-        calls, reference="layernorm", device=device, blocks=config.blocks, calls=config.calls, seed=seed,
-        aa_limit=config.aa_limit, bytes_moved={arm: 5 * x.nbytes for arm in arms if arm != "identity"},
-    )  # fmt: skip
+        calls,
+        reference="layernorm",
+        device=device,
+        blocks=config.blocks,
+        calls=config.calls,
+        seed=seed,
+        aa_limit=config.aa_limit,
+        bytes_moved={arm: 5 * x.nbytes for arm in arms if arm != "identity"},
+    )
     return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

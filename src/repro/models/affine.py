@@ -16,8 +16,13 @@ class Affine(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, normalized_shape: int | Sequence[int], elementwise_affine: bool = True, bias: bool = True, *,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        self,
+        normalized_shape: int | Sequence[int],
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         single = isinstance(normalized_shape, int)

@@ -1,8 +1,8 @@
 """Residual and plain convolution networks (He et al. 2016, arXiv:1512.03385) with slots, and timm's by name.
 
-    conv(c_in, c_out, kernel, stride, padding, bias=) -> Module    nn.Conv2d, or a paper's own
-    block(c_in, c_out, stride, slots, index, depth) -> Module      `Basic`, `Bottleneck`, `Plain`, or a paper's own;
-                                                                   `slots.conv3`, `.conv1`, `.norm`, `.act` build it
+conv(c_in, c_out, kernel, stride, padding, bias=) -> Module    nn.Conv2d, or a paper's own
+block(c_in, c_out, stride, slots, index, depth) -> Module      `Basic`, `Bottleneck`, `Plain`, or a paper's own;
+                                                               `slots.conv3`, `.conv1`, `.norm`, `.act` build it
 """
 
 import math
@@ -120,11 +120,23 @@ class ConvNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[int], widths: Sequence[int], *, classes: int, generator: torch.Generator,
-        channels: int = 3, block: Block = Basic, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU,
-        conv: Callable[..., nn.Module] = nn.Conv2d, shortcut: str = "project", stem: str = "cifar",
-        stem_width: int | None = None, bias: bool | None = None, init: Init | None = None,
-    ):  # fmt: skip
+        self,
+        blocks: Sequence[int],
+        widths: Sequence[int],
+        *,
+        classes: int,
+        generator: torch.Generator,
+        channels: int = 3,
+        block: Block = Basic,
+        norm: Norm = nn.BatchNorm2d,
+        act: Act = nn.ReLU,
+        conv: Callable[..., nn.Module] = nn.Conv2d,
+        shortcut: str = "project",
+        stem: str = "cifar",
+        stem_width: int | None = None,
+        bias: bool | None = None,
+        init: Init | None = None,
+    ):
         super().__init__()
         if shortcut not in ("pad", "project"):
             raise ValueError(f"shortcut={shortcut!r} is unknown; write pad or project")
@@ -154,20 +166,39 @@ class ConvNet(nn.Module):
 
 
 def cifar_resnet(
-    depth: int, *, classes: int = 10, generator: torch.Generator, width: int = 16, channels: int = 3,
-    residual: bool = True, block: Block | None = None, norm: Norm = nn.BatchNorm2d, act: Act = nn.ReLU,
-    conv: Callable[..., nn.Module] = nn.Conv2d, shortcut: str = "pad", bias: bool | None = None,
+    depth: int,
+    *,
+    classes: int = 10,
+    generator: torch.Generator,
+    width: int = 16,
+    channels: int = 3,
+    residual: bool = True,
+    block: Block | None = None,
+    norm: Norm = nn.BatchNorm2d,
+    act: Act = nn.ReLU,
+    conv: Callable[..., nn.Module] = nn.Conv2d,
+    shortcut: str = "pad",
+    bias: bool | None = None,
     init: Init | None = None,
-) -> ConvNet:  # fmt: skip
+) -> ConvNet:
     """The CIFAR network of He et al. 2016, 4.2: depth 6n + 2, stages of width, 2 width and 4 width."""
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
         raise ValueError(f"depth={depth} is not 6n + 2; write {max(6 * n + 2, 8)} or {6 * max(n, 1) + 8}")
     return ConvNet(
-        [n] * 3, [width, 2 * width, 4 * width], classes=classes, generator=generator, channels=channels,
-        block=block or (Basic if residual else Plain), norm=norm, act=act, conv=conv, shortcut=shortcut, bias=bias,
+        [n] * 3,
+        [width, 2 * width, 4 * width],
+        classes=classes,
+        generator=generator,
+        channels=channels,
+        block=block or (Basic if residual else Plain),
+        norm=norm,
+        act=act,
+        conv=conv,
+        shortcut=shortcut,
+        bias=bias,
         init=init,
-    )  # fmt: skip
+    )
 
 
 def seeded(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Module:
@@ -179,9 +210,16 @@ def seeded(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
 
 
 def timm_convnet(
-    name: str, *, classes: int, generator: torch.Generator, channels: int = 3, norm: Norm | None = None,
-    act: Act | None = None, init: Init | None = None, options: dict | None = None,
-) -> nn.Module:  # fmt: skip
+    name: str,
+    *,
+    classes: int,
+    generator: torch.Generator,
+    channels: int = 3,
+    norm: Norm | None = None,
+    act: Act | None = None,
+    init: Init | None = None,
+    options: dict | None = None,
+) -> nn.Module:
     """A timm model by name ("resnet18"), untrained, its norm_layer and act_layer swapped; `options` go to timm."""
     import timm
 

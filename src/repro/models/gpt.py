@@ -36,9 +36,19 @@ class Attention(nn.Module):
     """Causal self-attention with `heads` heads; qk_norm normalises queries and keys per head, before the rotation."""
 
     def __init__(
-        self, dim: int, heads: int, context: int, *, generator: torch.Generator, bias: bool, std: float, rotary: bool,
-        qk_norm: Norm = identity, attend: Attend = causal, dropout: float = 0.0,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        heads: int,
+        context: int,
+        *,
+        generator: torch.Generator,
+        bias: bool,
+        std: float,
+        rotary: bool,
+        qk_norm: Norm = identity,
+        attend: Attend = causal,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         if dim % heads or (rotary and dim // heads % 2):
             raise ValueError(f"heads={heads} must divide width={dim} into heads of one{' even' * rotary} size")
@@ -65,9 +75,17 @@ class FeedForward(nn.Module):
     """W2 act(W1 x), or gated W2 (act(W1 x) * W3 x): SwiGLU with act SiLU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(
-        self, dim: int, hidden: int, *, generator: torch.Generator, act: Act, gated: bool, bias: bool, std: float,
+        self,
+        dim: int,
+        hidden: int,
+        *,
+        generator: torch.Generator,
+        act: Act,
+        gated: bool,
+        bias: bool,
+        std: float,
         dropout: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.up = linear(dim, hidden, bias=bias, std=std, generator=generator)
         self.gate = linear(dim, hidden, bias=bias, std=std, generator=generator) if gated else None
@@ -103,13 +121,31 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, vocab: int, context: int, width: int, depth: int, *, heads: int, generator: torch.Generator,
-        norm: Norm | dict[str, Norm] = nn.LayerNorm, placement: str | Placement = "pre", act: Act = nn.GELU,
-        gated: bool = False, hidden: int | None = None, positions: str = "rotary", bias: bool = False,
-        tied: bool = False, final_norm: bool = True, after_embedding: Norm = identity, qk_norm: Norm = identity,
-        attend: Attend = causal, dropout: float = 0.0, std: float = 0.02, embedding_std: float | None = None,
+        self,
+        vocab: int,
+        context: int,
+        width: int,
+        depth: int,
+        *,
+        heads: int,
+        generator: torch.Generator,
+        norm: Norm | dict[str, Norm] = nn.LayerNorm,
+        placement: str | Placement = "pre",
+        act: Act = nn.GELU,
+        gated: bool = False,
+        hidden: int | None = None,
+        positions: str = "rotary",
+        bias: bool = False,
+        tied: bool = False,
+        final_norm: bool = True,
+        after_embedding: Norm = identity,
+        qk_norm: Norm = identity,
+        attend: Attend = causal,
+        dropout: float = 0.0,
+        std: float = 0.02,
+        embedding_std: float | None = None,
         init: Init | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
         if positions not in ("rotary", "learned", "none"):
             raise ValueError(f"positions={positions!r} is unknown; write rotary, learned or none")
@@ -128,10 +164,12 @@ class GPT(nn.Module):
                 width, heads, context, rotary=positions == "rotary", qk_norm=qk_norm, attend=attend, **common
             )
             feed_forward = FeedForward(width, hidden, act=act, gated=gated, **common)
-            self.blocks.append(Block(
-                wrap(attention, norms["attention"], width, index, depth),
-                wrap(feed_forward, norms["feed_forward"], width, index, depth),
-            ))  # fmt: skip
+            self.blocks.append(
+                Block(
+                    wrap(attention, norms["attention"], width, index, depth),
+                    wrap(feed_forward, norms["feed_forward"], width, index, depth),
+                )
+            )
         self.norm = norms["final"](width) if final_norm else nn.Identity()
         self.head = linear(width, vocab, bias=False, std=std, generator=generator)
         if init is not None:

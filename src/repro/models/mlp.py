@@ -31,9 +31,15 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, widths: Sequence[int], *, generator: torch.Generator, norm: Norm = identity, act: Act = nn.ReLU,
-        init: Init | None = None, bias: bool | None = None,
-    ):  # fmt: skip
+        self,
+        widths: Sequence[int],
+        *,
+        generator: torch.Generator,
+        norm: Norm = identity,
+        act: Act = nn.ReLU,
+        init: Init | None = None,
+        bias: bool | None = None,
+    ):
         super().__init__()
         if len(widths) < 2:
             raise ValueError(f"widths={tuple(widths)} names no layer; write at least (inputs, outputs)")
@@ -76,10 +82,21 @@ class ResidualMLP(nn.Module):
     """
 
     def __init__(
-        self, n_in: int, dim: int, depth: int, n_out: int, *, generator: torch.Generator, hidden: int | None = None,
-        norm: Norm = identity, act: Act = nn.ReLU, placement: str | Placement = "pre", final_norm: bool = True,
-        init: Init | None = None, bias: bool = True,
-    ):  # fmt: skip
+        self,
+        n_in: int,
+        dim: int,
+        depth: int,
+        n_out: int,
+        *,
+        generator: torch.Generator,
+        hidden: int | None = None,
+        norm: Norm = identity,
+        act: Act = nn.ReLU,
+        placement: str | Placement = "pre",
+        final_norm: bool = True,
+        init: Init | None = None,
+        bias: bool = True,
+    ):
         super().__init__()
         self.stem = linear(n_in, dim, bias=bias, std=n_in**-0.5, generator=generator)
         self.blocks = nn.ModuleList(

@@ -29,9 +29,16 @@ class RNN(nn.Module):
     """
 
     def __init__(
-        self, cell: str, n_in: int, width: int, *, generator: torch.Generator, norm: Norm = identity,
-        joint: bool = False, init: Init | None = None,
-    ):  # fmt: skip
+        self,
+        cell: str,
+        n_in: int,
+        width: int,
+        *,
+        generator: torch.Generator,
+        norm: Norm = identity,
+        joint: bool = False,
+        init: Init | None = None,
+    ):
         super().__init__()
         if cell not in GATES:
             raise ValueError(f"cell={cell!r} is unknown; write one of {', '.join(GATES)}")
@@ -106,9 +113,17 @@ class RecurrentLM(nn.Module):
     """tokens (B, T) -> logits (B, T, vocab): embedding, `layers` recurrent layers of one width, linear head."""
 
     def __init__(
-        self, cell: str, vocab: int, width: int, *, generator: torch.Generator, layers: int = 1, norm: Norm = identity,
-        joint: bool = False, init: Init | None = None,
-    ):  # fmt: skip
+        self,
+        cell: str,
+        vocab: int,
+        width: int,
+        *,
+        generator: torch.Generator,
+        layers: int = 1,
+        norm: Norm = identity,
+        joint: bool = False,
+        init: Init | None = None,
+    ):
         super().__init__()
         self.embedding = embedding(vocab, width, std=1.0, generator=generator)
         self.layers = nn.ModuleList(

@@ -21,11 +21,25 @@ class Block(nn.Module):
 
 
 def vit(
-    image: int, patch: int, dim: int, depth: int, *, heads: int, classes: int, generator: torch.Generator,
-    channels: int = 3, norm: Norm = nn.LayerNorm, act: Act = nn.GELU, placement: str | Placement = "pre",
-    mlp_ratio: float = 4.0, class_token: bool = False, drop_path: float = 0.0, dropout: float = 0.0,
-    init: Init | None = None, options: dict | None = None,
-) -> nn.Module:  # fmt: skip
+    image: int,
+    patch: int,
+    dim: int,
+    depth: int,
+    *,
+    heads: int,
+    classes: int,
+    generator: torch.Generator,
+    channels: int = 3,
+    norm: Norm = nn.LayerNorm,
+    act: Act = nn.GELU,
+    placement: str | Placement = "pre",
+    mlp_ratio: float = 4.0,
+    class_token: bool = False,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    init: Init | None = None,
+    options: dict | None = None,
+) -> nn.Module:
     """timm.models.vision_transformer.VisionTransformer.  x: (B, channels, image, image) -> logits (B, classes).
 
     norm takes every place of LayerNorm.  With a placement other than "pre" each block is its attention and its MLP
@@ -38,19 +52,32 @@ def vit(
         raise ValueError(f"drop_path={drop_path} needs placement='pre'; write drop_path=0")
     model = seeded(
         lambda: VisionTransformer(
-            img_size=image, patch_size=patch, in_chans=channels, num_classes=classes, embed_dim=dim, depth=depth,
-            num_heads=heads, mlp_ratio=mlp_ratio, class_token=class_token,
-            global_pool="token" if class_token else "avg", drop_path_rate=drop_path, proj_drop_rate=dropout,
-            norm_layer=lambda n, device=None, dtype=None: norm(n), act_layer=act, **(options or {}),
+            img_size=image,
+            patch_size=patch,
+            in_chans=channels,
+            num_classes=classes,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=mlp_ratio,
+            class_token=class_token,
+            global_pool="token" if class_token else "avg",
+            drop_path_rate=drop_path,
+            proj_drop_rate=dropout,
+            norm_layer=lambda n, device=None, dtype=None: norm(n),
+            act_layer=act,
+            **(options or {}),
         ),
         generator,
-    )  # fmt: skip
+    )
     if placement != "pre":
         wrap = placed(placement)
-        model.blocks = nn.Sequential(*(
-            Block(wrap(block.attn, norm, dim, index, depth), wrap(block.mlp, norm, dim, index, depth))
-            for index, block in enumerate(model.blocks)
-        ))  # fmt: skip
+        model.blocks = nn.Sequential(
+            *(
+                Block(wrap(block.attn, norm, dim, index, depth), wrap(block.mlp, norm, dim, index, depth))
+                for index, block in enumerate(model.blocks)
+            )
+        )
     if init is not None:
         init(model, generator)
     return model

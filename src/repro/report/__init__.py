@@ -14,4 +14,14 @@ from repro.report.pages import ComparisonPage, PaperPage
 from repro.report.records import frame, staleness, verdicts
 from repro.report.render import render_arena, render_index, render_paper
 
-__all__ = ["ArenaPage", "ComparisonPage", "PaperPage", "frame", "render_arena", "render_index", "render_paper", "staleness", "verdicts"]
+__all__ = [
+    "ArenaPage",
+    "ComparisonPage",
+    "PaperPage",
+    "frame",
+    "render_arena",
+    "render_index",
+    "render_paper",
+    "staleness",
+    "verdicts",
+]

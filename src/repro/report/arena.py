@@ -4,16 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import repro
-from repro import arena
+from repro import words
+from repro.arena import protocol as arena
 from repro.errors import ReproError
-from repro.report import figures, words
+from repro.report import figures
 from repro.report.figures import Group
 from repro.report.templates import Fragment, part
 
 SLOT_NAMES = {
-    "norm": "norms", "act": "activations", "placement": "placements of the norm", "init": "initializations",
-    "weight": "parameterizations of weights", "optimizer": "optimizers",
-}  # fmt: skip
+    "norm": "norms",
+    "act": "activations",
+    "placement": "placements of the norm",
+    "init": "initializations",
+    "weight": "parameterizations of weights",
+    "optimizer": "optimizers",
+}
 
 
 def tables(root: Path) -> list[dict[str, Any]]:
@@ -45,19 +50,52 @@ class TrackView:
         m = self.made
         cells = [self.cell(i, cell) for i, cell in enumerate(m["cells"])]
         return {
-            **{k: m[k] for k in ("track", "profile", "what", "measure", "target", "margin", "level", "seeds", "steps", "device", "rows_digest")},
-            "cells": cells, "curves": self.curves(), "costs": self.costs(), "out": [(told(arm), why) for arm, why in m["out"].items()],
+            **{
+                k: m[k]
+                for k in (
+                    "track",
+                    "profile",
+                    "what",
+                    "measure",
+                    "target",
+                    "margin",
+                    "level",
+                    "seeds",
+                    "steps",
+                    "device",
+                    "rows_digest",
+                )
+            },
+            "cells": cells,
+            "curves": self.curves(),
+            "costs": self.costs(),
+            "out": [(told(arm), why) for arm, why in m["out"].items()],
             "settings": words.levels(m["settings"]),
-        }  # fmt: skip
+        }
 
     def cell(self, index: int, cell: dict[str, Any]) -> dict[str, Any]:
         slots = []
         for slot, found in cell["slots"].items():
-            lines = [{**line, "told": told(line["arm"]), "ranks": ranks(line), "slug": _slug(line["arm"]),
-                      "lr": self.methods[line["arm"]]["lr"], "step_seconds": self.methods[line["arm"]]["step_seconds"]}
-                     for line in found["ranking"]]  # fmt: skip
-            slots.append({"slot": slot, "name": SLOT_NAMES.get(slot, slot), "lines": lines, "verdict": found["discriminates"],
-                          "figure": self.figure(index, slot, found["ranking"])})  # fmt: skip
+            lines = [
+                {
+                    **line,
+                    "told": told(line["arm"]),
+                    "ranks": ranks(line),
+                    "slug": _slug(line["arm"]),
+                    "lr": self.methods[line["arm"]]["lr"],
+                    "step_seconds": self.methods[line["arm"]]["step_seconds"],
+                }
+                for line in found["ranking"]
+            ]
+            slots.append(
+                {
+                    "slot": slot,
+                    "name": SLOT_NAMES.get(slot, slot),
+                    "lines": lines,
+                    "verdict": found["discriminates"],
+                    "figure": self.figure(index, slot, found["ranking"]),
+                }
+            )
         return {"told": words.levels(cell["changed"]) if cell["changed"] else "", "slots": slots}
 
     def figure(self, index: int, slot: str, ranking: list[dict]) -> dict[str, str]:
@@ -66,10 +104,22 @@ class TrackView:
         groups = [g for g in groups if g.interval]
         if len(groups) < 2:
             return {"svg": "", "caption": ""}
-        text = " ".join(f"{g.label}: {words.number(g.interval[1])}, {words.number(g.interval[0])} to {words.number(g.interval[2])}." for g in groups)
-        drawing = figures.dots(groups, name=f"{self.made['track']}-{self.made['profile']}-{index}-{slot}", limits=[0.0],
-                               axis=f"{self.made['measure']} less that of the best", title=f"Difference from the best, {slot}", description=text)  # fmt: skip
-        return {"svg": drawing, "caption": f"Mean difference from the best and its simultaneous {self.made['level']:.0%} interval; the line is the best itself."}
+        text = " ".join(
+            f"{g.label}: {words.number(g.interval[1])}, {words.number(g.interval[0])} to {words.number(g.interval[2])}."
+            for g in groups
+        )
+        drawing = figures.dots(
+            groups,
+            name=f"{self.made['track']}-{self.made['profile']}-{index}-{slot}",
+            limits=[0.0],
+            axis=f"{self.made['measure']} less that of the best",
+            title=f"Difference from the best, {slot}",
+            description=text,
+        )
+        return {
+            "svg": drawing,
+            "caption": f"Mean difference from the best and its simultaneous {self.made['level']:.0%} interval; the line is the best itself.",
+        }
 
     def curves(self) -> list[dict[str, str]]:
         """Loss on the tuning seeds over the learning rate, per slot."""
@@ -82,9 +132,20 @@ class TrackView:
                     groups.append(Group(told(m["arm"]), _role(m["arm"]), lines={0: points}))
             if not groups:
                 continue
-            text = " ".join(f"{g.label}: best {words.number(min(y for _, y in g.lines[0]))} at {min(g.lines[0], key=lambda p: p[1])[0]:g}." for g in groups)
-            drawing = figures.lines(groups, name=f"{self.made['track']}-{self.made['profile']}-lr-{slot}", axis=self.made["measure"],
-                                    across="learning rate", title=f"Learning-rate sensitivity, {slot}", description=text, marks=True, log_x=True)  # fmt: skip
+            text = " ".join(
+                f"{g.label}: best {words.number(min(y for _, y in g.lines[0]))} at {min(g.lines[0], key=lambda p: p[1])[0]:g}."
+                for g in groups
+            )
+            drawing = figures.lines(
+                groups,
+                name=f"{self.made['track']}-{self.made['profile']}-lr-{slot}",
+                axis=self.made["measure"],
+                across="learning rate",
+                title=f"Learning-rate sensitivity, {slot}",
+                description=text,
+                marks=True,
+                log_x=True,
+            )
             caption = f"{SLOT_NAMES.get(slot, slot)}: mean over the tuning seeds after the first rung. Rates at which a seed diverged have no point."
             found.append({"svg": drawing, "caption": caption})
         return found
@@ -118,7 +179,11 @@ class ArenaPage:
 
     def page(self) -> Fragment:
         """The whole page."""
-        return part("arena.html.j2", "page", {"track": self.track, "version": repro.__version__, "views": [v.section() for v in self.views]})
+        return part(
+            "arena.html.j2",
+            "page",
+            {"track": self.track, "version": repro.__version__, "views": [v.section() for v in self.views]},
+        )
 
 
 def summary(root: Path) -> list[dict[str, Any]]:
@@ -128,9 +193,18 @@ def summary(root: Path) -> list[dict[str, Any]]:
         for slot, found in made["cells"][0]["slots"].items():
             first = [line for line in found["ranking"] if line["rank"][0] == 1 and ":control." not in line["arm"]]
             judged = found["discriminates"]
-            lines.append({
-                "track": made["track"], "profile": made["profile"], "what": made["what"], "slot": slot, "name": SLOT_NAMES.get(slot, slot),
-                "first": [told(line["arm"]) for line in first], "of": len(found["ranking"]), "seeds": made["seeds"], "device": made["device"],
-                "discriminates": judged is None or judged["ok"],
-            })  # fmt: skip
+            lines.append(
+                {
+                    "track": made["track"],
+                    "profile": made["profile"],
+                    "what": made["what"],
+                    "slot": slot,
+                    "name": SLOT_NAMES.get(slot, slot),
+                    "first": [told(line["arm"]) for line in first],
+                    "of": len(found["ranking"]),
+                    "seeds": made["seeds"],
+                    "device": made["device"],
+                    "discriminates": judged is None or judged["ok"],
+                }
+            )
     return lines

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repro.report import drawings, words
+from repro import words
+from repro.report import drawings
 from repro.report.drawings import Scene
 from repro.report.figures import is_log
 from repro.report.records import Record, Result
@@ -30,19 +31,25 @@ class FigureView:
         """What the template shows."""
         found = [(p, self.rows(r)) for p, r in self.record.results.items()]
         return {
-            **{key: self.told.get(key) for key in ("title", "where", "experiment")}, "about": sentence(self.told.get("about")),
+            **{key: self.told.get(key) for key in ("title", "where", "experiment")},
+            "about": sentence(self.told.get("about")),
             "index": self.index,
-            "profiles": [{"profile": p, "figure": self.draw(p, rows), "table": self.table(rows)} for p, rows in found if rows],
+            "profiles": [
+                {"profile": p, "figure": self.draw(p, rows), "table": self.table(rows)} for p, rows in found if rows
+            ],
             "absent": [p for p, rows in found if not rows and self.told["experiment"] in self.settings(p)],
-        }  # fmt: skip
+        }
 
     def settings(self, profile: str) -> Mapping[str, Any]:
         return (self.record.paper.get("profiles") or {}).get(profile) or {}
 
     def rows(self, result: Result) -> list[Row]:
         at, measure = (self.told.get("at") or {}).items(), self.told["measure"]
-        rows = [r for r in result.of(self.told["experiment"]) if r["arm"] in self.arms and r["seed"] < 1000
-                and all(r["factors"].get(k) == v for k, v in at)]  # fmt: skip
+        rows = [
+            r
+            for r in result.of(self.told["experiment"])
+            if r["arm"] in self.arms and r["seed"] < 1000 and all(r["factors"].get(k) == v for k, v in at)
+        ]
         return rows if any(measure in r["measures"] for r in rows) else []
 
     def roles(self) -> dict[str, str]:
@@ -66,8 +73,14 @@ class FigureView:
         measure, x = self.told["measure"], self.told.get("x")
         unit = (self.record.paper["measures"].get(measure) or {}).get("unit")
         levels = self.declared.get("factors", {}).get(x) or []
-        rule = {"kind": "shown", "measure": measure, "arm": self.arms[0], "x": x, "steps_to": {"axis": x},
-                "scale": "logx" if is_log(levels) else "linear"}  # fmt: skip
+        rule = {
+            "kind": "shown",
+            "measure": measure,
+            "arm": self.arms[0],
+            "x": x,
+            "steps_to": {"axis": x},
+            "scale": "logx" if is_log(levels) else "linear",
+        }
         scene = Scene(f"figure-{self.index}-{profile}", profile, rule, self.roles(), rows, unit)
         if any(isinstance(row["measures"].get(measure), list) for row in rows):
             return drawings.curves(scene)
@@ -89,12 +102,29 @@ class FigureView:
             for place, value in zip(across, many, strict=True):
                 cells.setdefault((row["arm"], level, place), []).append(value)
         lines = [
-            {"arm": arm, "level": level, "x": place, "n": len(v), "mean": math.fsum(y / len(v) for y in v), "low": min(v), "high": max(v)}
+            {
+                "arm": arm,
+                "level": level,
+                "x": place,
+                "n": len(v),
+                "mean": math.fsum(y / len(v) for y in v),
+                "low": min(v),
+                "high": max(v),
+            }
             for (arm, level, place), v in cells.items()
         ]
-        keep = sorted({round(i * (len(lines) - 1) / (MOST - 1)) for i in range(MOST)}) if len(lines) > MOST else range(len(lines))
-        return {"measure": measure, "x": x or ("index" if any(line["x"] for line in lines) else None),
-                "levels": any(line["level"] for line in lines), "count": len(lines), "lines": [lines[i] for i in keep]}  # fmt: skip
+        keep = (
+            sorted({round(i * (len(lines) - 1) / (MOST - 1)) for i in range(MOST)})
+            if len(lines) > MOST
+            else range(len(lines))
+        )
+        return {
+            "measure": measure,
+            "x": x or ("index" if any(line["x"] for line in lines) else None),
+            "levels": any(line["level"] for line in lines),
+            "count": len(lines),
+            "lines": [lines[i] for i in keep],
+        }
 
 
 class RankingView:
@@ -106,8 +136,12 @@ class RankingView:
     def section(self) -> dict[str, Any]:
         """What the template shows."""
         found = [(p, self.table(r)) for p, r in self.record.results.items()]
-        return {**{key: self.told.get(key) for key in ("title", "where", "experiment", "measure", "over", "arm")},
-                "about": sentence(self.told.get("about")), "index": self.index, "profiles": [{"profile": p, **table} for p, table in found if table]}  # fmt: skip
+        return {
+            **{key: self.told.get(key) for key in ("title", "where", "experiment", "measure", "over", "arm")},
+            "about": sentence(self.told.get("about")),
+            "index": self.index,
+            "profiles": [{"profile": p, **table} for p, table in found if table],
+        }
 
     def table(self, result: Result) -> dict[str, Any] | None:
         """Average ranks over the levels (1 is best, ties share), and the tests; None without rows.
@@ -126,11 +160,19 @@ class RankingView:
         levels = [level for level, cells in values.items() if set(cells) == set(arms)]
         if not levels or len(arms) < 2:
             return None
-        scores = [[math.fsum(v / len(values[level][arm]) for v in values[level][arm]) for arm in arms] for level in levels]
-        return {"levels": levels, "seeds": len(values[levels[0]][arms[0]]), **rank_table(arms, scores, told["arm"], higher)}
+        scores = [
+            [math.fsum(v / len(values[level][arm]) for v in values[level][arm]) for arm in arms] for level in levels
+        ]
+        return {
+            "levels": levels,
+            "seeds": len(values[levels[0]][arms[0]]),
+            **rank_table(arms, scores, told["arm"], higher),
+        }
 
 
-def rank_table(arms: Sequence[str], scores: Sequence[Sequence[float]], own: str, higher: bool = False) -> dict[str, Any]:
+def rank_table(
+    arms: Sequence[str], scores: Sequence[Sequence[float]], own: str, higher: bool = False
+) -> dict[str, Any]:
     """scores: one list per case, lower is better (negated where `higher`) -> ranks, Friedman's test, Wilcoxon's p.
 
     Friedman needs three arms and two cases; Wilcoxon's signed-rank test (two-sided) two cases that differ.
@@ -156,7 +198,13 @@ def rank_table(arms: Sequence[str], scores: Sequence[Sequence[float]], own: str,
         return float(stats.wilcoxon(gaps).pvalue) if len(gaps) >= 2 else None
 
     sign = -1.0 if higher else 1.0
-    lines = [{"arm": arm, "rank": r, "p": wilcoxon(arm),
-              "scores": [sign * v if math.isfinite(v) else None for v in column[arm]]}
-             for arm, r in sorted(zip(arms, mean, strict=True), key=lambda pair: pair[1])]  # fmt: skip
+    lines = [
+        {
+            "arm": arm,
+            "rank": r,
+            "p": wilcoxon(arm),
+            "scores": [sign * v if math.isfinite(v) else None for v in column[arm]],
+        }
+        for arm, r in sorted(zip(arms, mean, strict=True), key=lambda pair: pair[1])
+    ]
     return {"friedman": friedman, "lines": lines}

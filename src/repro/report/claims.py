@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from repro.report import drawings, words
+from repro import words
+from repro.report import drawings
 from repro.report.drawings import Figure, Scene
 from repro.report.records import Record, Result
 
@@ -36,22 +37,33 @@ class ClaimView:
         """What the table of verdicts shows."""
         headline = [p for p in self.record.results if self.record.headline(p) == self.name]
         return {
-            "id": self.name, "told": words.told(self.claim["paper_value"]), "headline_on": headline,
+            "id": self.name,
+            "told": words.told(self.claim["paper_value"]),
+            "headline_on": headline,
             "headline_everywhere": len(headline) == len(self.record.results),
             "results": [self.result(r) for r in self.record.results.values()],
-        }  # fmt: skip
+        }
 
     def section(self) -> dict[str, Any]:
         """What the claim's own section shows."""
         c, figures = self.claim, self.figures()
         experiment = (self.record.paper.get("experiments") or {}).get(self.experiment) or {}
         return {
-            **self.summary(), "statement": c["statement"], "where": c["where"], "rules": self.rules_told(),
-            "fidelity": words.FIDELITY.get(c.get("fidelity"), c.get("fidelity")), "experiment": self.experiment,
-            "about": experiment.get("about"), "note": c.get("note"), "erratum": c.get("erratum"),
-            "controls": self.controls(), "parts": self.parts(), "figures": figures,
-            "key": self.key() if figures else [], "tables": self.tables(),
-        }  # fmt: skip
+            **self.summary(),
+            "statement": c["statement"],
+            "where": c["where"],
+            "rules": self.rules_told(),
+            "fidelity": words.FIDELITY.get(c.get("fidelity"), c.get("fidelity")),
+            "experiment": self.experiment,
+            "about": experiment.get("about"),
+            "note": c.get("note"),
+            "erratum": c.get("erratum"),
+            "controls": self.controls(),
+            "parts": self.parts(),
+            "figures": figures,
+            "key": self.key() if figures else [],
+            "tables": self.tables(),
+        }
 
     def rules_told(self) -> list[tuple[str | None, str]]:
         """(profile, rule in words); the profile is None where all have the same rules."""
@@ -66,14 +78,20 @@ class ClaimView:
         judged, rows = result.claim(self.name), result.of(self.experiment)
         told = judged or {}
         return {
-            "profile": result.profile, "judged": judged is not None, "state": told.get("state", "not_run"),
+            "profile": result.profile,
+            "judged": judged is not None,
+            "state": told.get("state", "not_run"),
             "stale": result.stale_for(self.claim) if judged else None,
-            "post_hoc": bool(judged and (result.verdict or {}).get("post_hoc")), **estimate_of(told),
+            "post_hoc": bool(judged and (result.verdict or {}).get("post_hoc")),
+            **estimate_of(told),
             **{k: told.get(k) for k in ("why", "unit", "level", "n", "needed_seeds", "positive")},
-            "magnitude": _magnitude(told.get("magnitude")), "device": result.provenance.get("device_model"),
-            "seconds": math.fsum(r["seconds"] for r in rows), "lost": _lost(rows),
-            "absent": None if judged else self.absent(result.profile), "rates": result.rates(self.name) if judged else None,
-        }  # fmt: skip
+            "magnitude": _magnitude(told.get("magnitude")),
+            "device": result.provenance.get("device_model"),
+            "seconds": math.fsum(r["seconds"] for r in rows),
+            "lost": _lost(rows),
+            "absent": None if judged else self.absent(result.profile),
+            "rates": result.rates(self.name) if judged else None,
+        }
 
     def absent(self, profile: str) -> str:
         """Why a profile has no verdict of this claim."""
@@ -91,17 +109,33 @@ class ClaimView:
         found = [(p, k) for p, _, judged in self.judged() for k in judged.get("controls") or []]
         found = found or [("–", k) for k in self.claim.get("controls") or []]
         return [
-            {"profile": p, "text": words.control_text(k), "expect": words.EXPECTED[k["expect"]],
-             "state": k.get("state"), "ok": k.get("ok"), "reason": k.get("why"), **estimate_of(k)} for p, k in found
-        ]  # fmt: skip
+            {
+                "profile": p,
+                "text": words.control_text(k),
+                "expect": words.EXPECTED[k["expect"]],
+                "state": k.get("state"),
+                "ok": k.get("ok"),
+                "reason": k.get("why"),
+                **estimate_of(k),
+            }
+            for p, k in found
+        ]
 
     def parts(self) -> list[dict[str, Any]]:
         """The parts of a rule where it has several."""
         several = [(p, judged["parts"]) for p, _, judged in self.judged() if len(judged.get("parts") or []) > 1]
         return [
-            {"profile": p, "text": part_name(part, i), "state": part["state"], "n": part.get("n"),
-             "level": part.get("level"), **estimate_of(part)} for p, parts in several for i, part in enumerate(parts)
-        ]  # fmt: skip
+            {
+                "profile": p,
+                "text": part_name(part, i),
+                "state": part["state"],
+                "n": part.get("n"),
+                "level": part.get("level"),
+                **estimate_of(part),
+            }
+            for p, parts in several
+            for i, part in enumerate(parts)
+        ]
 
     # rows
 
@@ -138,8 +172,11 @@ class ClaimView:
                     continue
                 seen.append(what)
                 roles, at = self.roles(rule), (rule.get("at") or {}).items()
-                rows = [r for r in result.of(self.experiment) if r["arm"] in roles and r["seed"] < 1000
-                        and all(r["factors"].get(k) == v for k, v in at)]  # fmt: skip
+                rows = [
+                    r
+                    for r in result.of(self.experiment)
+                    if r["arm"] in roles and r["seed"] < 1000 and all(r["factors"].get(k) == v for k, v in at)
+                ]
                 unit = (self.measures.get(rule["measure"]) or {}).get("unit")
                 if rows:
                     name = f"{self.name}-{profile}-{len(seen)}"
@@ -180,11 +217,16 @@ class ClaimView:
             measures, arms = list(dict.fromkeys(named)), {arm for r in rules for arm in self.roles(r)}
             rows = [r for r in result.of(self.experiment) if r["arm"] in arms]
             if rows:
-                found.append({
-                    "profile": profile, "factors": list(dict.fromkeys(k for r in rows for k in r["factors"])),
-                    "measures": measures, "tuning": any(r["seed"] >= 1000 for r in rows),
-                    "keys": any(r["key"] for r in rows), "rows": [_row(r, measures) for r in rows],
-                })  # fmt: skip
+                found.append(
+                    {
+                        "profile": profile,
+                        "factors": list(dict.fromkeys(k for r in rows for k in r["factors"])),
+                        "measures": measures,
+                        "tuning": any(r["seed"] >= 1000 for r in rows),
+                        "keys": any(r["key"] for r in rows),
+                        "rows": [_row(r, measures) for r in rows],
+                    }
+                )
         return found
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repro.report import figures, words
+from repro import words
+from repro.report import figures
 from repro.report.figures import Estimate, Group
 
 MOST = 18  # lines of one figure
@@ -82,7 +83,7 @@ def mean_interval(values: list[float], level: float) -> tuple[float, float, floa
     """Low, mean and high of Student's t over seeds, each end at `level`; None below three or without spread."""
     if len(values) < 3 or max(values) == min(values):
         return None
-    from repro.decide import t_quantile
+    from repro.judge.decide import t_quantile
 
     mean = math.fsum(v / len(values) for v in values)  # the sum alone may be too large
     try:
@@ -122,9 +123,13 @@ def seed_dots(scene: Scene) -> Figure:
     if len(groups) > MOST:
         caption += f" The first {MOST} of {len(groups)} lines are drawn; the table below has all."
     drawing = figures.dots(
-        groups[:MOST], name=f"{scene.name}-seeds", axis=scene.axis, limits=limits,
-        title=f"{scene.axis} per seed, {scene.profile}", description=" ".join(map(_dots_told, groups)),
-    )  # fmt: skip
+        groups[:MOST],
+        name=f"{scene.name}-seeds",
+        axis=scene.axis,
+        limits=limits,
+        title=f"{scene.axis} per seed, {scene.profile}",
+        description=" ".join(map(_dots_told, groups)),
+    )
     return Figure(drawing, caption)
 
 
@@ -192,16 +197,31 @@ def over_levels(scene: Scene, across: str) -> Figure:
             means.append(f"{mean} at {across} {level}")
         told.append(f"{label}: mean {' and '.join(means)}.")
     caption = f"{scene.profile}: {scene.axis} over {across}, one line per seed."
-    return _lines(scene, groups, across, told, caption, marks=True, log_x=scene.rule.get("scale") in ("logx", "loglog"),
-                  levels=sorted(levels) if len(levels) <= 8 else None)  # fmt: skip
+    return _lines(
+        scene,
+        groups,
+        across,
+        told,
+        caption,
+        marks=True,
+        log_x=scene.rule.get("scale") in ("logx", "loglog"),
+        levels=sorted(levels) if len(levels) <= 8 else None,
+    )
 
 
 def _lines(scene: Scene, groups: list[Group], across: str, told: list[str], caption: str, **options: Any) -> Figure:
     title, description = f"{scene.axis} over {across}, {scene.profile}", " ".join(told)
     if not any(g.lines for g in groups):
         return Figure("", f"{caption} Nothing to draw: {description}")
-    drawing = figures.lines(groups[:6], name=f"{scene.name}-lines", axis=scene.axis, across=across, title=title,
-                            description=description, **options)  # fmt: skip
+    drawing = figures.lines(
+        groups[:6],
+        name=f"{scene.name}-lines",
+        axis=scene.axis,
+        across=across,
+        title=title,
+        description=description,
+        **options,
+    )
     if len(groups) > 6:
         caption += f" The first 6 of {len(groups)} bundles are drawn; the table below has all."
     return Figure(drawing, caption)
@@ -211,9 +231,14 @@ def _lines(scene: Scene, groups: list[Group], across: str, told: list[str], capt
 
 
 def decision(
-    name: str, profile: str, rule: Mapping[str, Any], span: Span, log: bool,
-    lines: Sequence[tuple[str, str, Mapping[str, Any]]], unit: str | None,
-) -> Figure | None:  # fmt: skip
+    name: str,
+    profile: str,
+    rule: Mapping[str, Any],
+    span: Span,
+    log: bool,
+    lines: Sequence[tuple[str, str, Mapping[str, Any]]],
+    unit: str | None,
+) -> Figure | None:
     """Estimates (role, label, judged) against the region of a rule; None where none has an estimate."""
     estimates = []
     for role, label, judged in lines[:MOST]:
@@ -223,9 +248,14 @@ def decision(
         return None
     told = [f"The rule asks for {_span_told(span)}.", *map(_estimate_told, estimates)]
     drawing = figures.decision(
-        estimates, span, name=f"{name}-decision", axis=estimate_axis(rule, unit), log=log,
-        title=f"Estimates against the rule, {profile}", description=" ".join(told),
-    )  # fmt: skip
+        estimates,
+        span,
+        name=f"{name}-decision",
+        axis=estimate_axis(rule, unit),
+        log=log,
+        title=f"Estimates against the rule, {profile}",
+        description=" ".join(told),
+    )
     caption = "estimates and intervals; shaded, what the rule asks for. Arrows point to what lies outside the axis."
     return Figure(drawing, f"{profile}: {caption}")
 
@@ -278,7 +308,7 @@ def estimate_axis(rule: Mapping[str, Any], unit: str | None) -> str:
 def region(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) -> tuple[Span, bool]:
     """The interval that an estimate must lie in (None: unbounded), and whether it is told on the log scale.
 
-    Of a count that of one cell; the same regions as `repro.verdict.region_of`.
+    Of a count that of one cell; the same regions as `repro.judge.verdict.region_of`.
     """
     kind, margin, contrast = _cell_kind(rule), rule.get("margin") or 0.0, rule.get("contrast") or {}
     if kind == "equivalence":

@@ -108,6 +108,7 @@ def svg(chart: Any, *, name: str, title: str, description: str) -> str:
 
 def _if_an_axis_holds_it(draw: Callable[..., str]) -> Callable[..., str]:
     """No drawing of numbers that no axis can hold, such as 1e308 beside 0: the table below has them."""
+
     @functools.wraps(draw)
     def drawn(*groups: Any, **options: Any) -> str:
         try:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import repro
-from repro import cite, documents
-from repro.report import arena, figures, text, words
+from repro import words
+from repro.files import documents
+from repro.publish import cite
+from repro.report import arena, figures, text
 from repro.report.asides import FigureView, RankingView
 from repro.report.claims import ClaimView
 from repro.report.records import Result, Stale, claim_lines, record, records
@@ -27,24 +29,36 @@ class PaperPage:
     def head(self) -> Fragment:
         """Title, equation, and the table of verdicts."""
         p, results = self.paper, self.record.results.values()
-        links = [(f"{name}:{p[key]}", f"https://{host}/{p[key]}") for name, key, host in
-                 (("arXiv", "arxiv", "arxiv.org/abs"), ("doi", "doi", "doi.org")) if p.get(key)]  # fmt: skip
+        links = [
+            (f"{name}:{p[key]}", f"https://{host}/{p[key]}")
+            for name, key, host in (("arXiv", "arxiv", "arxiv.org/abs"), ("doi", "doi", "doi.org"))
+            if p.get(key)
+        ]
         if p.get("url") and (target := text.safe_url(p["url"])):
             links.append(("paper", target))
-        return part("paper.html.j2", "head", {
-            **{key: p.get(key) for key in ("slug", "family", "title", "code", "summary", "equation", "withdrawn")},
-            "links": links, "byline": f"{words.listed(p['authors'])}. {_with_year(p)}.",
-            "provides": p.get("provides") or [], "profiles": list(self.record.results),
-            "claims": [view.summary() for view in self.views.values()],
-            "stale": [f"{r.profile}: {'; '.join(r.stale.values())}." for r in results if r.stale],
-            "post_hoc": [r.profile for r in results if (r.verdict or {}).get("post_hoc")],
-        })  # fmt: skip
+        return part(
+            "paper.html.j2",
+            "head",
+            {
+                **{key: p.get(key) for key in ("slug", "family", "title", "code", "summary", "equation", "withdrawn")},
+                "links": links,
+                "byline": f"{words.listed(p['authors'])}. {_with_year(p)}.",
+                "provides": p.get("provides") or [],
+                "profiles": list(self.record.results),
+                "claims": [view.summary() for view in self.views.values()],
+                "stale": [f"{r.profile}: {'; '.join(r.stale.values())}." for r in results if r.stale],
+                "post_hoc": [r.profile for r in results if (r.verdict or {}).get("post_hoc")],
+            },
+        )
 
     def claims(self) -> Fragment:
         """One section per claim, then the claims that are not tested."""
         parts = [part("paper.html.j2", "claim", view.section()) for view in self.views.values()]
-        untested = [{"id": name, **claim, "told": words.told(claim["paper_value"])}
-                    for name, claim in self.paper["claims"].items() if claim.get("untested")]  # fmt: skip
+        untested = [
+            {"id": name, **claim, "told": words.told(claim["paper_value"])}
+            for name, claim in self.paper["claims"].items()
+            if claim.get("untested")
+        ]
         return Fragment("\n".join([*parts, part("paper.html.j2", "untested", untested)]))
 
     def figures(self) -> Fragment:
@@ -58,10 +72,14 @@ class PaperPage:
     def method(self) -> Fragment:
         """Departures from the paper and the notes."""
         notes, method = self.record.folder / "NOTES.md", self.record.folder / "method.py"
-        return part("paper.html.j2", "method", {
-            "departures": text.departures(text.header(method)),
-            "notes": documents.plain(notes).strip() if notes.is_file() else "",
-        })  # fmt: skip
+        return part(
+            "paper.html.j2",
+            "method",
+            {
+                "departures": text.departures(text.header(method)),
+                "notes": documents.plain(notes).strip() if notes.is_file() else "",
+            },
+        )
 
     def provenance(self) -> Fragment:
         """Commit, device, versions, digests and trial keys of each profile."""
@@ -72,10 +90,15 @@ class PaperPage:
         """BibTeX of the paper and of this implementation."""
         verdicts = [self.record.results[p].verdict for p in ("gpu", "cpu") if p in self.record.results]
         verdict = next((v for v in verdicts if v), None)
-        return part("paper.html.j2", "cite", {
-            "slug": self.record.slug, "version": repro.__version__,
-            "bibtex": [cite.paper_bibtex(self.paper), cite.implementation_bibtex(self.paper, verdict)],
-        })  # fmt: skip
+        return part(
+            "paper.html.j2",
+            "cite",
+            {
+                "slug": self.record.slug,
+                "version": repro.__version__,
+                "bibtex": [cite.paper_bibtex(self.paper), cite.implementation_bibtex(self.paper, verdict)],
+            },
+        )
 
 
 def _with_year(paper: Mapping[str, Any]) -> str:
@@ -88,17 +111,26 @@ def _provenance(result: Result) -> dict[str, Any]:
     device = p.get("device_model") or p.get("device")
     facts: list[tuple[str, Any]] = [
         ("commit", f"{p.get('commit') or 'unknown'}{' (with uncommitted changes)' if p.get('dirty') else ''}"),
-        ("device", device), ("threads", p.get("threads")), ("platform", p.get("platform")),
+        ("device", device),
+        ("threads", p.get("threads")),
+        ("platform", p.get("platform")),
         *((f"version of {name}", v) for name, v in sorted((p.get("versions") or {}).items())),
-        ("measured from", p.get("started")), ("seconds of measuring", p.get("seconds")),
-        ("rows digest", p.get("digest")), ("rows digest in the verdict", verdict.get("rows_digest")),
+        ("measured from", p.get("started")),
+        ("seconds of measuring", p.get("seconds")),
+        ("rows digest", p.get("digest")),
+        ("rows digest in the verdict", verdict.get("rows_digest")),
         ("registered claims and seeds", (result.rows or {}).get("registered")),
         *((f"source of {name}", v) for name, v in sorted((p.get("sources") or {}).items())),
         *((f"settings of {name}", v) for name, v in sorted((p.get("config") or {}).items())),
         *(("note", note) for note in p.get("notes") or []),
-    ]  # fmt: skip
-    return {"profile": result.profile, "device": device, "started": p.get("started"), "trials": p.get("trials") or [],
-            "facts": [(name, value) for name, value in facts if value is not None]}  # fmt: skip
+    ]
+    return {
+        "profile": result.profile,
+        "device": device,
+        "started": p.get("started"),
+        "trials": p.get("trials") or [],
+        "facts": [(name, value) for name, value in facts if value is not None],
+    }
 
 
 class ComparisonPage:
@@ -113,16 +145,20 @@ class ComparisonPage:
 
     def head(self) -> Fragment:
         """Counts, and how to read the page."""
-        from repro import quality
+        from repro.judge import quality
 
         tallies = []
         for profile in dict.fromkeys(x["profile"] for x in self.headlines):
             own = [x for x in self.headlines if x["profile"] == profile]
             counts = [(state, sum(x["state"] == state for x in own)) for state in words.STATES]
-            tallies.append({
-                "profile": profile, "counts": [c for c in counts if c[1]],
-                "stale": sum(bool(x["stale"]) for x in own), "post_hoc": sum(x["post_hoc"] for x in own),
-            })  # fmt: skip
+            tallies.append(
+                {
+                    "profile": profile,
+                    "counts": [c for c in counts if c[1]],
+                    "stale": sum(bool(x["stale"]) for x in own),
+                    "post_hoc": sum(x["post_hoc"] for x in own),
+                }
+            )
         rates = quality.summary(r.quality for one in self.records for r in one.results.values() if r.quality)
         values = {"papers": len(self.records), "version": repro.__version__, "tallies": tallies, "quality": rates}
         return part("comparison.html.j2", "head", values)
@@ -144,8 +180,11 @@ class ComparisonPage:
 
     def magnitude(self) -> Fragment:
         """Ours divided by the paper's number, of headline claims that give one."""
-        items = [(f"{x['paper']} ({x['profile']})", x["ratio"], words.STATES[x["state"]])
-                 for x in self.headlines if x["ratio"] and x["ratio"] > 0]  # fmt: skip
+        items = [
+            (f"{x['paper']} ({x['profile']})", x["ratio"], words.STATES[x["state"]])
+            for x in self.headlines
+            if x["ratio"] and x["ratio"] > 0
+        ]
         if not items:
             return part("comparison.html.j2", "magnitude", None)
         told = " ".join(f"{label}: {words.number(ratio)}, {state}." for label, ratio, state in items)

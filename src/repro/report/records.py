@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro import documents
 from repro.errors import ReproError
+from repro.files import documents
 
 if TYPE_CHECKING:
     import pandas
 
-    from repro.paper import Paper
+    from repro.spec.paper import Paper
 
 PROFILES = ("cpu", "gpu", "paper")
 Current = Callable[["Paper", str], Mapping[str, Mapping[str, str]]]
@@ -78,18 +78,21 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str, Any]) -> None:
     """Refuse a verdict under other rules than those of paper.yaml: the page would tell one and draw the other."""
-    from repro.paper import as_dict
-    from repro.report import words
+    from repro import words
+    from repro.spec.paper import as_dict
 
     for name, claim in verdict["claims"].items():
-        if name in paper.claims and words.rules(claim["rule"]) != [as_dict(rule) for rule in paper.rules(name, profile)]:
+        if name in paper.claims and words.rules(claim["rule"]) != [
+            as_dict(rule) for rule in paper.rules(name, profile)
+        ]:
             again = f"run `repro judge {paper.slug} --profile {profile}`"
             raise ReproError(f"{path}: claims.{name}.rule: is not the rule of paper.yaml; {again}")
 
 
 def current(paper: "Paper", profile: str) -> dict[str, dict[str, str]]:
     """Digests of source and settings of each experiment as they are now."""
-    from repro import plan, run
+    from repro.run import core as run
+    from repro.run import plan
 
     entry = plan.entry(paper, profile)
     return {"sources": run.entry_sources(entry), "config": run.entry_configs(entry)}
@@ -124,14 +127,14 @@ def staleness(paper: "Paper", profile: str, document: Mapping[str, Any], current
 
 
 def load_paper(slug: str, root: Path) -> "Paper":
-    from repro import paper
+    from repro.spec import paper
 
     return paper.load(Path(root) / "papers" / slug)
 
 
 def record(slug: str, root: Path, *, current: Current = current, stale: Stale | None = None) -> Record:
     """One paper with its results; `stale` (profile -> experiment -> why) replaces the comparison of digests."""
-    from repro.paper import as_dict
+    from repro.spec.paper import as_dict
 
     loaded = load_paper(slug, root)
     folder = Path(root) / "papers" / slug
@@ -240,7 +243,7 @@ _LINE = (
 
 def claim_lines(one: Record) -> list[dict[str, Any]]:
     """The lines of `verdicts` for one paper."""
-    from repro.report.words import told
+    from repro.words import told
 
     lines = []
     for profile, result in one.results.items():

@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from repro.report import text, words
+from repro import words
+from repro.report import text
 
 HERE = Path(__file__).parent
 ROLES = {
-    "method": "the method", "against": "compared with", "control": "negative control", "positive": "known-good arm",
-}  # fmt: skip
+    "method": "the method",
+    "against": "compared with",
+    "control": "negative control",
+    "positive": "known-good arm",
+}
 
 
 class Fragment(str):
@@ -26,15 +30,25 @@ def _environment() -> Any:
     from markupsafe import Markup
 
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.filters |= {
-        "number": words.number, "percent": words.percent, "seconds": words.seconds, "exact": json.dumps, "rate": words.rate,
-        "sign": words.SIGNS.__getitem__, "state": words.STATES.__getitem__, "role": ROLES.__getitem__,
-        "mathml": lambda tex: Markup(text.mathml(tex)), "markdown": lambda source: Markup(text.markdown(source)),
+        "number": words.number,
+        "percent": words.percent,
+        "seconds": words.seconds,
+        "exact": json.dumps,
+        "rate": words.rate,
+        "sign": words.SIGNS.__getitem__,
+        "state": words.STATES.__getitem__,
+        "role": ROLES.__getitem__,
+        "mathml": lambda tex: Markup(text.mathml(tex)),
+        "markdown": lambda source: Markup(text.markdown(source)),
         "drawn": Markup,  # of figures alone: they escape what they write
-    }  # fmt: skip
+    }
     return env
 
 

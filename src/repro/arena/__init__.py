@@ -1,0 +1,1 @@
+"""Every drop-in method in the same models."""

@@ -1,0 +1,1 @@
+"""The formats and paths of rows, verdicts, plans and tables of the arena."""

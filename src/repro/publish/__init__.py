@@ -1,0 +1,1 @@
+"""Generated files: DVC stages, READMEs, citations."""

@@ -1,0 +1,1 @@
+"""`paper.yaml` and `params.yaml` as objects, and what is wrong with them."""

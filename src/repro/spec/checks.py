@@ -1,0 +1,548 @@
+"""What a `paper.yaml` must hold; each complaint is one line with its place in the file."""
+
+import difflib
+import functools
+import json
+import keyword
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any, NoReturn, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from repro.files.documents import SLUG
+from repro.spec.paper import (
+    KINDS,
+    Claim,
+    Control,
+    Figure,
+    Level,
+    Paper,
+    Params,
+    Ranking,
+    Rule,
+    as_member,
+    controlled,
+    fields_of,
+)
+from repro.spec.yaml import Where, YamlFile
+
+
+def _class_at(kind: Any, value: Any, where: Where) -> Any:
+    for part in where:
+        kind = as_member(kind, value)
+        value = value[part] if isinstance(value, dict | list) else None
+        if is_dataclass(kind):
+            kind = fields_of(kind)[part][1]
+        else:
+            kind = get_args(kind)[-1] if get_args(kind) else None
+    return as_member(kind, value)
+
+
+def _nearest(word: Any, known: Any) -> str:
+    """`; did you mean 'x'?`, or what is known."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(word), known, 1, 0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; allowed: {', '.join(known) or 'none'}"
+
+
+def _is(value: Any) -> str:
+    name = {str: "text", bool: "truth value", int: "number", float: "number"}.get(type(value))
+    other = "is empty" if value is None else "is a list" if isinstance(value, list) else "is a mapping"
+    shown = repr(value)
+    return f"is the {name} {shown if len(shown) <= 80 else shown[:77] + '...'}" if name else other
+
+
+def schema(file: YamlFile, cls: type) -> None:
+    """Refuse what does not fit the schema, in one line."""
+    if not isinstance(file.data, dict):
+        file.fail((), f"{_is(file.data)}; write a mapping of keys")
+    try:
+        _adapter(cls).validate_json(json.dumps(file.data))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=True)
+        first = min(found, key=lambda e: e["type"].startswith("missing"))  # a misspelt key is also a missing one
+    else:
+        return
+    where = tuple(part for part in first["loc"] if not str(part).startswith(("<", "[")))
+    kind, value = first["type"], first["input"]
+    allowed = first.get("ctx", {}).get("expected", "")
+    wanted = {
+        "float": "a number",
+        "int": "a whole number",
+        "bool": "true or false",
+        "string": "a text",
+        "list": "a list",
+        "dict": "a mapping",
+        "dataclass": "a mapping",
+    }.get(kind.split("_")[0])
+    if kind == "unexpected_keyword_argument":
+        comma = " (a text that holds a comma needs quotes inside { })" if value is None else ""
+        file.fail(where, f"unknown key{_nearest(where[-1], fields_of(_class_at(cls, file.data, where[:-1])))}{comma}")
+    elif kind.startswith("missing"):
+        file.fail(where[:-1], f"'{where[-1]}' is missing")
+    elif kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", allowed)
+        key = first["loc"][-1] == "[key]"
+        hint = _nearest(value, choices)
+        more = "" if "allowed" in hint else f" (allowed: {', '.join(choices)})"
+        file.fail(where, f"{'unknown key' if key else _is(value)}{hint}{more}")
+    elif kind.startswith("union_tag"):
+        if not isinstance(value, dict):
+            file.fail(where, f"{_is(value)}; write a rule, a list of rules, or one per profile")
+        if "kind" not in value:
+            file.fail(where, f"'kind' is missing; allowed: {', '.join(KINDS)}")
+        file.fail((*where, "kind"), f"{_is(value['kind'])}{_nearest(value['kind'], KINDS)}")
+    elif not _holds(file.data, where):  # the name of a member of a union, which a factor's level is
+        file.fail(where[:-1], f"{_is(value)}; write a text, a number, true or false")
+    elif wanted == "a text" and isinstance(value, int | float):
+        file.fail(where, f"{_is(value)}; write it in quotes")
+    elif wanted:
+        file.fail(where, f"{_is(value)}; write {wanted}")
+    file.fail(where, first["msg"][0].lower() + first["msg"][1:])
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter:
+    return TypeAdapter(cls)
+
+
+def _holds(data: Any, where: Where) -> bool:
+    for part in where:
+        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
+            return False
+        data = data[part]
+    return True
+
+
+_ALMOST = re.compile(r"[+-]?\d+(?=[.,e])([.,]\d*)?(e[+-]?\d*)?[a-z]?", re.IGNORECASE)  # 1e-3x, 0,02, "1e-4"
+
+
+SEEDS = 2**31  # every generator takes seeds below
+
+
+def paper(file: YamlFile, paper: Paper) -> None:
+    fail, folder = file.fail, file.path.resolve().parent.name
+    _check_texts(file, file.data, ())
+    if paper.slug != folder:
+        fail(("slug",), f"is '{paper.slug}', but the folder is '{folder}'; write slug: {folder}")
+    if not SLUG.fullmatch(paper.slug) or keyword.iskeyword(paper.slug):
+        fail(("slug",), f"is '{paper.slug}', which cannot be imported; name the folder with a-z, 0-9 and _, at most 60")
+    if not 1900 <= paper.year <= 2100:
+        fail(("year",), f"is {paper.year}; write a year such as 2019")
+    if not (paper.arxiv or paper.doi or paper.url):
+        fail((), "'arxiv' is missing (or write doi: or url:)")
+    if paper.arxiv and not re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?|[a-z-]+(\.[A-Z]{2})?/\d{7}", paper.arxiv):
+        fail(("arxiv",), f"is '{paper.arxiv}'; write an identifier such as '1910.07467'")
+    if paper.doi and not re.fullmatch(r"10\.\d{4,9}/[^\s<>\"'{}\\]+", paper.doi):
+        fail(("doi",), f"is '{paper.doi}'; write an identifier such as 10.1000/182")
+    if paper.url and not re.fullmatch(r"https?://[^\s<>\"'{}\\]+", paper.url):
+        fail(("url",), f"is '{paper.url}'; write an address that begins with https://")
+    if paper.code and not re.fullmatch(r"[\w.-]+/[\w.-]+@[\w./-]+", paper.code):
+        fail(("code",), f"is '{paper.code}'; write owner/repository@revision, or null")
+    for name in ("authors", "claims", "experiments", "measures", "profiles"):
+        if not getattr(paper, name):
+            fail((name,), "is empty; write at least one")
+    for i, one in enumerate(paper.provides):
+        if not one.name.isidentifier():
+            fail(("provides", i, "name"), f"is '{one.name}'; write a name of method.py, such as RMSNorm")
+    for name in paper.claims:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", name):
+            fail(("claims", name), "is no name; write letters, digits, - and _")
+    for name, experiment in paper.experiments.items():
+        if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+            fail(("experiments", name), "cannot be a function; write a name of letters, digits and _")
+        _check_factors(file, ("experiments", name), experiment.arms, experiment.factors)
+        _check_module(file, ("experiments", name, "module"), experiment.module)
+    for profile, settings in paper.profiles.items():
+        _check_profile(file, paper, profile, settings)
+    for claim_id, claim in paper.claims.items():
+        _check_claim(file, paper, claim_id, claim)
+    for kind in ("figures", "rankings"):
+        for i, shown in enumerate(getattr(paper, kind)):
+            _check_shown(file, paper, shown, (kind, i))
+    headlines = paper.headline if isinstance(paper.headline, dict) else {None: paper.headline}
+    for profile, claim_id in headlines.items():
+        where = ("headline", profile) if profile else ("headline",)
+        if claim_id not in paper.claims:
+            fail(where, f"no claim '{claim_id}'{_nearest(claim_id, paper.claims)}")
+        if paper.claims[claim_id].untested is not None:
+            fail(where, f"claim '{claim_id}' is untested; name one that has a rule")
+        if not paper.judged_profiles(claim_id):
+            fail(where, f"claim '{claim_id}' is judged at no profile; add its experiment to one, such as cpu")
+        if profile and claim_id not in paper.judged_in(profile):
+            fail(where, f"claim '{claim_id}' is not judged at '{profile}'; run its experiment there or name another")
+
+
+def _check_shown(file: YamlFile, paper: Paper, shown: Figure | Ranking, where: Where) -> None:
+    """A figure or a ranking names an experiment, and its measures, arms and factors."""
+    if shown.experiment not in paper.experiments:
+        hint = _nearest(shown.experiment, paper.experiments)
+        file.fail((*where, "experiment"), f"no experiment '{shown.experiment}'{hint}")
+    declared = paper.experiments[shown.experiment]
+    if shown.measure not in paper.measures:
+        file.fail((*where, "measure"), f"no measure '{shown.measure}'{_nearest(shown.measure, paper.measures)}")
+    for i, arm in enumerate(shown.arms or ()):
+        if arm not in declared.arms:
+            file.fail(
+                (*where, "arms", i), f"no arm '{arm}' in experiment '{shown.experiment}'{_nearest(arm, declared.arms)}"
+            )
+    if isinstance(shown, Ranking):
+        if shown.over not in declared.factors:
+            file.fail((*where, "over"), f"no factor '{shown.over}'{_nearest(shown.over, declared.factors)}")
+        if shown.arm not in (shown.arms or declared.arms):
+            file.fail(
+                (*where, "arm"),
+                f"no arm '{shown.arm}' among those ranked{_nearest(shown.arm, shown.arms or declared.arms)}",
+            )
+        if paper.measures[shown.measure].better is None:
+            file.fail(("measures", shown.measure), "a ranking orders by it; write better: lower, or better: higher")
+        return
+    if shown.x is not None and shown.x not in {*paper.measures, *declared.factors}:
+        known = [*declared.factors, *paper.measures]
+        file.fail(
+            (*where, "x"), f"no factor of '{shown.experiment}' and no measure '{shown.x}'{_nearest(shown.x, known)}"
+        )
+    if any(isinstance(level, bool | str) for level in declared.factors.get(shown.x, ())):
+        file.fail((*where, "x"), f"the levels of '{shown.x}' are no numbers; leave x out for a dot per seed")
+    for factor in shown.at:
+        if factor not in declared.factors:
+            file.fail((*where, "at", factor), f"no factor '{factor}'{_nearest(factor, declared.factors)}")
+        every = [
+            *declared.factors[factor],
+            *(
+                v
+                for p in paper.profiles
+                if shown.experiment in paper.experiments_in(p)
+                for v in paper.settings(p, shown.experiment).factors[factor]
+            ),
+        ]
+        if shown.at[factor] not in every:
+            levels = ", ".join(map(str, dict.fromkeys(every)))
+            file.fail((*where, "at", factor), f"{factor} has no level {shown.at[factor]!r}; it has {levels}")
+
+
+def _check_texts(file: YamlFile, value: Any, where: Where) -> None:
+    """No text of the file is empty."""
+    if isinstance(value, str) and not value.strip():
+        file.fail(where, "is empty; write a text")
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        _check_texts(file, item, (*where, key))
+
+
+def _check_module(file: YamlFile, where: Where, module: str | None) -> None:
+    """An experiment that is not in the paper's own file is in this suite."""
+    from repro.run.provenance import module_file
+
+    if module is not None and not re.fullmatch(r"repro(\.\w+)+", module):
+        file.fail(where, f"is '{module}'; write a module of this suite, such as repro.experiments.decoder")
+    if module is not None and module_file(module) is None:
+        file.fail(where, f"no module '{module}' in this suite; write one such as repro.experiments.decoder")
+
+
+def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors: dict[str, list[Level]]) -> None:
+    for key, values in (("arms", arms), *((f"factors.{name}", levels) for name, levels in factors.items())):
+        place = (*where, *key.split(".", 1))
+        if values is not None and not values:
+            file.fail(place, "is empty; write at least one")
+        for i, value in enumerate(values or ()):
+            if value in values[:i]:
+                file.fail((*place, i), f"{value!r} stands twice")
+
+
+def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[str, Any]) -> None:
+    base: Where = ("profiles", profile)
+
+    def whole(where: Where, value: Any, least: int) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            file.fail(where, f"{_is(value)}; write a whole number of at least {least}")
+        if value >= SEEDS:
+            file.fail(where, f"{_is(value)}; write a whole number of at most {SEEDS - 1}")
+
+    if "seeds" not in settings:
+        file.fail(base, "'seeds' is missing")
+    whole((*base, "seeds"), settings["seeds"], 1)
+    if not isinstance(settings.get("about", ""), str):
+        file.fail((*base, "about"), f"{_is(settings['about'])}; write a text")
+    for name, here in settings.items():
+        where = (*base, name)
+        if name in ("seeds", "about"):
+            continue
+        if name not in paper.experiments:
+            file.fail(where, f"no experiment '{name}'{_nearest(name, paper.experiments)}")
+        if not isinstance(here, dict):
+            file.fail(where, f"{_is(here)}; write a mapping of settings, {{}} for none")
+        declared = paper.experiments[name]
+        if "seeds" in here:
+            whole((*where, "seeds"), here["seeds"], 1)
+        seeds = here.get("seeds", settings["seeds"])
+        if seeds > 1000:
+            place = (*where, "seeds") if "seeds" in here else (*base, "seeds")
+            file.fail(place, "write at most 1000: seeds from 1000 on are for tuning")
+        if not isinstance(here.get("batched", False), bool):
+            file.fail((*where, "batched"), f"{_is(here['batched'])}; write true or false")
+        if here.get("batched") and declared.exclusive:
+            file.fail((*where, "batched"), "an exclusive experiment cannot be batched")
+        if "ranks" in here:
+            whole((*where, "ranks"), here["ranks"], 1)
+        if "ranks" in here and (here.get("batched") or declared.exclusive):
+            file.fail((*where, "ranks"), "a batched or exclusive experiment runs in one process; leave out ranks")
+        for key in ("tuning_seeds", "arms"):
+            if not isinstance(here.get(key, []), list):
+                file.fail((*where, key), f"{_is(here[key])}; write a list")
+        for i, seed in enumerate(here.get("tuning_seeds", ())):
+            whole((*where, "tuning_seeds", i), seed, 1000)
+        for i, arm in enumerate(here.get("arms", ())):
+            if arm not in declared.arms:
+                file.fail((*where, "arms", i), f"no arm '{arm}' in experiment '{name}'{_nearest(arm, declared.arms)}")
+        factors = here.get("factors", {})
+        if not isinstance(factors, dict):
+            file.fail((*where, "factors"), f"{_is(factors)}; write a mapping of factor: [levels]")
+        for factor, levels in factors.items():
+            if factor not in declared.factors:
+                hint = _nearest(factor, declared.factors)
+                file.fail((*where, "factors", factor), f"no factor of experiment '{name}'{hint}")
+            if not isinstance(levels, list) or any(isinstance(v, list | dict | None) for v in levels):
+                file.fail((*where, "factors", factor), "write a list of levels")
+        _check_factors(file, where, here.get("arms"), factors)
+        for key, value in here.items():
+            if key in declared.factors:
+                file.fail((*where, key), f"is a factor; write factors: {{{key}: [...]}}")
+            if isinstance(value, str) and _ALMOST.fullmatch(value):
+                file.fail((*where, key), f"is the text '{value}'; write a number")
+
+
+def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> None:
+    where: Where = ("claims", claim_id)
+    value = claim.paper_value
+    if value.value is None and value.text is None and (value.low is None or value.high is None):
+        file.fail((*where, "paper_value"), "write value:, or low: and high:, or text:")
+    if value.low is not None and value.high is not None and value.low > value.high:
+        file.fail((*where, "paper_value", "low"), f"{value.low} is above high {value.high}")
+    if claim.untested is not None:
+        for key in ("rule", "controls", "positive"):
+            if getattr(claim, key):
+                file.fail((*where, key), "the claim is untested; drop this or drop 'untested'")
+        return
+    if claim.rule is None:
+        file.fail(where, "has neither a rule nor 'untested: why'")
+    if claim.experiment is None:
+        file.fail(where, "'experiment' is missing")
+    if claim.experiment not in paper.experiments:
+        hint = _nearest(claim.experiment, paper.experiments)
+        file.fail((*where, "experiment"), f"no experiment '{claim.experiment}'{hint}")
+    shapes = claim.rule if isinstance(claim.rule, dict) else {None: claim.rule}
+    for profile, shape in shapes.items():
+        if shape in ([], {}):
+            file.fail((*where, "rule", profile) if profile else (*where, "rule"), "is empty; write at least one rule")
+    for profile, place, rule in _placed_rules(claim, (*where, "rule")):
+        judged = [p for p in paper.profiles if rule in paper.rules(claim_id, p)] if profile is None else [profile]
+        if profile == "smoke":
+            file.fail(place, "the smoke profile is never judged; drop this")
+        _Check(file, paper, rule, place, claim.experiment).everything(judged)
+    for profile in ("", *paper.judged_profiles(claim_id)) if claim.positive is not None else ():
+        arms = (paper.settings(profile, claim.experiment) if profile else paper.experiments[claim.experiment]).arms
+        if claim.positive not in arms:
+            at = f" at profile '{profile}'" if profile else ""
+            hint = _nearest(claim.positive, arms)
+            file.fail((*where, "positive"), f"no arm '{claim.positive}' in experiment '{claim.experiment}'{at}{hint}")
+    for i, control in enumerate(claim.controls):
+        _check_control(file, paper, claim_id, control, (*where, "controls", i))
+
+
+def _placed_rules(claim: Claim, where: Where) -> Iterator[tuple[str | None, Where, Rule]]:
+    """(profile or None, place, rule) for every rule that a claim writes."""
+    shapes = claim.rule.items() if isinstance(claim.rule, dict) else [(None, claim.rule)]
+    for profile, shape in shapes:
+        place = (*where, profile) if profile else where
+        if isinstance(shape, list):
+            yield from ((profile, (*place, i), rule) for i, rule in enumerate(shape))
+        else:
+            yield profile, place, shape
+
+
+def _superiority(rule: Rule) -> bool:
+    """Does the rule fail where both arms are alike?"""
+    if rule.kind == "ratio":
+        low, high = rule.between or (rule.min, rule.max)
+        return low is not None and low >= 1 or high is not None and high <= 1
+    return rule.kind == "ordering" or rule.kind == "count" and rule.against is not None
+
+
+def _check_control(file: YamlFile, paper: Paper, claim_id: str, control: Control, where: Where) -> None:
+    claim = paper.claims[claim_id]
+    rules = [rule for _, _, rule in _placed_rules(claim, ())]
+    named = list(dict.fromkeys(n for rule in rules for n in (rule.arm, getattr(rule, "against", None)) if n))
+    place, elsewhere = control.experiment or claim.experiment, bool(control.experiment or control.at)
+    if place not in paper.experiments:
+        file.fail((*where, "experiment"), f"no experiment '{place}'{_nearest(place, paper.experiments)}")
+    if not control.replace and not elsewhere:
+        file.fail(where, "replaces nothing; write replace: {arm of the rule: broken arm}")
+    arms = paper.experiments[place].arms
+    for old, new in control.replace.items():
+        if old not in named:
+            file.fail((*where, "replace", old), f"replaces nothing: the rule's arms are {', '.join(named)}")
+        if new not in arms:
+            file.fail((*where, "replace", old), f"no arm '{new}' in experiment '{place}'{_nearest(new, arms)}")
+        if old == new and not control.seed_offset and not elsewhere:
+            hint = "name another arm, or add seed_offset: 1000"
+            file.fail((*where, "replace", old), f"replaces '{old}' by itself; {hint}")
+    if control.seed_offset is not None and control.seed_offset < 1000:
+        file.fail((*where, "seed_offset"), f"is {control.seed_offset}; write at least 1000")
+    if control.seed_offset is not None and control.seed_offset >= SEEDS - 1000:
+        file.fail((*where, "seed_offset"), f"is {control.seed_offset}; write at most {SEEDS - 1001}")
+    if control.expect == "not_met" and not any(map(_superiority, rules)):
+        why = f"not_met makes sense for superiority only, not for {' and '.join(rule.kind for rule in rules)}"
+        file.fail((*where, "expect"), f"{why}; write expect: not_reproduced")
+    for profile in paper.profiles:
+        judged = paper.rules(claim_id, profile)
+        if judged and place not in paper.experiments_in(profile):
+            why = f"'{place}' does not run at profile '{profile}', where the claim is judged"
+            file.fail((*where, "experiment"), f"{why}; add it to profiles.{profile}")
+        for rule in judged:
+            _Check(file, paper, controlled(rule, control), where, place).arms([profile]).factors([profile], control.at)
+
+
+class _Check:
+    """The checks of one rule at its place in the file."""
+
+    def __init__(self, file: YamlFile, paper: Paper, rule: Rule, where: Where, experiment: str):
+        self.file, self.paper, self.rule, self.where, self.experiment = file, paper, rule, where, experiment
+
+    def fail(self, key: str | Where, message: str) -> NoReturn:
+        self.file.fail((*self.where, *((key,) if isinstance(key, str) else key)), message)
+
+    def resolved(self, judged: list[str]) -> list[tuple[str, list[str], dict[str, list[Level]]]]:
+        """(where it holds, arms, factors): the experiment as declared, or at each profile that judges the rule."""
+        paper, name = self.paper, self.experiment
+        declared = paper.experiments[name]
+        at = {p: paper.settings(p, name) for p in judged if name in paper.experiments_in(p)}
+        found = [(f" at profile '{p}'", settings.arms, settings.factors) for p, settings in at.items()]
+        return found or [("", declared.arms, declared.factors)]
+
+    def everything(self, judged: list[str]) -> None:
+        rule = self.rule
+        if not 0.5 < rule.level < 1:
+            self.fail("level", f"is {rule.level}; write a number between 0.5 and 1, such as 0.95")
+        self.arms(judged).measures().region().factors(judged, {})
+        if rule.at_least is not None and rule.per is None and rule.kind != "count":
+            self.fail("at_least", "needs per: a factor")
+        for profile in judged if rule.select else ():
+            if not self.paper.settings(profile, self.experiment).tuning_seeds:
+                hint = "write tuning_seeds: [1000]"
+                self.fail("select", f"profiles.{profile}.{self.experiment} has no tuning_seeds; {hint}")
+
+    def arms(self, judged: list[str]) -> "_Check":
+        for key in ("arm", "against"):
+            name = getattr(self.rule, key, None)
+            for at, arms, _ in self.resolved(judged):
+                if name is not None and name not in arms:
+                    self.fail(key, f"no arm '{name}' in experiment '{self.experiment}'{at}{_nearest(name, arms)}")
+        if self.rule.arm == getattr(self.rule, "against", None) and self.where[-2] != "controls":
+            self.fail("against", f"'{self.rule.arm}' is compared with itself")
+        return self
+
+    def measures(self) -> "_Check":
+        rule, known = self.rule, self.paper.measures
+        for key, name in (("measure", rule.measure), (("steps_to", "axis"), rule.steps_to and rule.steps_to.axis)):
+            if name is not None and name not in known:
+                self.fail(key, f"no measure '{name}'{_nearest(name, known)}")
+        ordered = rule.kind == "count" and rule.against and rule.min is rule.max is rule.between is None
+        directed = ordered or rule.kind in ("ordering", "noninferiority") or rule.steps_to or rule.select
+        if directed and known[rule.measure].better is None:
+            by = ".".join(map(str, self.where))
+            self.file.fail(("measures", rule.measure), f"{by} compares by it; write better: lower, or better: higher")
+        if rule.steps_to and rule.steps_to.target == "best" and not getattr(rule, "against", None):
+            self.fail(("steps_to", "target"), "'best' is the best of 'against', which is not given; write a number")
+        return self
+
+    def region(self) -> "_Check":
+        rule, given = self.rule, [k for k in ("min", "max", "between") if getattr(self.rule, k, None) is not None]
+        if rule.kind in ("bound", "ratio", "slope") or rule.kind == "count" and not (rule.against and not given):
+            if len(given) != 1:
+                now = ", ".join(given) or "none"
+                self.fail(given[1] if given else (), f"write one of min, max, between (now: {now})")
+        if rule.kind == "equivalence" and (rule.margin is None) == (rule.ratio is None):
+            self.fail((), "write one of margin, ratio")
+        if rule.kind == "count":
+            if rule.at_least is None:
+                self.fail((), "'at_least' is missing")
+            if rule.margin is not None and (given or not rule.against):
+                self.fail("margin", "goes with 'against' and without min, max, between")
+            if rule.per is not None:
+                self.fail("per", "a count has cells: instead")
+        for key in ("contrast", "steps_to", "select") if rule.kind == "identity" else ():
+            if getattr(rule, key):
+                self.fail(key, "an identity looks at every row by itself; drop this")
+        for key in ("between", "ratio"):
+            pair = getattr(rule, key, None)
+            if pair is not None and (len(pair) != 2 or not pair[0] < pair[1]):
+                self.fail(key, f"is {pair}; write [low, high]")
+        for key, strict in (("margin", rule.kind in ("noninferiority", "equivalence")), ("bound", True)):
+            number = getattr(rule, key, None)
+            if number is not None and (number < 0 or strict and number == 0):
+                self.fail(key, f"is {number}; write a number {'above' if strict else 'not below'} 0")
+        on_logs = rule.kind == "ratio" or rule.kind == "bound" and rule.contrast and rule.contrast.as_ == "ratio"
+        on_logs = on_logs or rule.kind == "count" and (rule.against or rule.contrast and rule.contrast.as_ == "ratio")
+        for key in [*given, "ratio"]:
+            ends = getattr(rule, key, None)
+            lowest = min(ends if isinstance(ends, list) else [1.0 if ends is None else ends])
+            if (on_logs or key == "ratio") and lowest <= 0:
+                self.fail(key, f"is {ends}; a ratio is above 0")
+        return self
+
+    def factors(self, judged: list[str], moved: dict[str, Level]) -> "_Check":
+        """Every factor that has several levels is spoken for once, by a name and levels that exist."""
+        rule = self.rule
+        uses: list[tuple[str | Where, str | None, list[Level]]] = [
+            *((("at", name), name, [level]) for name, level in rule.at.items()),
+            ("per", rule.per, []),
+            ("x", getattr(rule, "x", None), []),
+            *(("cells", name, []) for name in rule.cell_factors),
+        ]
+        if rule.contrast:
+            uses.append((("contrast", "factor"), rule.contrast.factor, rule.contrast.levels))
+        if rule.select:
+            uses.append((("select", "factor"), rule.select.factor, []))
+        uses = [use for use in uses if use[1] is not None]
+        if rule.contrast and (len(rule.contrast.levels) != 2 or rule.contrast.levels[0] == rule.contrast.levels[1]):
+            self.fail(("contrast", "levels"), f"is {rule.contrast.levels}; write two different levels")
+        for at, _, known in self.resolved(judged):
+            for key, name, levels in uses:
+                if name not in known:
+                    self.fail(key, f"no factor '{name}' in experiment '{self.experiment}'{at}{_nearest(name, known)}")
+                for level in levels:
+                    if level not in known[name]:
+                        self.fail(key, f"{name} has no level {level!r}{at}; it has {', '.join(map(str, known[name]))}")
+            names = [name for _, name, _ in uses]
+            for key, name, _ in uses:
+                if names.count(name) > 1:
+                    self.fail(key, f"factor '{name}' is used twice in this rule")
+            for name, levels in known.items():
+                if name not in names and len(levels) > 1 and rule.kind != "identity":
+                    self.fail((), f"leaves factor '{name}' open{at}; write at: {{{name}: {levels[0]}}} or per: {name}")
+            if rule.kind == "slope" and len(known[rule.x]) < 2:
+                self.fail("x", f"{rule.x} has one level{at}; a slope needs two")
+            for level in known[rule.x] if rule.kind == "slope" else ():
+                if isinstance(level, bool | str):
+                    self.fail("x", f"level {level!r} of {rule.x}{at} is no number")
+                if rule.scale in ("logx", "loglog") and level <= 0:
+                    self.fail("x", f"level {level} of {rule.x}{at} has no logarithm; write scale: linear or logy")
+            total = math.prod(len(known[name]) for key, name, _ in uses if key in ("per", "cells"))
+            if rule.at_least is not None and not 1 <= rule.at_least <= total:
+                self.fail("at_least", f"is {rule.at_least}, of {total} levels{at}")
+        return self
+
+
+def params(file: YamlFile, params: Params) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", params.device):
+        file.fail(("device",), f"is '{params.device}'; write auto, cpu, cuda or cuda:0")
+    if params.seeds is not None and params.seeds < 1:
+        file.fail(("seeds",), f"is {params.seeds}; write a positive whole number, or null")
+    if params.seeds is not None and params.seeds > 1000:
+        file.fail(("seeds",), f"is {params.seeds}; write at most 1000: seeds from 1000 on are for tuning")
+    for profile, seconds in params.time_limit.items():
+        if seconds <= 0:
+            file.fail(("time_limit", profile), f"is {seconds}; write a positive number of seconds")

@@ -1,0 +1,645 @@
+"""`paper.yaml` and `params.yaml`: their schema, how they are loaded, and what a profile resolves to.
+
+The classes are plain frozen dataclasses; pydantic checks files against them (`paper_checks`), strictly: no unknown key,
+no text for a number.  Importing ruamel.yaml and pydantic takes longer than `repro list` may, so a file that passed is
+kept as JSON under `.repro/yaml/`, by the digest of its bytes and of the checks, and is not checked again.
+"""
+
+import copy
+import difflib
+import functools
+import hashlib
+import json
+import os
+import sys
+import types
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import repro
+from repro.errors import ReproError
+
+PROFILES = ("smoke", "cpu", "gpu", "paper")
+Profile = Literal["smoke", "cpu", "gpu", "paper"]
+Family = Literal["normalization", "activation", "initialization", "residual", "training"]
+Fidelity = Literal["analytic", "same", "scaled", "proxy"]
+Slot = Literal["norm", "act", "placement", "init", "weight", "optimizer"]
+FAMILIES = get_args(Family)
+Level = bool | int | float | str
+RESERVED = (
+    "batched",
+    "ranks",
+    "factors",
+    "seeds",
+    "tuning_seeds",
+    "arms",
+)  # in a profile's experiment; the rest is its Config
+
+
+class _Choice:
+    """Marks a union whose member a function picks, by name; pydantic is imported only when a file is checked."""
+
+    def __init__(self, pick: Callable[[Any], str | None], members: dict[str, Any]):
+        self.pick, self.members = pick, members
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        choices = {name: handler.generate_schema(member) for name, member in self.members.items()}
+        return core_schema.tagged_union_schema(choices, discriminator=self.pick)
+
+
+class _Strict:
+    __pydantic_config__ = {
+        "extra": "forbid",
+        "strict": True,
+        "allow_inf_nan": False,
+        "alias_generator": lambda name: name.rstrip("_"),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(_Strict):
+    """A number (or a curve) that an experiment returns; `better` is needed where a rule compares arms in it."""
+
+    unit: str
+    better: Literal["lower", "higher"] | None = None
+    diverged: Literal["worst"] = "worst"
+    about: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(_Strict):
+    """A function of `experiment.py` (or of `module`), its arms and the levels of its factors."""
+
+    arms: list[str]
+    factors: dict[str, list[Level]] = field(default_factory=dict)
+    exclusive: bool = False
+    module: str | None = None
+    about: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(_Strict):
+    """The first level minus (or over) the second, within each arm and seed."""
+
+    factor: str
+    levels: list[Level]
+    as_: Literal["difference", "ratio"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepsTo(_Strict):
+    """The first entry of `axis` at which the curve is as good as `target`; `best` is the best of `against`."""
+
+    target: Annotated[
+        float | Literal["best"],
+        _Choice(
+            lambda v: "<text>" if isinstance(v, str) else "<number>", {"<number>": float, "<text>": Literal["best"]}
+        ),
+    ]
+    axis: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Select(_Strict):
+    """The level of `factor` that is best on the tuning seeds, for each arm by itself."""
+
+    factor: str
+    on: Literal["tuning"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule(_Strict):
+    measure: str
+    arm: str
+    level: float = 0.95
+    at: dict[str, Level] = field(default_factory=dict)
+    per: str | None = None
+    at_least: int | None = None
+    contrast: Contrast | None = None
+    steps_to: StepsTo | None = None
+    select: Select | None = None
+    pair: bool = True
+    name: str | None = None
+
+    @property
+    def cell_factors(self) -> list[str]:
+        """The factors over whose cells a count runs; none for other kinds."""
+        cells = getattr(self, "cells", [])
+        return [cells] if isinstance(cells, str) else cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Region(_Strict):
+    min: float | None = None
+    max: float | None = None
+    between: list[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(_Rule):
+    """|value| < bound on every row, every element of a list."""
+
+    kind: Literal["identity"]
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound(_Region, _Rule):
+    """The mean of the measure lies in the region."""
+
+    kind: Literal["bound"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(_Region, _Rule):
+    """arm / against lies in the region, on the log scale."""
+
+    kind: Literal["ratio"]
+    against: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordering(_Rule):
+    """Better than `against` by more than `margin`."""
+
+    kind: Literal["ordering"]
+    against: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noninferiority(_Rule):
+    """Not worse than `against` by `margin` or more."""
+
+    kind: Literal["noninferiority"]
+    against: str
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivalence(_Rule):
+    """|arm - against| < margin, or arm / against within `ratio` on the log scale."""
+
+    kind: Literal["equivalence"]
+    against: str
+    margin: float | None = None
+    ratio: list[float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slope(_Region, _Rule):
+    """The least-squares slope over the levels of `x`, or its difference from that of `against`."""
+
+    kind: Literal["slope"]
+    x: str
+    scale: Literal["linear", "logx", "logy", "loglog"] = "linear"
+    against: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count(_Region, _Rule):
+    """At least `at_least` cells hold: a bound; with `against` a ratio, or an ordering by more than `margin`."""
+
+    kind: Literal["count"]
+    cells: Annotated[
+        str | list[str],
+        _Choice(lambda v: "<list>" if isinstance(v, list) else "<one>", {"<one>": str, "<list>": list[str]}),
+    ]
+    against: str | None = None
+    margin: float | None = None
+
+
+KINDS: dict[str, type] = {
+    get_args(cls.__annotations__["kind"])[0]: cls
+    for cls in (Identity, Bound, Ratio, Ordering, Noninferiority, Equivalence, Slope, Count)
+}
+
+
+def _kind(value: Any) -> str | None:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"<{kind}>" if isinstance(kind, str) and kind in KINDS else None
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, list):
+        return "<list>"
+    return "<profiles>" if isinstance(value, dict) and "kind" not in value and set(value) & set(PROFILES) else "<one>"
+
+
+Rule = Annotated[
+    Identity | Bound | Ratio | Ordering | Noninferiority | Equivalence | Slope | Count,
+    _Choice(_kind, {f"<{kind}>": cls for kind, cls in KINDS.items()}),
+]
+Rules = Annotated[Rule | list[Rule], _Choice(_shape, {"<one>": Rule, "<list>": list[Rule]})]
+RulesByProfile = Annotated[
+    Rule | list[Rule] | dict[Profile, Rules],
+    _Choice(_shape, {"<one>": Rule, "<list>": list[Rule], "<profiles>": dict[Profile, Rules]}),
+]
+HeadlineByProfile = Annotated[
+    str | dict[Profile, str],
+    _Choice(
+        lambda v: "<profiles>" if isinstance(v, dict) else "<one>", {"<one>": str, "<profiles>": dict[Profile, str]}
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(_Strict):
+    """The same rules with arms replaced (elsewhere, where `experiment` or `at` say so), and what must come of it."""
+
+    expect: Literal["not_reproduced", "not_met"]
+    replace: dict[str, str] = field(default_factory=dict)
+    seed_offset: int | None = None
+    experiment: str | None = None
+    at: dict[str, Level] = field(default_factory=dict)
+    why: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperValue(_Strict):
+    """The paper's own number: a value, a range, or words; it never changes without an erratum."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    unit: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim(_Strict):
+    """One sentence of the paper, with its number, its place, and a rule (or why it is untested)."""
+
+    statement: str
+    paper_value: PaperValue
+    where: str
+    fidelity: Fidelity
+    experiment: str | None = None
+    rule: RulesByProfile | None = None
+    controls: list[Control] = field(default_factory=list)
+    positive: str | None = None
+    untested: str | None = None
+    note: str | None = None
+    erratum: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure(_Strict):
+    """A drawing of rows on the paper's page: shown, never judged.
+
+    A `measure` that is a list is drawn over `x`, another list measure; a number over the levels of the factor `x`;
+    without `x` a number is a dot per arm and seed, a list is drawn over its index.
+    """
+
+    title: str
+    experiment: str
+    measure: str
+    x: str | None = None
+    arms: list[str] | None = None
+    at: dict[str, Level] = field(default_factory=dict)
+    where: str | None = None
+    about: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(_Strict):
+    """A table of the arms' average ranks in `measure` over the levels of a factor: shown, never judged.
+
+    With the tests of Friedman (all arms alike) and Wilcoxon (`arm` against each other one), the levels being the cases.
+    """
+
+    title: str
+    experiment: str
+    measure: str
+    over: str
+    arm: str
+    arms: list[str] | None = None
+    where: str | None = None
+    about: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provided(_Strict):
+    """A drop-in method: the public name of `method.py` and the slot of a model that it fits."""
+
+    slot: Slot
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What one experiment is at one profile: `config` holds the fields of its Config dataclass but the factors."""
+
+    arms: list[str]
+    factors: dict[str, list[Level]]
+    seeds: list[int]
+    tuning_seeds: list[int]
+    offset_seeds: dict[str, list[int]]  # seeds that only the controls of an arm need
+    batched: bool
+    ranks: int | None = None  # processes that share one trial
+    exclusive: bool
+    module: str | None
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper(_Strict):
+    """One paper as `paper.yaml` states it."""
+
+    slug: str
+    title: str
+    authors: list[str]
+    year: int
+    venue: str
+    family: Family
+    summary: str
+    equation: str
+    headline: HeadlineByProfile
+    measures: dict[str, Measure]
+    experiments: dict[str, Experiment]
+    claims: dict[str, Claim]
+    profiles: dict[Profile, dict[str, Any]]
+    arxiv: str | None = None
+    doi: str | None = None
+    url: str | None = None
+    code: str | None = None
+    withdrawn: str | None = None  # who withdrew it, when and why; the page stays and says so
+    provides: list[Provided] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    rankings: list[Ranking] = field(default_factory=list)
+
+    def experiments_in(self, profile: str) -> list[str]:
+        """The experiments that run at a profile, in the order in which the file declares them."""
+        return [name for name in self.experiments if name in self.profiles.get(profile, {})]
+
+    def settings(self, profile: str, experiment: str) -> Settings:
+        """Arms, factors, seeds and config of an experiment at a profile; ReproError where it does not run there."""
+        if experiment not in self.experiments_in(profile):
+            raise ReproError(
+                f"{self.slug}: experiment '{experiment}' does not run at profile '{profile}'; "
+                f"there run: {', '.join(self.experiments_in(profile)) or 'none'}"
+            )
+        declared, here = self.experiments[experiment], copy.deepcopy(self.profiles[profile][experiment])
+        seeds = list(range(here.get("seeds") or self.profiles[profile]["seeds"]))
+        offset: dict[str, set[int]] = {}
+        for claim_id, claim in self.claims.items():
+            for control in claim.controls if self.rules(claim_id, profile) else ():
+                if control.seed_offset and experiment == (control.experiment or claim.experiment):
+                    for arm in control.replace.values():
+                        offset.setdefault(arm, set()).update(seed + control.seed_offset for seed in seeds)
+        return Settings(
+            arms=here.get("arms") or list(declared.arms),
+            factors={**declared.factors, **here.get("factors", {})},
+            seeds=seeds,
+            tuning_seeds=here.get("tuning_seeds", []),
+            batched=here.get("batched", False),
+            ranks=here.get("ranks"),
+            offset_seeds={arm: sorted(moved) for arm, moved in offset.items()},
+            exclusive=declared.exclusive,
+            module=declared.module,
+            config={k: v for k, v in here.items() if k not in RESERVED},
+        )
+
+    def rules(self, claim_id: str, profile: str) -> list[Rule]:
+        """The rules of a claim at a profile, which must all hold; none where it is not judged there."""
+        claim = self.claims[claim_id]
+        if profile == "smoke" or claim.rule is None or claim.experiment not in self.experiments_in(profile):
+            return []
+        found = claim.rule.get(profile, []) if isinstance(claim.rule, dict) else claim.rule
+        return found if isinstance(found, list) else [found]
+
+    def judged_in(self, profile: str) -> list[str]:
+        """The claims that have a verdict at a profile."""
+        return [claim_id for claim_id in self.claims if self.rules(claim_id, profile)]
+
+    def judged_profiles(self, claim_id: str) -> list[str]:
+        """The profiles at which a claim has a verdict."""
+        return [profile for profile in self.profiles if self.rules(claim_id, profile)]
+
+    def headline_for(self, profile: str) -> str | None:
+        """The headline claim of a profile; None where it has none or does not judge it."""
+        headline = self.headline.get(profile) if isinstance(self.headline, dict) else self.headline
+        return headline if headline in self.judged_in(profile) else None
+
+    def model_dump(self, mode: str = "json", exclude_none: bool = True) -> dict[str, Any]:
+        """The paper as plain data, defaults filled in, spelled as in pydantic; only these modes are offered."""
+        if (mode, exclude_none) != ("json", True):
+            raise ValueError("model_dump offers mode='json', exclude_none=True alone")
+        return as_dict(self)
+
+    def registration(self, profile: str) -> str:
+        """Digest of everything that decides a verdict at this profile; prose, units and labels are left out."""
+        from repro.store import digest
+
+        judged = self.judged_in(profile)
+        rules = {claim_id: self.rules(claim_id, profile) for claim_id in judged}
+        names = {
+            name
+            for each in rules.values()
+            for rule in each
+            for name in (rule.measure, rule.steps_to and rule.steps_to.axis)
+            if name
+        }
+        claims = [self.claims[claim_id] for claim_id in judged]
+        places = {place for c in claims for place in (c.experiment, *(x.experiment for x in c.controls)) if place}
+        planned = {name: self.settings(profile, name) for name in places}
+        return digest(
+            {
+                "claims": {
+                    c: {
+                        "experiment": self.claims[c].experiment,
+                        "positive": self.claims[c].positive,
+                        "rules": [as_dict(rule, drop={"name"}) for rule in rules[c]],
+                        "controls": [as_dict(x, drop={"why"}) for x in self.claims[c].controls],
+                    }
+                    for c in judged
+                },
+                "measures": {name: as_dict(self.measures[name], drop={"unit", "about"}) for name in names},
+                "headline": self.headline_for(profile),
+                "planned": {
+                    name: {"factors": plan.factors, "seeds": plan.seeds, "tuning": plan.tuning_seeds}
+                    for name, plan in planned.items()
+                },
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(_Strict):
+    """`params.yaml`: what holds for the whole suite."""
+
+    profile: Profile
+    device: str
+    seeds: int | None
+    time_limit: dict[Profile, float]
+
+
+def controlled(rule: Rule, control: Control) -> Rule:
+    """The rule that a control must fail: its arms replaced, its `at` added (a level fixed there ends `per`)."""
+    changed: dict[str, Any] = {"arm": control.replace.get(rule.arm, rule.arm), "at": {**rule.at, **control.at}}
+    if getattr(rule, "against", None):
+        changed["against"] = control.replace.get(rule.against, rule.against)
+    if rule.per in control.at:
+        changed |= {"per": None, "at_least": None}
+    return replace(rule, **changed)
+
+
+def as_dict(value: Any, drop: Set[str] = frozenset()) -> Any:
+    """An object of this module as the plain data of `paper.yaml`, without what is not set and the fields of `drop`."""
+    if is_dataclass(value):
+        pairs = ((f.name.rstrip("_"), getattr(value, f.name)) for f in fields(value) if f.name not in drop)
+        return {name: as_dict(v) for name, v in pairs if v is not None}
+    if isinstance(value, dict):
+        return {k: as_dict(v) for k, v in value.items()}
+    return [as_dict(v) for v in value] if isinstance(value, list) else value
+
+
+# ---- from plain data to the classes -------------------------------------------------------------------------------
+
+
+def as_member(kind: Any, value: Any) -> Any:
+    """The type that `value` is of, where `kind` leaves a choice."""
+    for mark in getattr(kind, "__metadata__", ()):
+        return as_member(mark.members.get(mark.pick(value)), value)
+    if get_origin(kind) in (Union, types.UnionType):
+        rest = [arg for arg in get_args(kind) if arg is not types.NoneType]
+        return as_member(rest[0], value) if len(rest) == 1 else None
+    return kind
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, tuple[str, Any]]:
+    return {f.name.rstrip("_"): (f.name, f.type) for f in fields(cls)}
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Checked plain data as `kind`."""
+    if not isinstance(value, dict | list):
+        return value
+    kind = as_member(kind, value)
+    if isinstance(value, list):
+        item = get_args(kind)[0] if get_args(kind) else None
+        return [_build(item, v) for v in value]
+    if is_dataclass(kind):
+        known = fields_of(kind)
+        return kind(**{known[k][0]: _build(known[k][1], v) for k, v in value.items()})
+    item = get_args(kind)[1] if get_args(kind) else None
+    return value if item in (None, Any) else {k: _build(item, v) for k, v in value.items()}
+
+
+@functools.cache
+def _checks_digest() -> bytes:
+    own = Path(__file__)
+    parts = [(own.parent / name).read_bytes() for name in ("paper.py", "checks.py", "yaml.py", "../files/documents.py")]
+    return hashlib.sha256(b"\0".join(parts)).digest()
+
+
+def _load(path: Path, cls: type, root: Path) -> Any:
+    """`path` as `cls`: what passed the checks once is taken from `root/.repro/yaml/`."""
+    text = _read(path)
+    what = f"{cls.__name__} {path.resolve().parent.name}\0".encode()
+    key = hashlib.sha256(_checks_digest() + what + text).hexdigest()
+    kept = root / ".repro" / "yaml" / f"{key}.json"
+    try:
+        return _build(cls, json.loads(kept.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    from repro.spec import checks as paper_checks
+    from repro.spec.yaml import YamlFile
+
+    file = YamlFile(path, shown(path), text)
+    paper_checks.schema(file, cls)
+    made = _build(cls, file.data)
+    {Paper: paper_checks.paper, Params: paper_checks.params}[cls](file, made)
+    if (root / "params.yaml").is_file():
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temp = kept.with_suffix(f".{os.getpid()}.tmp")
+            temp.write_text(json.dumps(file.data))
+            os.replace(temp, kept)
+        except OSError:
+            pass  # a checkout that may not be written is only slower
+    return made
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ReproError(f"{shown(path)}: {error.strerror or error}") from None
+
+
+# ---- the suite ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def paper_dirs() -> Path:
+    """The folder that holds the papers: `papers/` of the checkout, or of the installed package."""
+    found = [path for base in map(Path, repro.__path__) if (path := base / "papers").is_dir()]
+    if not found:
+        raise ReproError("no papers folder beside this package; install from a checkout: pip install -e .")
+    return next((path for path in found if (path.parent / "params.yaml").is_file()), found[0]).resolve()
+
+
+def slugs() -> list[str]:
+    """Every paper of the suite: the folders that hold a `paper.yaml`, sorted."""
+    return sorted(path.parent.name for path in paper_dirs().glob("*/paper.yaml"))
+
+
+def load(paper: str | Path, root: str | Path | None = None) -> Paper:
+    """The paper of a slug (in `root/papers` if given), of a folder or a `paper.yaml` (a Path); a one-line ReproError if wrong."""
+    folder = paper_dirs() if root is None else Path(root) / "papers"
+    path = folder / paper if isinstance(paper, str) else Path(paper)
+    path = path if path.name == "paper.yaml" else path / "paper.yaml"
+    if isinstance(paper, str) and (paper in ("", ".", "..") or len(paper) > 100 or {os.sep, "\\", "\0"} & set(paper)):
+        near = (
+            Path(paper).name
+            if (folder / Path(paper).name[:100].replace("\0", "") / "paper.yaml").is_file()
+            else "rmsnorm"
+        )
+        raise ReproError(f"{paper[:100]}: no such paper; write its name alone, such as {near}")
+    if path.exists() and not path.is_file():
+        raise ReproError(f"{shown(path)}: is a folder; write a file, `repro new` shows one")
+    if not path.is_file():
+        known = sorted(found.parent.name for found in folder.glob("*/paper.yaml"))
+        close = difflib.get_close_matches(path.parent.name, known, 3, 0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else "`repro list` shows all"
+        raise ReproError(f"{paper}: no such paper; {hint}")
+    return _load(path, Paper, path.resolve().parents[2])
+
+
+def load_yaml(path: str | Path) -> Any:
+    """Plain data of a YAML 1.2 file (`1e-3` is a number, `on` a text); ReproError with the line of what is wrong.
+
+    Duplicate keys, tags, anchors, dates, NaN and keys that are no text are refused.
+    """
+    from repro.spec.yaml import YamlFile
+
+    return YamlFile(Path(path), shown(Path(path)), _read(Path(path))).data
+
+
+def load_params(root: str | Path) -> Params:
+    """`params.yaml` of a checkout."""
+    return _load(Path(root) / "params.yaml", Params, Path(root))
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: from the checkout on where it lies in it."""
+    base, full = paper_dirs().parent, path.resolve()
+    return str(full.relative_to(base)) if full.is_relative_to(base) else str(path)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of `paper.yaml`, for editors."""
+    from pydantic import TypeAdapter
+
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Paper).json_schema()}
+
+
+if __name__ == "__main__":
+    json.dump(json_schema(), sys.stdout, indent=1)
+    print()
