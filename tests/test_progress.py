@@ -9,7 +9,7 @@ from rich.console import Console
 from repro import words
 from repro.judge import verdict
 from repro.run import plan, progress, provenance
-from repro.spec import paper
+from repro.spec import load as paper
 
 ENTRY = {"paper": "demo", "profile": "cpu", "trials": []}
 UNIT = {
