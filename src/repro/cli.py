@@ -187,7 +187,7 @@ def show(
     one = paper.load(slug)
     profiles = [_profile(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: index.read_verdict(slug, p) for p in profiles}
-    plain = one.model_dump()
+    plain = as_dict(one)
     if as_json:
         return _dump({"paper": plain, "verdicts": verdicts})
     if not verdict:
