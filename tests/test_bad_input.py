@@ -17,12 +17,11 @@ from test_paper import TEXT
 
 from conftest import ROOT
 from dev import badinput, demo
-from repro import report
+from repro import judge, report
 from repro.arena import protocol as arena
 from repro.data import archives, sources
 from repro.errors import ReproError
 from repro.files import documents
-from repro.judge import verdict
 from repro.publish import index
 from repro.run import core as run
 from repro.run import plan
@@ -309,7 +308,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paper = load(root / "papers" / "demo")
     rows = sound_rows(paper)
     write(root / "papers" / "demo" / "results" / "cpu.rows.json", rows)
-    write(root / "papers" / "demo" / "results" / "cpu.verdict.json", verdict.judge(paper, "cpu", rows))
+    write(root / "papers" / "demo" / "results" / "cpu.verdict.json", judge.judge(paper, "cpu", rows))
     return root
 
 
@@ -324,8 +323,8 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
             made = sealed(made)
     path = write(tmp_path / "papers" / "demo" / "results" / "cpu.rows.json", made)
     with refusal():
-        rows = verdict.load_rows(path)
-        json.dumps(verdict.judge(paper, "cpu", rows), allow_nan=False).encode()
+        rows = judge.load_rows(path)
+        json.dumps(judge.judge(paper, "cpu", rows), allow_nan=False).encode()
         cost = plan.seconds(plan.entry(paper, "cpu")["trials"], rows["rows"])
         assert cost is None or math.isfinite(cost)
 
@@ -617,7 +616,7 @@ def pages(root: Path, text: str) -> dict[str, str]:
                 "rows": rows,
             }
         )
-        judged = verdict.judge(paper, profile, document_)
+        judged = judge.judge(paper, profile, document_)
         for claim in judged["claims"].values():
             for part in (claim, *claim["controls"], *claim["parts"]):
                 part["why"] = part["unit"] = text

@@ -13,8 +13,8 @@ from conftest import Checkout
 from repro.errors import ReproError
 from repro.files import documents
 from repro.judge import quality
+from repro.judge.claims import claim_parts, judge_claim
 from repro.judge.decide import Region, decide
-from repro.judge.verdict import claim_parts, judge_claim
 from repro.spec.paper import Paper, load
 from repro.store import rows_digest
 

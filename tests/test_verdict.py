@@ -13,8 +13,9 @@ from scipy import stats
 
 from repro.errors import ReproError
 from repro.judge import decide as deciding
+from repro.judge import judge, load_rows
 from repro.judge.decide import Region, decide
-from repro.judge.verdict import judge, judge_rule, load_rows, region_of, unit_of
+from repro.judge.rules import judge_rule, region_of, unit_of
 from repro.spec.paper import KINDS, Contrast, Measure, Select, Settings, StepsTo, load
 from repro.store import rows_digest
 

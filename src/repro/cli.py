@@ -319,7 +319,8 @@ def judge(
     check: Annotated[bool, typer.Option("--check", help="fail if a stored verdict differs from a fresh one")] = False,
 ) -> None:
     """Rows -> verdict, and how often such a verdict errs."""
-    from repro.judge import quality, verdict
+    from repro import judge as judging
+    from repro.judge import quality
     from repro.publish import index
     from repro.store import write_file
 
@@ -337,8 +338,8 @@ def judge(
                 if every:
                     continue
                 raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
-            document = verdict.load_rows(rows)
-            fresh, rates = verdict.judge(one, p, document), quality.assess(one, p, document)
+            document = judging.load_rows(rows)
+            fresh, rates = judging.judge(one, p, document), quality.assess(one, p, document)
             if check:
                 same = index.read_verdict(one.slug, p) == json.loads(json.dumps(fresh))
                 known = quality.read(one.slug, p) in (None, rates)  # None: judged before there were any
@@ -372,8 +373,9 @@ def show_quality(
     as_json: AsJson = False,
 ) -> None:
     """How often verdicts err, by simulation from the rows: false 'reproduced' at the edge of each rule, and power."""
+    from repro import judge as judging
     from repro.files import documents
-    from repro.judge import quality, verdict
+    from repro.judge import quality
     from repro.store import write_file
 
     found, days = [], []
@@ -391,8 +393,8 @@ def show_quality(
                 if every:
                     continue
                 raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
-            document = verdict.load_rows(rows)
-            verdict.judge(one, p, document)  # refuses what is not judged, with the reason
+            document = judging.load_rows(rows)
+            judging.judge(one, p, document)  # refuses what is not judged, with the reason
             found.append(quality.assess(one, p, document))
             days.append(document["provenance"].get("started"))
     if write:
@@ -413,7 +415,7 @@ def show_quality(
 @app.command("plan")
 def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """The trials that a run would make, with cost; the JSON runs on a bare machine."""
-    from repro.judge import verdict
+    from repro import judge as judging
     from repro.run import plan
     from repro.spec import paper
 
@@ -429,7 +431,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     table, total, trials, unknown = [], 0.0, 0, 0
     for one in chosen:
         paths = {p: _results(one.slug, p, "rows") for p in dict.fromkeys((profile, "cpu", "gpu"))}
-        known = {p: verdict.load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
+        known = {p: judging.load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
         for cost in plan.costs(one, profile, known.__getitem__, seeds):
             setting = one.settings(profile, cost.experiment)
             path = (

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from scipy import stats
 
+from repro import judge
 from repro.errors import Failed, ReproError
-from repro.judge import quality, verdict
+from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
 from repro.run import core as run
@@ -43,10 +44,10 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
             if not path.is_file():
                 continue
             try:
-                document = verdict.load_rows(path)
+                document = judge.load_rows(path)
                 if why := staleness(paper, profile, document):
                     found.append(f"{paper.slug} {profile}: stale; {why}")
-                fresh = json.loads(json.dumps(verdict.judge(paper, profile, document)))
+                fresh = json.loads(json.dumps(judge.judge(paper, profile, document)))
                 if fresh != index.read_verdict(paper.slug, profile):
                     found.append(f"{paper.slug} {profile}: the stored verdict differs from one made of its rows")
                 if quality.read(paper.slug, profile) not in (None, quality.assess(paper, profile, document)):
@@ -154,7 +155,7 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     path = root / "papers" / paper.slug / "results" / f"{profile}.rows.json"
     if not path.is_file():
         raise ReproError(f"{path}: no rows to refresh; run `repro run {paper.slug} --profile {profile}`")
-    document = verdict.load_rows(path)
+    document = judge.load_rows(path)
     again = f"run `repro run {paper.slug} --profile {profile}`"
     if missing := NEEDED - document["provenance"].keys():
         raise ReproError(f"{path}: provenance: '{min(missing)}' is missing; {again}")
@@ -208,7 +209,7 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
         )
     assert rows_digest(document["rows"]) == record["digest"]
     run.write_rows(path, document)
-    fresh = verdict.judge(paper, profile, document)
+    fresh = judge.judge(paper, profile, document)
     write_file(path.with_name(f"{profile}.quality.json"), quality.text(quality.assess(paper, profile, document)))
     write_file(
         path.with_name(f"{profile}.verdict.json"),

@@ -26,8 +26,10 @@ import numpy as np
 from repro import words
 from repro.errors import ReproError
 from repro.files import documents
+from repro.judge.claims import claim_parts
 from repro.judge.decide import INF, LEAST_SEEDS, POWER, Region, sign_p, t_quantile
-from repro.judge.verdict import CannotJudge, Part, claim_parts, unit_of
+from repro.judge.rules import Part, unit_of
+from repro.judge.values import CannotJudge
 from repro.spec import paper as papers
 from repro.spec.paper import Paper, PaperValue
 from repro.store import rows_digest

@@ -122,7 +122,9 @@ stages:
       - src/repro/judge/decide.py
       - src/repro/spec/paper.py
       - src/repro/judge/quality.py
-      - src/repro/judge/verdict.py
+      - src/repro/judge/values.py
+      - src/repro/judge/rules.py
+      - src/repro/judge/claims.py
     params:
       - {here}/paper.yaml: [claims, headline, measures, "profiles.${{item.profile}}"]
     outs:
