@@ -10,19 +10,20 @@ import typing
 import pytest
 
 from repro import judge
+from repro.files.paths import JUDGED
 from repro.publish import index
 from repro.report import staleness
 from repro.run import core as run
 from repro.run import plan, provenance
-from repro.spec import paper
-from repro.spec.paper import Paper
+from repro.spec import load as paper
+from repro.spec.model import Paper
 
 ROOT = provenance.root()
 SLUGS = paper.slugs()
 STORED = [
     (slug, profile)
     for slug in SLUGS
-    for profile in ("cpu", "gpu", "paper")
+    for profile in JUDGED
     if (ROOT / "papers" / slug / "results" / f"{profile}.rows.json").is_file()
 ]
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from repro import judge, words
 from repro.run import plan, progress, provenance
-from repro.spec import paper
+from repro.spec import load as paper
 
 ENTRY = {"paper": "demo", "profile": "cpu", "trials": []}
 UNIT = {

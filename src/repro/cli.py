@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from repro.errors import Failed, ReproError, one_line
+from repro.files.paths import JUDGED, PROFILES, results
 
-PROFILES = ("smoke", "cpu", "gpu", "paper")
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -25,7 +25,7 @@ app.add_typer(data_app, name="data")
 Slugs = Annotated[list[str] | None, typer.Argument(metavar="SLUG...", help="papers, such as rmsnorm")]
 Slug = Annotated[str, typer.Argument(metavar="SLUG", help="a paper, such as rmsnorm")]
 All = Annotated[bool, typer.Option("--all", help="every paper")]
-Profile = Annotated[str | None, typer.Option(help="smoke, cpu, gpu or paper (default: params.yaml)")]
+Profile = Annotated[str | None, typer.Option(help="smoke, cpu, long, gpu or paper (default: params.yaml)")]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
@@ -65,7 +65,7 @@ def _root() -> Path:
 
 
 def _profile(given: str | None) -> str:
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     profile = paper.load_params(_root()).profile if given is None else given
     if profile not in PROFILES:
@@ -78,7 +78,7 @@ def _profile(given: str | None) -> str:
 
 
 def _papers(slugs: list[str] | None, every: bool) -> list:
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     if not slugs and not every:
         raise ReproError("which papers? name them, such as `rmsnorm`, or write --all")
@@ -95,7 +95,7 @@ def _needs(paper, profile: str) -> None:
 def _results(slug: str, profile: str, kind: str) -> Path:
     if profile == "smoke":  # seconds, for tests, never judged: kept apart from what is committed
         return _root() / ".repro" / "smoke" / slug / f"{kind}.json"
-    return _root() / "papers" / slug / "results" / f"{profile}.{kind}.json"
+    return results(slug, profile, kind, _root())
 
 
 @app.command("list")
@@ -106,7 +106,8 @@ def list_papers(
 ) -> None:
     """Every paper: title, family, headline, verdict per profile."""
     from repro.publish import index
-    from repro.spec import paper
+    from repro.spec import load as paper
+    from repro.spec.model import FAMILIES
 
     allowed = ("reproduced", "not_reproduced", "inconclusive", "not_run")
     if verdict is not None and verdict.replace(" ", "_") not in allowed:
@@ -115,7 +116,7 @@ def list_papers(
     for slug in paper.slugs():
         one = paper.load(slug)
         states = {}
-        for profile in ("cpu", "gpu", "paper"):
+        for profile in JUDGED:
             if profile in one.profiles:
                 stored = index.read_verdict(slug, profile)
                 head = stored["claims"].get(stored["headline"]) if stored else None
@@ -133,8 +134,8 @@ def list_papers(
             verdict is None or verdict.replace(" ", "_") in states.values()
         ):
             found.append(row)
-    if family is not None and family not in paper.FAMILIES:
-        raise ReproError(f"--family {family}: unknown family; write one of {', '.join(paper.FAMILIES)}")
+    if family is not None and family not in FAMILIES:
+        raise ReproError(f"--family {family}: unknown family; write one of {', '.join(FAMILIES)}")
     if as_json:
         return _dump(found)
     _table(
@@ -180,10 +181,11 @@ def show(
     """Equation, claims, the paper's number, ours, rule, control."""
     from repro import words
     from repro.publish import index
-    from repro.spec import paper
+    from repro.spec import load as paper
+    from repro.spec.model import as_dict
 
     one = paper.load(slug)
-    profiles = [_profile(profile)] if profile or verdict else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
+    profiles = [_profile(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: index.read_verdict(slug, p) for p in profiles}
     plain = one.model_dump()
     if as_json:
@@ -203,7 +205,7 @@ def show(
                     _say(f"  {p:<8} {index.estimate(judged)}: {judged['state'].replace('_', ' ')}; {judged['why']}")
                 elif one.rules(name, p):
                     _say(f"  {p:<8} not run")
-                for text in [words.rule_text(paper.as_dict(rule), plain["measures"]) for rule in one.rules(name, p)]:
+                for text in [words.rule_text(as_dict(rule), plain["measures"]) for rule in one.rules(name, p)]:
                     if text not in told_rules:
                         _say(f"  rule     {text}")
                     told_rules.add(text)
@@ -267,7 +269,7 @@ def run(
 ) -> None:
     """Measure the missing trials and write the rows."""
     from repro.run import core, engines, plan, progress
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     root, profile = _root(), _profile(profile)
     params = paper.load_params(root)
@@ -326,9 +328,7 @@ def judge(
 
     differing = []
     for one in _papers(slugs, every):
-        profiles = (
-            [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
-        )
+        profiles = [_profile(profile)] if profile or not every else [p for p in JUDGED if p in one.profiles]
         for p in profiles:
             _needs(one, p)
             if p == "smoke":
@@ -374,15 +374,13 @@ def show_quality(
 ) -> None:
     """How often verdicts err, by simulation from the rows: false 'reproduced' at the edge of each rule, and power."""
     from repro import judge as judging
-    from repro.files import documents
+    from repro.files.strict import plain
     from repro.judge import quality
     from repro.store import write_file
 
     found, days = [], []
     for one in _papers(slugs, every):
-        for p in (
-            [_profile(profile)] if profile or not every else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
-        ):
+        for p in [_profile(profile)] if profile or not every else [p for p in JUDGED if p in one.profiles]:
             if every and p not in one.profiles:
                 continue
             _needs(one, p)
@@ -400,7 +398,7 @@ def show_quality(
     if write:
         if not write.is_file():
             raise ReproError(f"--write {write}: no such file; docs/quality.md has the marks")
-        write_file(write, quality.with_table(documents.plain(write), found, days, str(write)))
+        write_file(write, quality.with_table(plain(write), found, days, str(write)))
     if as_json:
         _dump(found)
     else:
@@ -417,7 +415,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     """The trials that a run would make, with cost; the JSON runs on a bare machine."""
     from repro import judge as judging
     from repro.run import plan
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     profile = _profile(profile)
     chosen = _papers(slugs, every)
@@ -483,7 +481,7 @@ def reproduce(slug: Slug, profile: Profile = None) -> None:
     from repro.commands import reproduce as steps
 
     fresh, committed, page = steps.reproduce(slug, _profile(profile), _root(), _say)
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     _say()
     _verdict_table(paper.load(slug), fresh, committed, compare=True)
@@ -514,7 +512,7 @@ def verify(
 def refresh(slug: Slug, profile: Profile = None) -> None:
     """Keep rows fresh after an edit that changes nothing, proved by measuring the first seed again, bit for bit."""
     from repro.commands import verify as checks
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     checks.refresh(paper.load(slug), _profile(profile), _root(), _say)
 
@@ -523,7 +521,7 @@ def refresh(slug: Slug, profile: Profile = None) -> None:
 def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:
     """How the verdicts changed, claim by claim, from git."""
     from repro.commands import verify as checks
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     one = paper.load(slug)
     found = checks.history(slug, _profile(profile), _root())
@@ -577,7 +575,7 @@ def report(
 ) -> None:
     """Render pages through papermill."""
     from repro import report as pages
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     root = _root()
     if track:
@@ -623,7 +621,7 @@ def arena(
     from repro.arena import protocol as core
     from repro.run import core as runner
     from repro.run import progress
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     root, profile = _root(), _profile(profile)
     names = [track] if track else [name for name, one in core.tracks(root).items() if profile in one]
@@ -733,7 +731,7 @@ def recommend(
         raise ReproError(f"--margin {margin}: write a finite number from 0 on")
     if model not in core.tracks(root):
         raise ReproError(f"--model {model}: no such track; write one of {', '.join(core.tracks(root))}")
-    found = next((t for p in ("gpu", "cpu") if (t := core.read(root, model, p, "table"))), None)
+    found = next((t for p in reversed(JUDGED) if (t := core.read(root, model, p, "table"))), None)
     if found is None:
         raise Failed(f"no evidence: the track {model} has not been run; `repro arena --track {model}` measures it")
     margin = found["margin"] if margin is None else margin
@@ -792,10 +790,10 @@ def recommend(
 def cite_paper(slug: Slug, cff: Annotated[bool, typer.Option("--cff", help="Citation File Format")] = False) -> None:
     """BibTeX of the paper and of this implementation, with the digest of the verdict."""
     from repro.publish import cite, index
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     one = paper.load(slug)
-    verdict = next((v for p in ("gpu", "cpu") if (v := index.read_verdict(slug, p))), None)
+    verdict = next((v for p in reversed(JUDGED) if (v := index.read_verdict(slug, p))), None)
     _say(cite.cff(one) if cff else cite.bibtex(one, verdict))
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import ReproError
-from repro.files import documents
+from repro.files.paths import SCHEMA, results_name
+from repro.files.rows import read_rows
 from repro.judge.rules import Part, judge_rule, levels_text, parts_of
-from repro.spec.paper import Claim, Control, Paper, Rule, as_dict, controlled, shown
+from repro.spec.load import shown
+from repro.spec.model import Claim, Control, Paper, Rule, as_dict, controlled
 from repro.store import rows_digest
-
-SCHEMA = 1
 
 
 def _judge_rules(
@@ -145,7 +145,7 @@ def judge(paper: Paper, profile: str, document: dict[str, Any], *, check_digest:
     One entry per claim that has a rule at this profile.  ReproError where the rows are another paper's or profile's, or
     (unless `check_digest` is False) are not those that were measured.
     """
-    name = f"papers/{paper.slug}/results/{profile}.rows.json"
+    name = results_name(paper.slug, profile, "rows")
     if (document.get("paper"), document.get("profile")) != (paper.slug, profile):
         raise ReproError(
             f"{name}: holds rows of {document.get('paper')} at profile {document.get('profile')}, "
@@ -200,6 +200,6 @@ def load_rows(path: str | Path) -> dict[str, Any]:
     """A rows document; ReproError where it is no valid JSON, of another schema, incomplete or edited by hand."""
     path = Path(path)
     name = shown(path)
-    document = documents.rows(path, "run the profile again", name)
+    document = read_rows(path, "run the profile again", name)
     _check_digest(name, document)
     return document

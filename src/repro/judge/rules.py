@@ -21,7 +21,7 @@ from typing import Any
 
 from repro.judge.decide import INF, LEAST_SEEDS, Decision, Region, decide, number
 from repro.judge.values import CannotJudge, Values
-from repro.spec.paper import Measure, Rule, Settings
+from repro.spec.model import Measure, Rule, Settings
 
 # ---- regions ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.judge.decide import INF, number
-from repro.spec.paper import Measure, Rule, Settings
+from repro.spec.model import Measure, Rule, Settings
 
 
 class CannotJudge(Exception):
