@@ -24,7 +24,7 @@ from repro.errors import ReproError
 from repro.files import documents
 from repro.judge import verdict
 from repro.publish import index
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan
 from repro.spec import paper as papers
 from repro.spec.paper import as_dict, load

@@ -24,7 +24,7 @@ from typing import Any, get_type_hints
 
 from repro.errors import ReproError, one_line
 from repro.files import documents
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import provenance
 from repro.spec import paper
 from repro.store import Store, digest, rows_digest, write_file

@@ -13,7 +13,7 @@ from repro.errors import Failed, ReproError
 from repro.judge import quality, verdict
 from repro.publish import index
 from repro.report import staleness
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan, provenance
 from repro.run.engines import local
 from repro.spec.paper import Paper

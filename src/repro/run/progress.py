@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from repro.errors import ReproError
-from repro.run import core as run
+from repro.run import measure as run
 
 
 class Forming:
