@@ -24,7 +24,7 @@ from repro.errors import ReproError
 from repro.files.arena import read_arena_rows, read_table
 from repro.files.paths import PROFILES, SCHEMA, SLUG
 from repro.publish import index
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan
 from repro.spec import load as papers
 from repro.spec.load import load

@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 def _end_with_parent(wanted: bool) -> None:
     if wanted:
-        from repro.run.engines.worker import die_with_parent
+        from repro.run.processes import die_with_parent
 
         die_with_parent()
 
@@ -268,7 +268,7 @@ def run(
     with_parent: WithParent = False,
 ) -> None:
     """Measure the missing trials and write the rows."""
-    from repro.run import core, engines, plan, progress
+    from repro.run import engines, measure, plan, progress
     from repro.spec import load as paper
 
     root, profile = _root(), _profile(profile)
@@ -277,17 +277,17 @@ def run(
     if not every:
         for one in chosen:
             _needs(one, profile)
-    device = core.resolve_device(device or params.device, profile, here=engine != "ray")
+    device = measure.resolve_device(device or params.device, profile, here=engine != "ray")
     from repro.store import Store
 
-    code, state, jobs = None, root / ".repro", jobs or core.default_jobs(device)
+    code, state, jobs = None, root / ".repro", jobs or measure.default_jobs(device)
     with engines.chosen(engine, device, jobs, address) as where:
         for one in chosen:
             if profile not in one.profiles:
                 continue
             entry = plan.entry(one, profile, seeds or params.seeds)
             try:
-                document = core.measure(
+                document = measure.measure(
                     entry,
                     store=Store(state / "trials"),
                     state=state,
@@ -297,7 +297,7 @@ def run(
                     progress=progress.choose(quiet, as_json),
                     **where,
                 )
-                core.write_rows(_results(one.slug, profile, "rows"), document)
+                measure.write_rows(_results(one.slug, profile, "rows"), document)
             except ReproError as error:
                 if len(chosen) == 1:
                     raise
@@ -619,7 +619,7 @@ def arena(
 ) -> None:
     """Every drop-in method in the same models with the same budget: measure, rank, print."""
     from repro.arena import protocol as core
-    from repro.run import core as runner
+    from repro.run import measure as runner
     from repro.run import progress
     from repro.spec import load as paper
 

@@ -26,7 +26,7 @@ from repro.errors import ReproError, one_line
 from repro.files import arena as arena_files
 from repro.files.paths import PROFILES, SCHEMA
 from repro.files.strict import told, unlike
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import provenance
 from repro.spec import load as paper
 from repro.store import Store, digest, rows_digest, write_file

@@ -11,7 +11,7 @@ from pathlib import Path
 def report(root: Path, say: Callable[[str], None]) -> bool:
     """Print one line per check; False when something that a run needs is missing."""
     from repro import data
-    from repro.run import core as run
+    from repro.run import measure as run
     from repro.run import provenance
     from repro.spec import load as paper
 

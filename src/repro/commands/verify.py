@@ -15,7 +15,7 @@ from repro.files.paths import results, results_name, row_key
 from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan, provenance
 from repro.run.engines import local
 from repro.spec.model import Paper
