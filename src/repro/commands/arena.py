@@ -10,6 +10,7 @@ import typer
 from repro.commands import common
 from repro.commands.common import AsJson, Device, Force, Profile, WithParent, dump, say, table
 from repro.errors import Failed, ReproError
+from repro.files.paths import JUDGED
 
 
 def arena(
@@ -62,17 +63,17 @@ def arena(
 def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
     """The rows of a track."""
     from repro.arena import protocol
-    from repro.run import core, progress
-    from repro.spec import paper
+    from repro.run import measure, progress
+    from repro.spec.load import load_params
 
-    where = core.resolve_device(device or paper.load_params(root).device, profile)
+    where = measure.resolve_device(device or load_params(root).device, profile)
     return protocol.measure(
         protocol.plan(root, track, profile),
         root,
         device=where,
-        jobs=jobs or core.default_jobs(where),
+        jobs=jobs or measure.default_jobs(where),
         force=force,
-        progress=core.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+        progress=measure.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
     )
 
 
@@ -153,7 +154,7 @@ def recommend(
         raise ReproError(f"--margin {margin}: write a finite number from 0 on")
     if model not in protocol.tracks(root):
         raise ReproError(f"--model {model}: no such track; write one of {', '.join(protocol.tracks(root))}")
-    made = next((t for p in ("gpu", "cpu") if (t := protocol.read(root, model, p, "table"))), None)
+    made = next((t for p in reversed(JUDGED) if (t := protocol.read(root, model, p, "table"))), None)
     if made is None:
         raise Failed(f"no evidence: the track {model} has not been run; `repro arena --track {model}` measures it")
     margin = made["margin"] if margin is None else margin

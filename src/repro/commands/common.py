@@ -9,8 +9,9 @@ from typing import Annotated, TypeVar
 import typer
 
 from repro.errors import ReproError
+from repro.files import paths
+from repro.files.paths import PROFILES
 
-PROFILES = ("smoke", "cpu", "gpu", "paper")
 READ, MEASURE, KEEP, WRITE = "Read", "Measure", "Keep", "Write"
 
 F = TypeVar("F", bound=Callable)
@@ -97,9 +98,9 @@ def root() -> Path:
 
 def profile_of(given: str | None) -> str:
     """The profile that a command was given, else that of params.yaml."""
-    from repro.spec import paper
+    from repro.spec.load import load_params
 
-    profile = paper.load_params(root()).profile if given is None else given
+    profile = load_params(root()).profile if given is None else given
     if profile not in PROFILES:
         import difflib
 
@@ -111,11 +112,11 @@ def profile_of(given: str | None) -> str:
 
 def papers(slugs: list[str] | None, every: bool) -> list:
     """The papers that a command was asked for."""
-    from repro.spec import paper
+    from repro.spec import load as spec
 
     if not slugs and not every:
         raise ReproError("which papers? name them, such as `rmsnorm`, or write --all")
-    return [paper.load(slug) for slug in (paper.slugs() if every else dict.fromkeys(slugs or ()))]
+    return [spec.load(slug) for slug in (spec.slugs() if every else dict.fromkeys(slugs or ()))]
 
 
 def needs(paper, profile: str) -> None:
@@ -130,7 +131,7 @@ def results(slug: str, profile: str, kind: str) -> Path:
     """The path of a paper's rows, verdict or error rates at a profile."""
     if profile == "smoke":  # seconds, for tests, never judged: kept apart from what is committed
         return root() / ".repro" / "smoke" / slug / f"{kind}.json"
-    return root() / "papers" / slug / "results" / f"{profile}.{kind}.json"
+    return paths.results(slug, profile, kind, root())
 
 
 def verdict_table(paper, verdict: dict, committed: dict | None = None, compare: bool = False) -> None:

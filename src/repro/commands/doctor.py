@@ -13,7 +13,7 @@ def report(root: Path, say: Callable[[str], None]) -> bool:
     from repro import data
     from repro.run import core as run
     from repro.run import provenance
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     bad = 0
 

@@ -10,14 +10,15 @@ import typer
 from repro.commands import common
 from repro.commands.common import All, AsJson, Profile, Slug, Slugs, dump, say, table
 from repro.errors import Failed, ReproError
+from repro.files.paths import JUDGED
 
 
 def _measured(slugs: list[str] | None, every: bool, profile: str | None) -> Iterator[tuple]:
     """Yield (paper, profile, rows document) for all that was asked for; --all leaves out what has no rows."""
-    from repro.judge import verdict
+    from repro.judge import load_rows
 
     for one in common.papers(slugs, every):
-        judged = [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
+        judged = [p for p in JUDGED if p in one.profiles]
         for p in [common.profile_of(profile)] if profile or not every else judged:
             if every and p not in one.profiles:
                 continue
@@ -26,7 +27,7 @@ def _measured(slugs: list[str] | None, every: bool, profile: str | None) -> Iter
                 raise ReproError("--profile smoke: smoke rows are never judged; write cpu or gpu")
             rows = common.results(one.slug, p, "rows")
             if rows.exists():
-                yield one, p, verdict.load_rows(rows)
+                yield one, p, load_rows(rows)
             elif not every:
                 raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
 
@@ -40,13 +41,14 @@ def judge(
     ] = False,
 ) -> None:
     """Decide every claim from its measured rows."""
-    from repro.judge import quality, verdict
+    from repro import judge as judging
+    from repro.judge import quality
     from repro.publish import index
     from repro.store import write_file
 
     differing = []
     for one, p, document in _measured(slugs, every, profile):
-        fresh, rates = verdict.judge(one, p, document), quality.assess(one, p, document)
+        fresh, rates = judging.judge(one, p, document), quality.assess(one, p, document)
         if check:
             same = index.read_verdict(one.slug, p) == json.loads(json.dumps(fresh))
             known = quality.read(one.slug, p) in (None, rates)  # None: judged before there were any
@@ -78,19 +80,20 @@ def show_quality(
     as_json: AsJson = False,
 ) -> None:
     """Estimate how often verdicts are wrong, by simulation from the rows."""
-    from repro.files import documents
-    from repro.judge import quality, verdict
+    from repro import judge as judging
+    from repro.files.strict import plain
+    from repro.judge import quality
     from repro.store import write_file
 
     rates, days = [], []
     for one, p, document in _measured(slugs, every, profile):
-        verdict.judge(one, p, document)  # refuses what is not judged, with the reason
+        judging.judge(one, p, document)  # refuses what is not judged, with the reason
         rates.append(quality.assess(one, p, document))
         days.append(document["provenance"].get("started"))
     if write:
         if not write.is_file():
             raise ReproError(f"--write {write}: no such file; docs/quality.md has the marks")
-        write_file(write, quality.with_table(documents.plain(write), rates, days, str(write)))
+        write_file(write, quality.with_table(plain(write), rates, days, str(write)))
     if as_json:
         dump(rates)
     else:
@@ -123,6 +126,6 @@ def refresh(slug: Slug, profile: Profile = None) -> None:
     The trials of the first seed are measured again, and must be equal to their rows bit for bit.
     """
     from repro.commands import verify as checks
-    from repro.spec import paper
+    from repro.spec.load import load
 
-    checks.refresh(paper.load(slug), common.profile_of(profile), common.root(), say)
+    checks.refresh(load(slug), common.profile_of(profile), common.root(), say)

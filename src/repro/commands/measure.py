@@ -41,25 +41,25 @@ def run(
     with_parent: WithParent = False,
 ) -> None:
     """Measure the trials that are missing, and write the rows."""
-    from repro.run import core, engines, plan, progress
-    from repro.spec import paper
+    from repro.run import engines, measure, plan, progress
+    from repro.spec.load import load_params
     from repro.store import Store
 
     root, profile = common.root(), common.profile_of(profile)
-    params = paper.load_params(root)
+    params = load_params(root)
     chosen = common.papers(slugs, every)
     if not every:
         for one in chosen:
             common.needs(one, profile)
-    device = core.resolve_device(device or params.device, profile, here=engine != "ray")
-    code, state, jobs = None, root / ".repro", jobs or core.default_jobs(device)
+    device = measure.resolve_device(device or params.device, profile, here=engine != "ray")
+    code, state, jobs = None, root / ".repro", jobs or measure.default_jobs(device)
     with engines.chosen(engine, device, jobs, address) as where:
         for one in chosen:
             if profile not in one.profiles:
                 continue
             entry = plan.entry(one, profile, seeds or params.seeds)
             try:
-                document = core.measure(
+                document = measure.measure(
                     entry,
                     store=Store(state / "trials"),
                     state=state,
@@ -69,7 +69,7 @@ def run(
                     progress=progress.choose(quiet, as_json),
                     **where,
                 )
-                core.write_rows(common.results(one.slug, profile, "rows"), document)
+                measure.write_rows(common.results(one.slug, profile, "rows"), document)
             except ReproError as error:
                 if len(chosen) == 1:
                     raise
@@ -86,7 +86,7 @@ def run(
 def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None, as_json: AsJson = False) -> None:
     """List the trials of a run, with their cost."""
     from repro.run import plan
-    from repro.spec import paper
+    from repro.spec.load import load_params
 
     profile = common.profile_of(profile)
     chosen = common.papers(slugs, every)
@@ -94,7 +94,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         for one in chosen:
             common.needs(one, profile)
     chosen = [one for one in chosen if profile in one.profiles]
-    seeds = paper.load_params(common.root()).seeds
+    seeds = load_params(common.root()).seeds
     if as_json:
         return dump(plan.make(chosen, profile, seeds))
     lines, costs = [], []
@@ -117,11 +117,11 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
 
 def _costs(one, profile: str, seeds: int | None) -> list:
     """What each experiment of a paper costs at a profile, from the rows that are stored."""
-    from repro.judge import verdict
+    from repro.judge import load_rows
     from repro.run import plan
 
     paths = {p: common.results(one.slug, p, "rows") for p in dict.fromkeys((profile, "cpu", "gpu"))}
-    rows = {p: verdict.load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
+    rows = {p: load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
     return plan.costs(one, profile, rows.__getitem__, seeds)
 
 
@@ -137,11 +137,11 @@ def _path(setting) -> str:
 def reproduce(slug: Slug, profile: Profile = None) -> None:
     """Measure a paper on this machine, and compare with its verdict."""
     from repro.commands import reproduce as steps
-    from repro.spec import paper
+    from repro.spec.load import load
 
     fresh, committed, page = steps.reproduce(slug, common.profile_of(profile), common.root(), say)
     say()
-    common.verdict_table(paper.load(slug), fresh, committed, compare=True)
+    common.verdict_table(load(slug), fresh, committed, compare=True)
     states = {name: claim["state"] for name, claim in fresh["claims"].items()}
     before = {name: claim["state"] for name, claim in (committed or {"claims": {}})["claims"].items()}
     if committed is None:

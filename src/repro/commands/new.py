@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from repro.errors import ReproError
-from repro.files.documents import SLUG
-from repro.spec import paper
+from repro.files.paths import SLUG
+from repro.spec import load as paper
 from repro.store import write_file
 
 PAPER = """slug: {slug}

@@ -6,6 +6,7 @@ import typer
 
 from repro.commands.common import AsJson, Profile, Slug, dump, profile_of, root, say, table, verdict_table
 from repro.errors import ReproError
+from repro.files.paths import JUDGED
 
 STATES = ("reproduced", "not_reproduced", "inconclusive", "not_run")
 
@@ -19,15 +20,16 @@ def list_papers(
 ) -> None:
     """List every paper with its family, headline and verdicts."""
     from repro.publish import index
-    from repro.spec import paper
+    from repro.spec import load as spec
+    from repro.spec.model import FAMILIES
 
     if verdict is not None and verdict.replace(" ", "_") not in STATES:
         raise ReproError(f"--verdict {verdict}: unknown verdict; write one of {', '.join(STATES)}")
     chosen = []
-    for slug in paper.slugs():
-        one = paper.load(slug)
+    for slug in spec.slugs():
+        one = spec.load(slug)
         states = {}
-        for profile in ("cpu", "gpu", "paper"):
+        for profile in JUDGED:
             if profile in one.profiles:
                 stored = index.read_verdict(slug, profile)
                 head = stored["claims"].get(stored["headline"]) if stored else None
@@ -45,8 +47,8 @@ def list_papers(
             verdict is None or verdict.replace(" ", "_") in states.values()
         ):
             chosen.append(row)
-    if family is not None and family not in paper.FAMILIES:
-        raise ReproError(f"--family {family}: unknown family; write one of {', '.join(paper.FAMILIES)}")
+    if family is not None and family not in FAMILIES:
+        raise ReproError(f"--family {family}: unknown family; write one of {', '.join(FAMILIES)}")
     if as_json:
         return dump(chosen)
     lines = [
@@ -70,12 +72,10 @@ def show(
 ) -> None:
     """Show a paper's equation and claims, with its numbers beside ours."""
     from repro.publish import index
-    from repro.spec import paper
+    from repro.spec.load import load
 
-    one = paper.load(slug)
-    profiles = (
-        [profile_of(profile)] if profile or verdict else [p for p in ("cpu", "gpu", "paper") if p in one.profiles]
-    )
+    one = load(slug)
+    profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: index.read_verdict(slug, p) for p in profiles}
     if as_json:
         return dump({"paper": one.model_dump(), "verdicts": verdicts})
@@ -93,7 +93,7 @@ def _show(one, profiles: list[str], verdicts: dict[str, dict | None]) -> None:
     """Print everything about a paper that people read."""
     from repro import words
     from repro.publish import index
-    from repro.spec import paper
+    from repro.spec.model import as_dict
 
     measures = one.model_dump()["measures"]
     say(f"{one.title}\n{', '.join(one.authors)}. {one.venue}." + (f" arXiv:{one.arxiv}" if one.arxiv else ""))
@@ -110,7 +110,7 @@ def _show(one, profiles: list[str], verdicts: dict[str, dict | None]) -> None:
                 say(f"  {p:<8} {index.estimate(judged)}: {judged['state'].replace('_', ' ')}; {judged['why']}")
             elif one.rules(name, p):
                 say(f"  {p:<8} not run")
-            for text in [words.rule_text(paper.as_dict(rule), measures) for rule in one.rules(name, p)]:
+            for text in [words.rule_text(as_dict(rule), measures) for rule in one.rules(name, p)]:
                 if text not in printed:
                     say(f"  rule     {text}")
                 printed.add(text)
@@ -123,9 +123,9 @@ def _show(one, profiles: list[str], verdicts: dict[str, dict | None]) -> None:
 def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show how a paper's verdicts changed, commit by commit."""
     from repro.commands import verify as checks
-    from repro.spec import paper
+    from repro.spec.load import load
 
-    one = paper.load(slug)
+    one = load(slug)
     changes = checks.history(slug, profile_of(profile), root())
     if as_json:
         return dump([dict(zip(checks.CHANGE, line, strict=True)) for line in changes])

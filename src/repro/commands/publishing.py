@@ -6,6 +6,7 @@ import typer
 
 from repro.commands.common import Slug, WithParent, root, say
 from repro.errors import Failed, ReproError
+from repro.files.paths import JUDGED
 
 
 def new(slug: Slug) -> None:
@@ -50,7 +51,7 @@ def report(
 ) -> None:
     """Render the pages of papers, arena and index."""
     from repro import report as pages
-    from repro.spec import paper
+    from repro.spec import load as spec
 
     here = root()
     if track:
@@ -60,9 +61,9 @@ def report(
             raise ReproError(f"--arena {track}: no such track; write one of {', '.join(protocol.tracks(here))}")
         return say(f"rendered {pages.render_arena(track, here)}")
     if slug:
-        paper.load(slug)
+        spec.load(slug)
     if not index_only:
-        for one in [slug] if slug else paper.slugs():
+        for one in [slug] if slug else spec.slugs():
             say(f"rendered {pages.render_paper(one, here)}")
     if not index_only and not slug:
         for name in sorted({path.name.partition(".")[0] for path in (here / "arena").glob("*.table.json")}):
@@ -76,8 +77,8 @@ def cite_paper(
 ) -> None:
     """Print BibTeX of a paper and of its implementation here."""
     from repro.publish import cite, index
-    from repro.spec import paper
+    from repro.spec.load import load
 
-    one = paper.load(slug)
-    verdict = next((v for p in ("gpu", "cpu") if (v := index.read_verdict(slug, p))), None)
+    one = load(slug)
+    verdict = next((v for p in reversed(JUDGED) if (v := index.read_verdict(slug, p))), None)
     say(cite.cff(one) if cff else cite.bibtex(one, verdict))
