@@ -334,7 +334,8 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 @settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
-    from repro import cli
+    from repro.commands import common
+    from repro.commands import papers as shows
     from repro.publish import cite
 
     paper = load(suite / "papers" / "demo")
@@ -344,12 +345,13 @@ def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObj
         write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
-        patch.setattr(cli, "_say", lambda text="": str(text).encode())
+        patch.setattr(common, "say", lambda text="": str(text).encode())
+        patch.setattr(shows, "say", lambda text="": str(text).encode())
         stored = index.read_verdict("demo", "cpu")
         json.dumps(stored, allow_nan=False).encode()
         (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
-        cli._verdict_table(paper, stored)
-        cli.show("demo")
+        common.verdict_table(paper, stored)
+        shows.show("demo")
 
 
 @settings(max_examples=100, **FUZZ)
