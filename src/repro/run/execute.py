@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 from repro.errors import Diverged, InvalidMeasurement, ReproError
-from repro.files import documents
+from repro.files.strict import told, unlike
 from repro.run import provenance
 
 
@@ -34,8 +34,8 @@ def make_config(function: Callable, values: dict, where: str) -> object:
     if missing := [n for n, f in known.items() if n not in values and f.default is f.default_factory is MISSING]:
         raise ReproError(f"{_located(where)}: {missing[0]!r} is missing; {kind.__name__} has {', '.join(known)}")
     for name, value in values.items():
-        if wanted := documents.unlike(kinds[name], value):
-            raise ReproError(f"{_located(where, name)}: {documents.told(value)}; write {wanted}")
+        if wanted := unlike(kinds[name], value):
+            raise ReproError(f"{_located(where, name)}: {told(value)}; write {wanted}")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except (TypeError, ValueError) as error:
