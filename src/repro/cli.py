@@ -619,6 +619,7 @@ def arena(
 ) -> None:
     """Every drop-in method in the same models with the same budget: measure, rank, print."""
     from repro.arena import protocol as core
+    from repro.arena import table
     from repro.run import core as runner
     from repro.run import progress
     from repro.spec import paper
@@ -633,7 +634,7 @@ def arena(
         if check:
             rows = core.read(root, name, profile, "rows")
             same = rows is None or core.read(root, name, profile, "table") == json.loads(
-                json.dumps(core.table(rows, settings))
+                json.dumps(table.table(rows, settings))
             )
             differing += [] if same else [name]
             _say(
@@ -646,7 +647,7 @@ def arena(
                 raise ReproError(
                     f"{core.path_of(root, name, profile, 'rows')}: no rows yet; run `repro arena --track {name}` first"
                 )
-            tables.append(core.write_table(root, rows, settings))
+            tables.append(table.write_table(root, rows, settings))
             if not as_json:
                 _arena_table(tables[-1])
             continue
@@ -659,7 +660,7 @@ def arena(
             force=force,
             progress=runner.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
         )
-        tables.append(core.write(root, document, settings))
+        tables.append(table.write(root, document, settings))
         if not as_json:
             _arena_table(tables[-1])
     if differing:
@@ -723,6 +724,7 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Methods that the arena's rows show to be as good as the best, with the evidence."""
+    from repro.arena import advice
     from repro.arena import protocol as core
     from repro.words import levels, number
 
@@ -735,11 +737,11 @@ def recommend(
     if found is None:
         raise Failed(f"no evidence: the track {model} has not been run; `repro arena --track {model}` measures it")
     margin = found["margin"] if margin is None else margin
-    cell, place = core.nearest_cell(found, depth, batch)
+    cell, place = advice.nearest_cell(found, depth, batch)
     if cell is None:
         asked = levels({k: v for k, v in (("depth", depth), ("batch", batch)) if v is not None})
-        raise Failed(f"no evidence at {asked}: nothing within a factor of {core.REACH} of it was measured; {place}")
-    advice = {slot: core.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
+        raise Failed(f"no evidence at {asked}: nothing within a factor of {advice.REACH} of it was measured; {place}")
+    chosen = {slot: advice.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
     if as_json:
         return _dump(
             {
@@ -748,7 +750,7 @@ def recommend(
                 "measured_at": place,
                 "margin": margin,
                 "measure": found["measure"],
-                "methods": advice,
+                "methods": chosen,
                 "trials": {m["arm"]: m["trials"] for m in found["methods"]},
             }
         )
@@ -759,7 +761,7 @@ def recommend(
         f"as good as the best: the simultaneous {found['level']:.0%} interval of the difference in {found['measure']} ends below {margin:g}"
     )
     trials = {m["arm"]: m["trials"] for m in found["methods"]}
-    for slot, lines in advice.items():
+    for slot, lines in chosen.items():
         judged = cell["slots"][slot]["discriminates"]
         _say(
             f"\n{slot}:"
