@@ -506,7 +506,10 @@ def serve(torch_too: bool) -> int:
     return 0
 
 
-LIGHT = "index paper_checks paper_yaml plan report.pages report.templates report.text scaffold verdict verify cite cli arena"
+LIGHT = (
+    "arena.protocol cli commands.new commands.verify judge.claims publish.cite publish.index report.pages report.templates"
+    " report.text run.plan spec.checks spec.yaml"
+)
 HEAVY = "experiments.arena data.original data.rdata data.text"
 
 
@@ -515,7 +518,7 @@ def _preload(torch_too: bool) -> None:
     from repro import cli
     from repro.run import provenance
     from repro.spec import checks as paper_checks
-    from repro.spec import paper
+    from repro.spec import model
 
     for name in [*LIGHT.split(), *(HEAVY.split() if torch_too else ())]:
         importlib.import_module(f"repro.{name}")
@@ -523,7 +526,7 @@ def _preload(torch_too: bool) -> None:
         importlib.import_module(name)
     provenance.source_digest("repro.experiments.arena")  # parses its sources once for all
     provenance.versions()
-    for kind in (paper.Paper, paper.Params):
+    for kind in (model.Paper, model.Params):
         paper_checks._adapter(kind)
     with contextlib.suppress(Exception):
         cli.app(

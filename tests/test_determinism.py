@@ -12,7 +12,7 @@ from repro import train
 from repro.run import core as run
 from repro.run import plan, provenance
 from repro.run.engines import local
-from repro.spec import paper
+from repro.spec import load as paper
 
 # Single, batched and shared experiments, trained networks among them.
 TRIALS = [("rmsnorm", "quality"), ("batchnorm", "training"), ("nfnet", "large_lr"), ("mix_ln", "language_model")]

@@ -9,20 +9,21 @@ import typing
 
 import pytest
 
-from repro.judge import verdict
+from repro import judge
+from repro.files.paths import JUDGED
 from repro.publish import index
 from repro.report import staleness
 from repro.run import core as run
 from repro.run import plan, provenance
-from repro.spec import paper
-from repro.spec.paper import Paper
+from repro.spec import load as paper
+from repro.spec.model import Paper
 
 ROOT = provenance.root()
 SLUGS = paper.slugs()
 STORED = [
     (slug, profile)
     for slug in SLUGS
-    for profile in ("cpu", "gpu", "paper")
+    for profile in JUDGED
     if (ROOT / "papers" / slug / "results" / f"{profile}.rows.json").is_file()
 ]
 
@@ -150,9 +151,9 @@ def test_nothing_generated_is_out_of_date() -> None:
 @pytest.mark.parametrize("slug, profile", STORED)
 def test_stored_results(slug: str, profile: str) -> None:
     one = paper.load(slug)
-    document = verdict.load_rows(ROOT / "papers" / slug / "results" / f"{profile}.rows.json")
+    document = judge.load_rows(ROOT / "papers" / slug / "results" / f"{profile}.rows.json")
     stored = index.read_verdict(slug, profile)
-    assert stored == json.loads(json.dumps(verdict.judge(one, profile, document))), "run `repro judge`"
+    assert stored == json.loads(json.dumps(judge.judge(one, profile, document))), "run `repro judge`"
     assert staleness(one, profile, document) is None
     assert not stored["post_hoc"]
     assert document["provenance"]["seconds"] <= {"cpu": 2 * 180, "gpu": 300}.get(profile, float("inf"))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from repro.arena.protocol import measure
 from repro.errors import ReproError, one_line
-from repro.files import documents
+from repro.files import arena as arena_files
 from repro.run import core as run
 from repro.run import provenance
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from repro.experiments.arena import SLOTS
 
-        for one in documents.arena_plan(options.plan, "write it with `repro arena --plan > plan.json`", SLOTS)[
+        for one in arena_files.read_arena_plan(options.plan, "write it with `repro arena --plan > plan.json`", SLOTS)[
             "tracks"
         ]:
             device = run.resolve_device(options.device, one["profile"])

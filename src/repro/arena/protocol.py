@@ -14,9 +14,11 @@ from statistics import fmean
 from typing import Any, get_type_hints
 
 from repro.errors import ReproError
-from repro.files import documents
+from repro.files import arena as arena_files
+from repro.files.paths import PROFILES
+from repro.files.strict import told, unlike
 from repro.run import core as run
-from repro.spec import paper
+from repro.spec import load as paper
 from repro.store import Store, digest, rows_digest
 
 TUNING = 1000  # the first tuning seed
@@ -40,7 +42,7 @@ def _file(root: Path) -> Any:
 
 def tracks(root: Path) -> dict[str, dict]:
     """`arena.yaml`: the tracks with their settings."""
-    return documents.tracks(_file(root))
+    return arena_files.read_tracks(_file(root))
 
 
 def track_of(root: Path, name: str, profile: str) -> dict:
@@ -49,10 +51,10 @@ def track_of(root: Path, name: str, profile: str) -> dict:
     if name not in known:
         raise ReproError(f"--track {name}: no such track; write one of {', '.join(known)}")
     if profile not in known[name]:
-        have = [key for key in paper.PROFILES if key in known[name]]
+        have = [key for key in PROFILES if key in known[name]]
         raise ReproError(f"arena.yaml: track {name} has no profile {profile}; it has {', '.join(have) or 'none'}")
     one = known[name]
-    return {**{k: v for k, v in one.items() if k not in paper.PROFILES}, **one[profile]}
+    return {**{k: v for k, v in one.items() if k not in PROFILES}, **one[profile]}
 
 
 def entrants(track: str) -> tuple[list[str], dict[str, str]]:
@@ -89,8 +91,8 @@ def plan(root: Path, track: str, profile: str) -> dict:
             near = difflib.get_close_matches(name, kinds, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(kinds)}"
             _file(root).fail(where, f"unknown setting; {hint}")
-        if wanted := documents.unlike(kinds[name], value):
-            _file(root).fail(where, f"{documents.told(value)}; write {wanted}")
+        if wanted := unlike(kinds[name], value):
+            _file(root).fail(where, f"{told(value)}; write {wanted}")
     arms, out = entrants(track)
     return {"track": track, "profile": profile, "settings": settings, "arms": arms, "out": out}
 
@@ -186,8 +188,8 @@ def read(root: Path, track: str, profile: str, kind: str) -> dict | None:
     if not path.exists():
         return None
     if kind == "table":
-        return documents.arena_table(path, again, paper.shown(path), track, profile)
-    found = documents.arena_rows(path, again, paper.shown(path), track, profile, track_of(root, track, profile))
+        return arena_files.read_table(path, again, paper.shown(path), track, profile)
+    found = arena_files.read_arena_rows(path, again, paper.shown(path), track, profile, track_of(root, track, profile))
     if rows_digest(found["rows"]) != found["provenance"]["digest"]:
         raise ReproError(f"{path}: the rows do not match their digest (edited by hand?); {again}")
     return found

@@ -16,10 +16,10 @@ from statistics import fmean, median_high, stdev
 from typing import Any
 
 from repro.arena.protocol import BASE, CONTROLS, TUNING, loss_of, path_of
+from repro.files.paths import SCHEMA
 from repro.run import core as run
 from repro.store import write_file
 
-SCHEMA = 1
 LEVEL = 0.95
 
 

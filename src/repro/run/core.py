@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from repro.errors import Diverged, Failed, InvalidMeasurement, ReproError, one_line
-from repro.files import documents
+from repro.files import plan as plan_file
+from repro.files.paths import SCHEMA, row_key
+from repro.files.strict import told, unlike
 from repro.run import provenance
 from repro.store import Store, digest, rows_digest, sealed, write_file
-
-SCHEMA = 1
-
 
 # --- one unit of work, inside a worker ------------------------------------------------------------------------------
 
@@ -54,8 +53,8 @@ def make_config(function: Callable, values: dict, where: str) -> object:
     if missing := [n for n, f in known.items() if n not in values and f.default is f.default_factory is MISSING]:
         raise ReproError(f"{_located(where)}: {missing[0]!r} is missing; {kind.__name__} has {', '.join(known)}")
     for name, value in values.items():
-        if wanted := documents.unlike(kinds[name], value):
-            raise ReproError(f"{_located(where, name)}: {documents.told(value)}; write {wanted}")
+        if wanted := unlike(kinds[name], value):
+            raise ReproError(f"{_located(where, name)}: {told(value)}; write {wanted}")
     try:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     except (TypeError, ValueError) as error:
@@ -360,8 +359,8 @@ def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Fail
 
 
 def _document(entry: dict, units: list[dict], store: Store, device: str, place: dict[str, str]) -> dict:
-    planned = {identity(trial): trial["key"] for unit in units for trial in unit["trials"]}
-    keys = [planned[identity(trial)] for trial in entry["trials"]]
+    planned = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
+    keys = [planned[row_key(trial)] for trial in entry["trials"]]
     records = [store.get(key) for key in keys]
     rows = [record["row"] for record in records]
     # Rows measured under another registration keep it, so that a rule changed since then shows as post hoc.
@@ -389,10 +388,6 @@ def _document(entry: dict, units: list[dict], store: Store, device: str, place: 
         "registered": min(earlier) if earlier else entry["registered"],
         "rows": rows,
     }
-
-
-def identity(trial: dict) -> str:
-    return json.dumps([trial[k] for k in ("experiment", "arm", "seed", "factors")], sort_keys=True)
 
 
 def entry_sources(entry: dict) -> dict[str, str]:
@@ -450,7 +445,7 @@ def default_jobs(device: str) -> int:
 
 def read_plan(path: Path) -> dict:
     """A plan written by `repro plan --json`."""
-    return documents.plan(path, "write it with `repro plan SLUG --profile gpu --json > plan.json`")
+    return plan_file.read_plan(path, "write it with `repro plan SLUG --profile gpu --json > plan.json`")
 
 
 def positive(text: str) -> int:

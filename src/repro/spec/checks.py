@@ -12,8 +12,8 @@ from typing import Any, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from repro.files.documents import SLUG
-from repro.spec.paper import (
+from repro.files.paths import SLUG
+from repro.spec.model import (
     KINDS,
     Claim,
     Control,
