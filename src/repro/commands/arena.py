@@ -64,17 +64,17 @@ def arena(
 def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
     """The rows of a track."""
     from repro.arena import protocol
-    from repro.run import measure, progress
+    from repro.run import core, progress
     from repro.spec.load import load_params
 
-    where = measure.resolve_device(device or load_params(root).device, profile)
+    where = core.resolve_device(device or load_params(root).device, profile)
     return protocol.measure(
         protocol.plan(root, track, profile),
         root,
         device=where,
-        jobs=jobs or measure.default_jobs(where),
+        jobs=jobs or core.default_jobs(where),
         force=force,
-        progress=measure.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+        progress=core.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
     )
 
 
