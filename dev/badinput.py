@@ -295,7 +295,7 @@ def _toy() -> types.ModuleType:
 def act(words: list[str]) -> int | None:
     """Run one command line in this process: `repro ...`, `python -m repro.run ...`, or one of the three below."""
     from repro import cli
-    from repro.arena import protocol as arena
+    from repro.arena import __main__ as arena
     from repro.run import measure as run
     from repro.run import provenance
 

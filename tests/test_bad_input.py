@@ -18,7 +18,9 @@ from test_paper import TEXT
 from conftest import ROOT
 from dev import badinput, demo
 from repro import judge, report
+from repro.arena import advice
 from repro.arena import protocol as arena
+from repro.arena import table as arena_table
 from repro.data import archives, sources
 from repro.errors import ReproError
 from repro.files.arena import read_arena_rows, read_table
@@ -380,14 +382,14 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
     budget = {**SETTINGS, "final": {"seeds": 3, "steps": 40}}
     with refusal():
         rows = read_arena_rows(path, "again", "rows.json", "mlp", "cpu", budget)
-        json.dumps(arena.table(rows, budget), allow_nan=False).encode()
-    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena.table(sound, budget))))
+        json.dumps(arena_table.table(rows, budget), allow_nan=False).encode()
+    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena_table.table(sound, budget))))
     with refusal():
         made = read_table(path, "again", "table.json", "mlp", "cpu")
-        arena.nearest_cell(made, 4, 16)
+        advice.nearest_cell(made, 4, 16)
         for cell in made["cells"]:
             for slot in cell["slots"].values():
-                arena.recommended(slot["ranking"], 0.1)
+                advice.recommended(slot["ranking"], 0.1)
         report.arena.summary(tmp_path)
 
 
@@ -627,7 +629,7 @@ def pages(root: Path, text: str) -> dict[str, str]:
             claim["paper_value"] = {"text": text}
         write(root / "papers" / "demo" / "results" / f"{profile}.rows.json", document_)
         write(root / "papers" / "demo" / "results" / f"{profile}.verdict.json", judged)
-    table = arena.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
+    table = arena_table.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
     table |= {
         "what": text,
         "device": text,

@@ -35,6 +35,7 @@ def arena(
 ) -> None:
     """Measure every drop-in method in the same models, and rank them."""
     from repro.arena import protocol
+    from repro.arena import table as arena_table
 
     root, profile = common.root(), common.profile_of(profile)
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
@@ -50,10 +51,10 @@ def arena(
             if rows is None:
                 path = protocol.path_of(root, name, profile, "rows")
                 raise ReproError(f"{path}: no rows yet; run `repro arena --track {name}` first")
-            tables.append(protocol.write_table(root, rows, settings))
+            tables.append(arena_table.write_table(root, rows, settings))
         else:
             document = _measure(root, name, profile, device, jobs, force, as_json)
-            tables.append(protocol.write(root, document, settings))
+            tables.append(arena_table.write(root, document, settings))
         if not as_json:
             _arena_table(tables[-1])
     if as_json:
@@ -63,23 +64,24 @@ def arena(
 def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
     """The rows of a track."""
     from repro.arena import protocol
-    from repro.run import measure, progress
+    from repro.run import core, progress
     from repro.spec.load import load_params
 
-    where = measure.resolve_device(device or load_params(root).device, profile)
+    where = core.resolve_device(device or load_params(root).device, profile)
     return protocol.measure(
         protocol.plan(root, track, profile),
         root,
         device=where,
-        jobs=jobs or measure.default_jobs(where),
+        jobs=jobs or core.default_jobs(where),
         force=force,
-        progress=measure.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+        progress=core.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
     )
 
 
 def _check(root, names: list[str], profile: str) -> None:
     """Fail if a stored table differs from one made of its rows."""
     from repro.arena import protocol
+    from repro.arena import table as arena_table
 
     differing = []
     for name in names:
@@ -87,7 +89,7 @@ def _check(root, names: list[str], profile: str) -> None:
         if rows is None:
             say(f"arena {name} {profile}: not run")
             continue
-        fresh = json.loads(json.dumps(protocol.table(rows, settings)))
+        fresh = json.loads(json.dumps(arena_table.table(rows, settings)))
         same = protocol.read(root, name, profile, "table") == fresh
         differing += [] if same else [name]
         say(f"arena {name} {profile}: the stored table {'holds' if same else 'DIFFERS'}")
@@ -146,7 +148,7 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Name the methods that the arena shows to be as good as the best."""
-    from repro.arena import protocol
+    from repro.arena import advice, protocol
     from repro.words import levels
 
     root = common.root()
@@ -158,15 +160,15 @@ def recommend(
     if made is None:
         raise Failed(f"no evidence: the track {model} has not been run; `repro arena --track {model}` measures it")
     margin = made["margin"] if margin is None else margin
-    cell, place = protocol.nearest_cell(made, depth, batch)
+    cell, place = advice.nearest_cell(made, depth, batch)
     if cell is None:
         asked = levels({k: v for k, v in (("depth", depth), ("batch", batch)) if v is not None})
-        raise Failed(f"no evidence at {asked}: nothing within a factor of {protocol.REACH} of it was measured; {place}")
-    advice = {slot: protocol.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
+        raise Failed(f"no evidence at {asked}: nothing within a factor of {advice.REACH} of it was measured; {place}")
+    chosen = {slot: advice.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
     trials = {m["arm"]: m["trials"] for m in made["methods"]}
     if as_json:
         answer = {"track": model, "profile": made["profile"], "measured_at": place, "margin": margin}
-        return dump({**answer, "measure": made["measure"], "methods": advice, "trials": trials})
+        return dump({**answer, "measure": made["measure"], "methods": chosen, "trials": trials})
     say(
         f"measured: {made['what']}, {levels(place)}, {made['seeds']} seeds, {made['steps']} steps, "
         f"on {made['device']} ({made['profile']})"
@@ -175,7 +177,7 @@ def recommend(
         f"as good as the best: the simultaneous {made['level']:.0%} interval of the difference in {made['measure']} "
         f"ends below {margin:g}"
     )
-    for slot, lines in advice.items():
+    for slot, lines in chosen.items():
         _advice(slot, lines, cell["slots"][slot], trials)
 
 

@@ -41,7 +41,7 @@ def run(
     with_parent: WithParent = False,
 ) -> None:
     """Measure the trials that are missing, and write the rows."""
-    from repro.run import engines, measure, plan, progress
+    from repro.run import core, engines, plan, progress
     from repro.spec.load import load_params
     from repro.store import Store
 
@@ -51,15 +51,15 @@ def run(
     if not every:
         for one in chosen:
             common.needs(one, profile)
-    device = measure.resolve_device(device or params.device, profile, here=engine != "ray")
-    code, state, jobs = None, root / ".repro", jobs or measure.default_jobs(device)
+    device = core.resolve_device(device or params.device, profile, here=engine != "ray")
+    code, state, jobs = None, root / ".repro", jobs or core.default_jobs(device)
     with engines.chosen(engine, device, jobs, address) as where:
         for one in chosen:
             if profile not in one.profiles:
                 continue
             entry = plan.entry(one, profile, seeds or params.seeds)
             try:
-                document = measure.measure(
+                document = core.measure(
                     entry,
                     store=Store(state / "trials"),
                     state=state,
@@ -69,7 +69,7 @@ def run(
                     progress=progress.choose(quiet, as_json),
                     **where,
                 )
-                measure.write_rows(common.results(one.slug, profile, "rows"), document)
+                core.write_rows(common.results(one.slug, profile, "rows"), document)
             except ReproError as error:
                 if len(chosen) == 1:
                     raise

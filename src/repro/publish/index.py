@@ -155,7 +155,9 @@ def arena_stages(root: Path, slugs: list[str]) -> tuple[str, list[str]]:
             continue
         profile = "${profile}" if len(profiles) == 2 else profiles[0]
         shown.append(f"arena/{track}.{profile}.table.json")
-        deps = "".join(f"      - {name}\n" for name in [*files, "src/repro/arena/protocol.py"])
+        deps = "".join(
+            f"      - {name}\n" for name in [*files, "src/repro/arena/protocol.py", "src/repro/arena/table.py"]
+        )
         out.append(f"""  arena/{track}:
     cmd: exec repro arena --track {track} --profile {profile} --with-parent
     deps:
