@@ -13,8 +13,8 @@ from conftest import Checkout
 from repro.errors import ReproError
 from repro.files.verdict import read_quality
 from repro.judge import quality
+from repro.judge.claims import claim_parts, judge_claim
 from repro.judge.decide import Region, decide
-from repro.judge.verdict import claim_parts, judge_claim
 from repro.spec.load import load
 from repro.spec.model import Paper
 from repro.store import rows_digest

@@ -250,8 +250,7 @@ def demo_rows(profile: str) -> list[dict]:
 
 def build(root: Path) -> Path:
     """A tree with `papers/demo` (measured on cpu and gpu) and `papers/other` (not run)."""
-    from repro.judge import quality
-    from repro.judge.verdict import judge
+    from repro.judge import judge, quality
     from repro.spec.load import load
 
     for slug, source in (("demo", PAPER), ("other", OTHER)):
@@ -737,7 +736,7 @@ RULES = {
 
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_every_kind_of_rule_makes_a_page(tmp_path, spoilt):
-    from repro.judge.verdict import judge
+    from repro.judge import judge
     from repro.spec.load import load
 
     folder = tmp_path / "papers" / "kinds"
@@ -889,7 +888,7 @@ def test_staleness(tree):
 
 
 def test_regions_are_those_of_the_verdict():
-    from repro.judge.verdict import region_of
+    from repro.judge.rules import region_of
     from repro.report.drawings import region
     from repro.spec import model as schema
 

@@ -14,8 +14,9 @@ from scipy import stats
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 from repro.judge import decide as deciding
+from repro.judge import judge, load_rows
 from repro.judge.decide import Region, decide
-from repro.judge.verdict import judge, judge_rule, load_rows, region_of, unit_of
+from repro.judge.rules import judge_rule, region_of, unit_of
 from repro.spec.load import load
 from repro.spec.model import KINDS, Contrast, Measure, Select, Settings, StepsTo
 from repro.store import rows_digest

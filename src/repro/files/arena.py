@@ -1,10 +1,10 @@
 """Tracks (`arena.yaml`), rows and tables (`arena/<track>.<profile>.*.json`) of the arena as files."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import AfterValidator, Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from repro.files import rows as rows_file
 from repro.files.paths import PROFILES

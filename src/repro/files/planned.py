@@ -1,9 +1,9 @@
 """What a plan holds, checked where pydantic is installed."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from repro.files.schema import OPEN, Level, ProfileName, Text, Truth, Wanted, Whole, Words, matching
 

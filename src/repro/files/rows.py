@@ -1,9 +1,9 @@
 """Rows (`papers/<slug>/results/<profile>.rows.json`) as a file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from repro.files.paths import place, row_key
 from repro.files.schema import (

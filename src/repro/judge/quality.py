@@ -27,8 +27,10 @@ from repro import words
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA, results
 from repro.files.verdict import read_quality
+from repro.judge.claims import claim_parts
 from repro.judge.decide import INF, LEAST_SEEDS, POWER, Region, sign_p, t_quantile
-from repro.judge.verdict import CannotJudge, Part, claim_parts, unit_of
+from repro.judge.rules import Part, unit_of
+from repro.judge.values import CannotJudge
 from repro.spec import load as papers
 from repro.spec.model import Paper, PaperValue
 from repro.store import rows_digest

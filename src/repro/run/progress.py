@@ -17,7 +17,7 @@ from rich.progress import (
 
 from repro.errors import ReproError
 from repro.files.paths import row_key
-from repro.run import core as run
+from repro.run import measure as run
 
 
 class Forming:
@@ -50,7 +50,7 @@ class Forming:
         complete = next((i for i, seed in enumerate(seeds) if seed in missing), len(seeds))
         if complete < 3 or any(seed >= 1000 for seed in missing):
             return ""
-        from repro.judge import verdict
+        from repro import judge
         from repro.words import number
 
         settings = dict(self.paper.profiles[self.profile])
@@ -58,7 +58,7 @@ class Forming:
             name: {**settings[name], "seeds": complete} for name in self.places if isinstance(settings.get(name), dict)
         }
         short = replace(self.paper, profiles={**self.paper.profiles, self.profile: {**settings, **fewer}})
-        found = verdict.judge_claim(short, self.profile, self.claim, list(self.rows.values()))
+        found = judge.judge_claim(short, self.profile, self.claim, list(self.rows.values()))
         low, high = found.get("interval") or (None, None)
         span = "" if low is None and high is None else f" [{number(low)}, {number(high)}]"
         value = "" if found.get("estimate") is None else f"{number(found['estimate'])}{span}, "

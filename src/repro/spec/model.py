@@ -38,6 +38,10 @@ class Measure(_Strict):
     """Unit of the number. Example: `nats per byte`"""
     better: Literal["lower", "higher"] | None = None
     """Which way is better; needed where a rule compares arms in this measure. Example: `lower`"""
+    positive: bool = False
+    """Always above 0, so that ratios of it make sense."""
+    skewed: bool = False
+    """A worst case, a maximum or an R2, of which a rule needs `statistic: sign` or at least 10 seeds."""
     diverged: Literal["worst"] = "worst"
     """A diverged run counts as the worst value of the measure."""
     about: str | None = None
@@ -90,16 +94,6 @@ class StepsTo(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Select(_Strict):
-    """The level of `factor` that is best on the tuning seeds, for each arm by itself."""
-
-    factor: str
-    """Factor whose level is chosen."""
-    on: Literal["tuning"]
-    """The seeds on which it is chosen."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Rule(_Strict):
     measure: str
     """Measure that the rule looks at."""
@@ -117,8 +111,8 @@ class _Rule(_Strict):
     """Two levels of a factor that are compared."""
     steps_to: StepsTo | None = None
     """The steps until a curve reaches a target, in place of the measure itself."""
-    select: Select | None = None
-    """A level that is chosen on the tuning seeds."""
+    statistic: Literal["t", "sign"] = "t"
+    """What decides: Student's t, or the sign of each difference, for skewed measures."""
     pair: bool = True
     """Whether both arms share their seeds, so that differences are taken seed by seed."""
     name: str | None = None
@@ -142,19 +136,13 @@ class _Region(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(_Rule):
-    """|value| < bound on every row, every element of a list; under `identities`, min, max or between will do too."""
+class Identity(_Region, _Rule):
+    """On every row, and for every element of a list: |value| < bound, or the value lies in the region."""
 
     kind: Literal["identity"]
     """`identity`"""
     bound: Number | None = None
     """Largest error that is allowed. Example: `1.0e-12`"""
-    min: Number | None = None
-    """Smallest value that a row may have."""
-    max: Number | None = None
-    """Largest value that a row may have."""
-    between: list[Number] | None = None
-    """Both ends between which every row lies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +229,42 @@ class Count(_Region, _Rule):
     """By how much `arm` must be better in a cell."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failures(_Region, _Rule):
+    """The share of runs that fail lies in the region, or is smaller than that of `against`.
+
+    A run fails where it diverges, or where its measure (of a curve the last point) is below `below` or above `above`.
+    """
+
+    kind: Literal["failures"]
+    """`failures`"""
+    below: Number | None = None
+    """Level of the measure below which a run has failed."""
+    above: Number | None = None
+    """Level of the measure above which a run has failed."""
+    against: str | None = None
+    """Arm that must fail more often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks(_Rule):
+    """The arm ranks before each of `others` over the levels of the factor `over`, such as tables.
+
+    The cases are the levels, not the seeds: of each arm and level the mean over the seeds is ranked.  Friedman's test
+    must tell the arms apart, and Wilcoxon's signed-rank test the arm from each other one.
+    """
+
+    kind: Literal["ranks"]
+    """`ranks`"""
+    over: str
+    """Factor whose levels are the cases. Example: `table`"""
+    others: list[str]
+    """Arms that `arm` must rank before."""
+
+
 KINDS: dict[str, type] = {
     get_args(cls.__annotations__["kind"])[0]: cls
-    for cls in (Identity, Bound, Ratio, Ordering, Noninferiority, Equivalence, Slope, Count)
+    for cls in (Identity, Bound, Ratio, Ordering, Noninferiority, Equivalence, Slope, Count, Failures, Ranks)
 }
 RULE = "a rule, a list of rules, or one per profile"
 
@@ -264,17 +285,18 @@ def _shape(value: Any) -> str | None:
 Rule = picked(_kind, None, {f"<{kind}>": cls for kind, cls in KINDS.items()})
 Rules = picked(_shape, RULE, {"<one>": Rule, "<list>": list[Rule]})
 RulesByProfile = picked(_shape, RULE, {"<one>": Rule, "<list>": list[Rule], "<profiles>": dict[Profile, Rules]})
-HeadlineByProfile = by_shape("the name of one claim", text=str, mapping=dict[Profile, str])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control(_Strict):
     """The same rules with arms replaced (elsewhere, where `experiment` or `at` say so), and what must come of it."""
 
-    expect: Literal["not_reproduced", "not_met"]
-    """What the verdict on the broken arm must be. Example: `not_reproduced`"""
+    expect: Literal["not_reproduced", "not_met", "violated"]
+    """`not_reproduced` of a broken arm; `not_met` of an A/A control, the same arm under other seeds; `violated` where the rules are those of an identity."""
     replace: dict[str, str] = field(default_factory=dict)
     """Arm of the rule, and the arm that takes its place. Example: `{rmsnorm: identity}`"""
+    without: Literal["idea"] | None = None
+    """`idea` marks the arm that lacks what distinguishes the method: where it is reproduced too, the effect is not the method's."""
     seed_offset: int | None = None
     """Added to the seeds of the replaced arm, for the same arm under other seeds. Example: `1000`"""
     experiment: str | None = None
@@ -314,13 +336,16 @@ class Tune(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictor(_Strict):
-    """A trivial predictor and the measure in which the baseline must beat it."""
+class Trivial(_Strict):
+    """The predictor that the comparator must beat in `measure`, and so have learnt.
+
+    The rows hold its score as the measure `trivial_<predictor>` (or as `predictor` itself).
+    """
 
     predictor: str
     """Name of the predictor. Example: `bigram`"""
-    measure: str
-    """Measure that is compared."""
+    measure: str | None = None
+    """Measure that is compared; that of the rule unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,12 +358,14 @@ class NothingTrained(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Fails(_Strict):
-    """When a run that ended without NaN has failed all the same."""
+    """When a run of the claim has failed, though it did not diverge: its measure is below or above a level."""
 
     measure: str
     """Measure that tells a failed run."""
-    worse_than: Number
-    """Level of the measure beyond which a run has failed."""
+    below: Number | None = None
+    """Level below which a run has failed."""
+    above: Number | None = None
+    """Level above which a run has failed."""
 
 
 def _trivial(value: Any) -> str | None:
@@ -347,12 +374,13 @@ def _trivial(value: Any) -> str | None:
     return "<name>" if isinstance(value, str) else None
 
 
-Tuning = by_shape("shared, or {factor: lr, seeds: 2}", text=Literal["shared"], mapping=Tune)
-Trivial = picked(
+TuneOrShared = by_shape("shared, or {factor: lr, seeds: 2}", text=Literal["shared"], mapping=Tune)
+NameOrTrivial = picked(
     _trivial,
-    "a predictor such as bigram, {predictor:, measure:}, or {none: why nothing is trained}",
-    {"<name>": str, "<predictor>": Predictor, "<none>": NothingTrained},
+    "a predictor such as bigram, {predictor: bigram, measure: nats}, or {none: why nothing is trained}",
+    {"<name>": str, "<predictor>": Trivial, "<none>": NothingTrained},
 )
+ArmOrSwaps = by_shape("an arm, or {arm of the rule: arm in its place}", text=str, mapping=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,11 +403,11 @@ class Claim(_Strict):
     """Rule, list of rules that must all hold, or one of these per profile."""
     controls: list[Control] = field(default_factory=list)
     """Broken arms that the same rule must reject."""
-    positive: str | None = None
-    """Arm that is known to show the effect; without one that passes, nothing counts as not reproduced."""
-    tune: Tuning | None = None
+    positive: ArmOrSwaps | None = None
+    """Arm that is known to show the effect, or what takes the place of which arm; nothing is not reproduced where it fails."""
+    tune: TuneOrShared | None = None
     """How every arm gets its own level of a factor; `shared` where one recipe for all is the paper's point."""
-    trivial: Trivial | None = None
+    trivial: NameOrTrivial | None = None
     """Trivial predictor that the baseline must beat before anything is judged. Example: `bigram`"""
     mutants: list[str] = field(default_factory=list)
     """Arms that are nearly the method; the page says which of them the verdict cannot tell from it."""
@@ -392,9 +420,30 @@ class Claim(_Strict):
     erratum: str | None = None
     """What was misread in an earlier version of the paper's number."""
 
+    @property
+    def predictor(self) -> Trivial | None:
+        """The predictor that the comparator must beat; None where nothing is trained or none is named."""
+        if isinstance(self.trivial, str):
+            return Trivial(predictor=self.trivial)
+        return self.trivial if isinstance(self.trivial, Trivial) else None
+
+    @property
+    def trained(self) -> bool:
+        """Is the claim about trained arms?"""
+        return self.predictor is not None or self.tune is not None
+
+    @property
+    def swaps(self) -> dict[str, str]:
+        """What `positive` puts in the place of which arm; an arm alone takes that of every rule."""
+        if isinstance(self.positive, dict):
+            return self.positive
+        shapes = self.rule.values() if isinstance(self.rule, dict) else [self.rule]
+        rules = [rule for shape in shapes for rule in (shape if isinstance(shape, list) else [shape]) if rule]
+        return {rule.arm: self.positive for rule in rules} if self.positive else {}
+
 
 @dataclass(frozen=True, kw_only=True)
-class IdentityClaim(_Strict):
+class Statement(_Strict):
     """An exact statement (an equation, an equivalence, a limit), verified on every row; never a headline."""
 
     statement: str
@@ -403,7 +452,7 @@ class IdentityClaim(_Strict):
     """Where in the paper it stands. Example: `Eq. 4`"""
     experiment: str
     """Experiment whose rows are looked at."""
-    rule: picked(_shape, RULE, {"<one>": Rule, "<list>": list[Rule]})
+    rule: RulesByProfile
     """Rule of kind `identity`, or a list of them. Example: `{kind: identity, measure: error, arm: rmsnorm, bound: 1.0e-12}`"""
     controls: list[Control] = field(default_factory=list)
     """Broken arms that violate the statement."""
@@ -493,6 +542,16 @@ class Provided(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is tuned in an experiment at a profile: the factor, the tuning seeds, and the measure that chooses."""
+
+    factor: str
+    seeds: list[int]
+    measure: str
+    better: Literal["lower", "higher"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What one experiment is at one profile: `config` holds the fields of its Config dataclass but the factors."""
 
@@ -507,6 +566,7 @@ class Settings:
     module: str | None  # None for the paper's own experiment.py
     function: str
     config: dict[str, Any]
+    tune: Tuning | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -529,7 +589,7 @@ class Paper(_Strict):
     """What the paper proposes, in one or two sentences."""
     equation: str
     """The method in LaTeX."""
-    headline: HeadlineByProfile
+    headline: str
     """The one claim that the paper is known for; never an identity. Example: `quality-parity`"""
     measures: dict[str, Measure]
     """Every number that an experiment returns, by its name."""
@@ -539,7 +599,7 @@ class Paper(_Strict):
     """What the paper says and we judge, by a short name of each claim."""
     profiles: dict[Profile, dict[str, Any]]
     """How large each experiment is at each profile: `seeds`, and for every experiment that runs there its settings."""
-    identities: dict[str, IdentityClaim] = field(default_factory=dict)
+    identities: dict[str, Statement] = field(default_factory=dict)
     """Exact statements, verified or violated, by a short name of each."""
     elsewhere: list[Elsewhere] = field(default_factory=list)
     """What others measured."""
@@ -580,6 +640,7 @@ class Paper(_Strict):
         there = self.profiles[profile]
         first = here.get("first_seed", there.get("first_seed", 0))
         seeds = list(range(first, first + (here.get("seeds") or there["seeds"])))
+        tune = self.tuning(profile, experiment)
         module, function = declared.resolved(experiment)
         arms, factors = self.shape(profile, experiment)
         offset: dict[str, set[int]] = {}
@@ -592,7 +653,8 @@ class Paper(_Strict):
             arms=list(arms),
             factors=copy.deepcopy(factors),
             seeds=seeds,
-            tuning_seeds=here.get("tuning_seeds", []),
+            tuning_seeds=list(tune.seeds) if tune else here.get("tuning_seeds", []),
+            tune=tune,
             batched=here.get("batched", False),
             ranks=here.get("ranks"),
             offset_seeds={arm: sorted(moved) for arm, moved in offset.items()},
@@ -603,25 +665,42 @@ class Paper(_Strict):
         )
 
     def rules(self, claim_id: str, profile: str) -> list[Any]:
-        """The rules of a claim at a profile, which must all hold; none where it is not judged there."""
-        claim = self.claims[claim_id]
-        if profile == "smoke" or claim.rule is None or claim.experiment not in self.experiments_in(profile):
+        """The rules of a claim or an identity at a profile, which must all hold; none where it is not judged there."""
+        judged = self.claims.get(claim_id) or self.identities[claim_id]
+        if profile == "smoke" or judged.rule is None or judged.experiment not in self.experiments_in(profile):
             return []
-        found = claim.rule.get(profile, []) if isinstance(claim.rule, dict) else claim.rule
-        return found if isinstance(found, list) else [found]
+        rules = judged.rule.get(profile, []) if isinstance(judged.rule, dict) else judged.rule
+        return rules if isinstance(rules, list) else [rules]
 
     def judged_in(self, profile: str) -> list[str]:
         """The claims that have a verdict at a profile."""
         return [claim_id for claim_id in self.claims if self.rules(claim_id, profile)]
 
+    def identities_in(self, profile: str) -> list[str]:
+        """The identities that are verified at a profile."""
+        return [name for name in self.identities if self.rules(name, profile)]
+
     def judged_profiles(self, claim_id: str) -> list[str]:
-        """The profiles at which a claim has a verdict."""
+        """The profiles at which a claim (or an identity) has a verdict."""
         return [profile for profile in self.profiles if self.rules(claim_id, profile)]
 
     def headline_for(self, profile: str) -> str | None:
-        """The headline claim of a profile; None where it has none or does not judge it."""
-        headline = self.headline.get(profile) if isinstance(self.headline, dict) else self.headline
-        return headline if headline in self.judged_in(profile) else None
+        """The headline where a profile judges it, else None."""
+        return self.headline if self.headline in self.judged_in(profile) else None
+
+    def tuning(self, profile: str, experiment: str) -> Tuning | None:
+        """What is tuned in an experiment at a profile: what the first of its claims there says that tunes."""
+        for claim_id in self.judged_in(profile):
+            claim = self.claims[claim_id]
+            if claim.experiment == experiment and isinstance(claim.tune, Tune):
+                measure = claim.tune.by or self.rules(claim_id, profile)[0].measure
+                return Tuning(
+                    factor=claim.tune.factor,
+                    seeds=list(range(1000, 1000 + claim.tune.seeds)),
+                    measure=measure,
+                    better=self.measures[measure].better,
+                )
+        return None
 
     def registration(self, profile: str) -> str:
         """Digest of everything that decides a verdict at this profile; prose, units and labels are left out."""
@@ -635,6 +714,15 @@ class Paper(_Strict):
             for rule in each
             for name in (rule.measure, rule.steps_to and rule.steps_to.axis)
             if name
+        } | {
+            name
+            for claim_id in judged
+            for name in (
+                getattr(self.claims[claim_id].fails, "measure", None),
+                getattr(self.claims[claim_id].predictor, "measure", None),
+                getattr(self.claims[claim_id].tune, "by", None),
+            )
+            if name
         }
         claims = [self.claims[claim_id] for claim_id in judged]
         places = {place for c in claims for place in (c.experiment, *(x.experiment for x in c.controls)) if place}
@@ -644,13 +732,19 @@ class Paper(_Strict):
                 "claims": {
                     c: {
                         "experiment": self.claims[c].experiment,
-                        "positive": self.claims[c].positive,
+                        **{
+                            key: as_dict(value)
+                            for key in ("positive", "tune", "trivial", "fails", "mutants")
+                            if (value := getattr(self.claims[c], key))
+                        },
                         "rules": [as_dict(rule, drop={"name"}) for rule in rules[c]],
                         "controls": [as_dict(x, drop={"why"}) for x in self.claims[c].controls],
                     }
                     for c in judged
                 },
-                "measures": {name: as_dict(self.measures[name], drop={"unit", "about"}) for name in names},
+                "measures": {
+                    name: as_dict(self.measures[name], drop={"unit", "about", "positive", "skewed"}) for name in names
+                },
                 "headline": self.headline_for(profile),
                 "planned": {
                     name: {"factors": plan.factors, "seeds": plan.seeds, "tuning": plan.tuning_seeds}
@@ -674,11 +768,13 @@ class Params(_Strict):
     """Seconds that a profile of one paper may take."""
 
 
-def controlled(rule: Rule, control: Control) -> Rule:
+def controlled(rule: Any, control: Control) -> Any:
     """The rule that a control must fail: its arms replaced, its `at` added (a level fixed there ends `per`)."""
     changed: dict[str, Any] = {"arm": control.replace.get(rule.arm, rule.arm), "at": {**rule.at, **control.at}}
     if getattr(rule, "against", None):
         changed["against"] = control.replace.get(rule.against, rule.against)
+    if getattr(rule, "others", None):
+        changed["others"] = [control.replace.get(name, name) for name in rule.others]
     if rule.per in control.at:
         changed |= {"per": None, "at_least": None}
     return replace(rule, **changed)
