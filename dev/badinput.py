@@ -516,8 +516,8 @@ HEAVY = "experiments.arena data.original data.rdata data.text"
 def _preload(torch_too: bool) -> None:
     """Import what the commands import, but nothing of the paper, which cases change."""
     from repro import cli
-    from repro.run import provenance
     from repro.files.schema import adapter
+    from repro.run import provenance
     from repro.spec import model
 
     for name in [*LIGHT.split(), *(HEAVY.split() if torch_too else ())]:
