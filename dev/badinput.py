@@ -239,14 +239,14 @@ def spoil(edits: list[dict[str, Any]]) -> None:
 
 def _here(units: list[dict], *, done: Any, **_: Any) -> None:
     """In place of worker processes: run units in this process; trials of the arena get known values."""
-    from repro.run import core as run
+    from repro.run import execute
 
     for unit in units:
         try:
             if unit["module"] == "repro.experiments.arena":
                 results = [_known(unit, trial) for trial in unit["trials"]]
             else:
-                results = run.execute(unit)
+                results = execute.execute(unit)
             done(unit, {"results": results, "seconds": 0.01 * len(results)})
         except Exception as error:
             done(unit, {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
@@ -295,8 +295,8 @@ def _toy() -> types.ModuleType:
 def act(words: list[str]) -> int | None:
     """Run one command line in this process: `repro ...`, `python -m repro.run ...`, or one of the three below."""
     from repro import cli
-    from repro.arena import protocol as arena
-    from repro.run import core as run
+    from repro.arena import __main__ as arena
+    from repro.run import measure as run
     from repro.run import provenance
 
     if _needs_torch(words):

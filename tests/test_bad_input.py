@@ -18,13 +18,15 @@ from test_paper import TEXT
 from conftest import ROOT
 from dev import badinput, demo
 from repro import judge, report
+from repro.arena import advice
 from repro.arena import protocol as arena
+from repro.arena import table as arena_table
 from repro.data import archives, sources
 from repro.errors import ReproError
 from repro.files.arena import read_arena_rows, read_table
 from repro.files.paths import PROFILES, SCHEMA, SLUG
 from repro.publish import index
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan
 from repro.spec import load as papers
 from repro.spec.load import load
@@ -334,7 +336,8 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 @settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
-    from repro import cli
+    from repro.commands import common
+    from repro.commands import papers as shows
     from repro.publish import cite
 
     paper = load(suite / "papers" / "demo")
@@ -344,12 +347,13 @@ def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObj
         write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
-        patch.setattr(cli, "_say", lambda text="": str(text).encode())
+        patch.setattr(common, "say", lambda text="": str(text).encode())
+        patch.setattr(shows, "say", lambda text="": str(text).encode())
         stored = index.read_verdict("demo", "cpu")
         json.dumps(stored, allow_nan=False).encode()
         (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
-        cli._verdict_table(paper, stored)
-        cli.show("demo")
+        common.verdict_table(paper, stored)
+        shows.show("demo")
 
 
 @settings(max_examples=100, **FUZZ)
@@ -378,14 +382,14 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
     budget = {**SETTINGS, "final": {"seeds": 3, "steps": 40}}
     with refusal():
         rows = read_arena_rows(path, "again", "rows.json", "mlp", "cpu", budget)
-        json.dumps(arena.table(rows, budget), allow_nan=False).encode()
-    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena.table(sound, budget))))
+        json.dumps(arena_table.table(rows, budget), allow_nan=False).encode()
+    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena_table.table(sound, budget))))
     with refusal():
         made = read_table(path, "again", "table.json", "mlp", "cpu")
-        arena.nearest_cell(made, 4, 16)
+        advice.nearest_cell(made, 4, 16)
         for cell in made["cells"]:
             for slot in cell["slots"].values():
-                arena.recommended(slot["ranking"], 0.1)
+                advice.recommended(slot["ranking"], 0.1)
         report.arena.summary(tmp_path)
 
 
@@ -625,7 +629,7 @@ def pages(root: Path, text: str) -> dict[str, str]:
             claim["paper_value"] = {"text": text}
         write(root / "papers" / "demo" / "results" / f"{profile}.rows.json", document_)
         write(root / "papers" / "demo" / "results" / f"{profile}.verdict.json", judged)
-    table = arena.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
+    table = arena_table.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
     table |= {
         "what": text,
         "device": text,

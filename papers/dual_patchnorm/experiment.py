@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data import fashion_mnist
-from repro.models.vit import vit
+from repro.models.vit import scaled_to_width, vit
 from repro.papers.dual_patchnorm.method import DualPatchEmbed
-from repro.train import cosine, cross_entropy, evaluate_classifier, fit, generator, seed_of
+from repro.tasks import Measures, Pictures, Worst, classify
+from repro.train import cosine, cross_entropy, generator
 
 
 class ImageNorm(DualPatchEmbed):
@@ -43,20 +43,32 @@ STEMS: dict[str, Callable[..., nn.Module]] = {
 
 
 def model_of(
-    stem: Callable[..., nn.Module], patch: int, dim: int, depth: int, source: torch.Generator, channels: int = 1
+    stem: Callable[..., nn.Module],
+    config: "Invariance | Training",
+    source: torch.Generator,
+    *,
+    side: int = 28,
+    channels: int = 1,
+    scaled: bool = False,
 ) -> nn.Module:
-    """A ViT for 28 x 28 pixels; positions start with the deviation 1 / sqrt(dim) of big_vision, which the authors use."""
+    """A ViT; positions start with the deviation 1 / sqrt(dim) of big_vision, which the authors use."""
+
+    def init(model: nn.Module, source: torch.Generator) -> None:
+        nn.init.normal_(model.pos_embed, std=config.dim**-0.5, generator=source)
+        if scaled:
+            scaled_to_width(model, source)
+
     return vit(
-        28,
-        patch,
-        dim,
-        depth,
-        heads=dim // 16,
+        side,
+        config.patch,
+        config.dim,
+        config.depth,
+        heads=config.dim // 16,
         classes=10,
         channels=channels,
         generator=source,
         options={"embed_layer": stem},
-        init=lambda model, g: nn.init.normal_(model.pos_embed, std=dim**-0.5, generator=g),
+        init=init,
     )
 
 
@@ -75,17 +87,13 @@ class Invariance:
 
 def invariance(arm: str, seed: int, config: Invariance, device: torch.device) -> dict[str, float]:
     """Logits, and gradients of all weights, as each patch p becomes a p + b, a from 0.1 to 10; as shares of the largest."""
-    source, moved = generator("dual_patchnorm invariance", seed), {"logits_moved": [], "gradients_moved": []}
+    source, worst = generator("dual_patchnorm invariance", seed), Worst()
 
-    def draw(*shape: int) -> Tensor:
+    def draw(*shape: int) -> Tensor:  # from the generator that draws the models too
         return torch.randn(*shape, generator=source, dtype=torch.float64).to(device)
 
     for _ in range(config.draws):
-        model = (
-            model_of(partial(STEMS[arm], eps=config.eps), config.patch, config.dim, config.depth, source, channels=3)
-            .double()
-            .to(device)
-        )
+        model = model_of(partial(STEMS[arm], eps=config.eps), config, source, channels=3).double().to(device)
         for name, parameter in model.named_parameters():
             if ".ln" in name or "norm" in name:  # no gain is 1 and no bias 0
                 parameter.data += 0.3 * draw(*parameter.shape)
@@ -104,36 +112,43 @@ def invariance(arm: str, seed: int, config: Invariance, device: torch.device) ->
             slopes = torch.autograd.grad(cross_entropy(logits, y), list(model.parameters()))
             return logits.detach(), torch.cat([slope.flatten() for slope in slopes])
 
-        for name, before, after in zip(moved, outcome(x), outcome(a * x + b), strict=True):
-            moved[name].append((after - before).abs().max() / before.abs().max())
-    return {name: float(torch.stack(values).max()) for name, values in moved.items()}
+        names = ("logits_moved", "gradients_moved")
+        for name, before, after in zip(names, outcome(x), outcome(a * x + b), strict=True):
+            worst.relative(name, after, before)
+    return worst
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, kw_only=True)
+class Training(Pictures):
+    patch: int
     dim: int
     depth: int
-    examples: int
-    test: int
-    steps: int
-    batch: int
-    lr: float
     every: int  # steps between two looks at the gradients
-    patch: int
+    scaled: bool = False  # initial weights scaled to the width
+    crop: int = 0  # pixels by which training images are shifted at random; they are then mirrored too
+
+
+def shifted(x: Tensor, source: torch.Generator, *, crop: int) -> Tensor:
+    """Each image moved by up to `crop` pixels, zeros coming in, and mirrored with probability 1/2."""
+    side, (down, right) = x.shape[-1], torch.randint(2 * crop + 1, (2, len(x), 1), generator=source).to(x.device)
+    mirrored = torch.rand(len(x), 1, generator=source).to(x.device) < 0.5
+    row, column = (torch.arange(side, device=x.device) + start for start in (down, right))
+    column = torch.where(mirrored, column.flip(1), column)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return F.pad(x, (crop,) * 4)[image, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
 
 
 def root_mean_square(p: nn.Parameter) -> float:
     return p.grad.square().mean().sqrt().item()
 
 
-def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float | list[float]]:
-    """A ViT on Fashion-MNIST: test accuracy at the end, and the gradient of the stem's matrix over those of the blocks."""
-    data, steps, shares = fashion_mnist.load(device), [], []
-    source = generator("dual_patchnorm training", seed)
-    model = model_of(STEMS[arm], config.patch, config.dim, config.depth, source).to(device)
+def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
+    """A ViT on pictures: test accuracy at the end, and the gradient of the stem's matrix over those of the blocks."""
+    steps, shares, source = [], [], generator("dual_patchnorm training", seed)
+    model = model_of(STEMS[arm], config, source, side=config.side, channels=config.channels, scaled=config.scaled)
 
     def look(step: int, model: nn.Module, loss: Tensor) -> None:
         if step % config.every == 0:
@@ -143,18 +158,15 @@ def training(arm: str, seed: int, config: Training, device: torch.device) -> dic
             shares.append(root_mean_square(model.patch_embed.dense.weight) / median(blocks))
             steps.append(step)
 
-    train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(
+    scores = classify(
         model,
-        train,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("dual_patchnorm batches", seed),
+        "dual_patchnorm batches",
+        seed,
+        config,
+        device,
         weight_decay=0.05,
         schedule=cosine(0.05),
         hook=look,
-        amp=torch.bfloat16 if device.type == "cuda" else None,
+        augment=partial(shifted, crop=config.crop) if config.crop else None,
     )
-    score = evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])
-    return {"accuracy": score["accuracy"], "stem_gradient": fmean(shares), "stem_gradients": shares, "step": steps}
+    return {**scores, "stem_gradient": fmean(shares), "stem_gradients": shares, "step": steps}

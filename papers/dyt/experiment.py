@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data import fashion_mnist
 from repro.models.gpt import GPT
 from repro.models.slots import identity
-from repro.models.vit import vit
+from repro.models.vit import scaled_to_width, vit
 from repro.papers.dyt.method import DyT
+from repro.tasks import Measures, Pictures, Timed, Worst, classify
 from repro.timing import compare
-from repro.train import cosine, cross_entropy, evaluate_classifier, fit, generator, seed_of
+from repro.train import cosine, cross_entropy, generator
 
 
 class Unsquashed(DyT):
@@ -28,8 +28,18 @@ class Unsquashed(DyT):
         return self.weight * (self.alpha * x) + self.bias
 
 
+class Stuck(DyT):
+    """DyT whose alpha stays at 0.01, where tanh is a straight line."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.constant_(self.alpha.requires_grad_(False), 0.01)
+
+
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "dyt": DyT,
+    "dyt_one": partial(DyT, alpha_init=1.0),
+    "stuck": Stuck,
     "layernorm": partial(nn.LayerNorm, eps=1e-6),
     "identity": Unsquashed,
 }
@@ -44,7 +54,7 @@ class Form:
 
 def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, float]:
     """Random layers and inputs in float64: the bound, the slope at small inputs, and what one element does to others."""
-    source, found = generator("dyt form", seed), {"bound_error": [], "slope_error": [], "crosstalk": []}
+    source, worst = generator("dyt form", seed), Worst()
     for _ in range(config.draws):
         layer = LAYERS[arm](config.channels).to(device, torch.float64).requires_grad_(False)
         x = torch.randn(config.tokens, config.channels, generator=source, dtype=torch.float64).to(device)
@@ -55,28 +65,26 @@ def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, f
         layer.bias.copy_(torch.randn(config.channels, generator=source, dtype=torch.float64))
         if arm != "layernorm":
             layer.alpha.copy_(alpha)
-        found["bound_error"].append(((layer(1e3 * x) - layer.bias) / gain).abs().max() - 1)
+        worst.absolute("bound_error", ((layer(1e3 * x) - layer.bias) / gain).abs().max(), 1.0)
         line = gain * alpha * (1e-5 * x)
-        found["slope_error"].append((layer(1e-5 * x) - layer.bias - line).abs().max() / line.abs().max())
+        worst.relative("slope_error", layer(1e-5 * x) - layer.bias, line)
         other = x.clone()
         other[0, 0] += 1
-        found["crosstalk"].append((layer(other) - layer(x)).flatten()[1:].abs().max())
-    return {name: float(torch.stack(values).abs().max()) for name, values in found.items()}
+        worst.absolute("crosstalk", layer(other).flatten()[1:], layer(x).flatten()[1:])
+    return worst
 
 
-@dataclass(frozen=True)
-class Squashing:
+@dataclass(frozen=True, kw_only=True)
+class Squashing(Pictures):
     patch: int
     dim: int
     depth: int
-    examples: int
-    test: int
-    steps: int
-    batch: int
-    usual: float  # the learning rate at which LayerNorm did best on the tuning seeds
-    high: float  # a larger one, at which it still learns
-    amp: bool
-    rate: str  # usual or high
+    lr: float = 0.0
+    usual: float = 0.0  # the learning rate at which LayerNorm did best on the tuning seeds
+    high: float = 0.0  # a larger one, at which it still learns
+    rate: str = "lr"  # which of them: lr, usual or high
+    scaled: bool = False  # initial weights scaled to the width
+    smoothing: float = 0.1
 
 
 def decayed(model: nn.Module) -> list[dict]:
@@ -85,40 +93,32 @@ def decayed(model: nn.Module) -> list[dict]:
     return [{"params": [p for p in model.parameters() if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
 
 
-def squashing(arm: str, seed: int, config: Squashing, device: torch.device) -> dict[str, float]:
-    """A ViT on Fashion-MNIST with the recipe of the paper (Appendix A) without its augmentation: accuracy at the end."""
-    data = fashion_mnist.load(device)
+def squashing(arm: str, seed: int, config: Squashing, device: torch.device) -> Measures:
+    """A ViT with the recipe of the paper (Appendix A) without its augmentation: test accuracy at the end."""
     model = vit(
-        28,
+        config.side,
         config.patch,
         config.dim,
         config.depth,
         heads=config.dim // 16,
         classes=10,
-        channels=1,
+        channels=config.channels,
         norm=LAYERS[arm],
+        init=scaled_to_width if config.scaled else None,
         generator=generator("dyt squashing", seed),
-    ).to(device)
-    train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(
+    )
+    return classify(
         model,
-        train,
-        steps=config.steps,
-        batch=config.batch,
+        "dyt squashing batches",
+        seed,
+        config,
+        device,
         lr=getattr(config, config.rate),
-        seed=seed_of("dyt squashing batches", seed),
-        optimizer="adamw",
         weight_decay=0.05,
         groups=decayed,
         schedule=cosine(0.05),
-        loss=partial(F.cross_entropy, label_smoothing=0.1),
-        amp=torch.bfloat16 if config.amp else None,
+        loss=partial(F.cross_entropy, label_smoothing=config.smoothing),
     )
-    return {
-        "accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])[
-            "accuracy"
-        ]
-    }
 
 
 class ComposedRMSNorm(nn.Module):
@@ -158,8 +158,8 @@ class Switch(nn.Module):
         return self.norms[Switch.arm](x)
 
 
-@dataclass(frozen=True)
-class Latency:
+@dataclass(frozen=True, kw_only=True)
+class Latency(Timed):
     width: int
     depth: int
     heads: int
@@ -167,9 +167,6 @@ class Latency:
     vocab: int
     length: int
     dtype: str
-    blocks: int
-    calls: int
-    aa_limit: float
     mode: str  # inference or training
 
 
@@ -219,6 +216,4 @@ def latency_group(arms: list[str], seed: int, config: Latency, device: torch.dev
     }
 
 
-def compiled_group(arms: list[str], seed: int, config: Latency, device: torch.device) -> dict[str, dict[str, float]]:
-    """The same, other arms."""
-    return latency_group(arms, seed, config, device)
+compiled_group = latency_group

@@ -8,13 +8,12 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from repro.data import fashion_mnist
 from repro.models.convnet import ConvNet, cifar_resnet
 from repro.models.norms import GhostBatchNorm
 from repro.models.slots import scaled_gaussian
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.evonorm.method import EvoNormB0, EvoNormS0
-from repro.train import cosine, draws, evaluate_classifier, fit, generator, seed_of
+from repro.train import cosine, draws, generator
 
 # --- the arms --------------------------------------------------------------------------------------------------------
 
@@ -50,7 +49,7 @@ def deviations(x: Tensor) -> tuple[Tensor, Tensor]:
 EVONORMS = {"b0": EvoNormB0, "s0": EvoNormS0, "bare": Bare, "least": Least, "linear": Linear}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Network:
     depth: int
     width: int
@@ -85,7 +84,7 @@ def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -
 # --- dependence on the batch -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Independence(Network):
     draws: int
     images: int
@@ -115,7 +114,7 @@ def independence(arm: str, seed: int, config: Independence, device: torch.device
 SCALES, SHIFTS, SLOPES = (1e-2, 1.0, 1e3), (-1.0, 0.0, 1.0), (0.5, 1.0, 2.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Form:
     draws: int
 
@@ -155,7 +154,7 @@ def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, f
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training(Network):
     pool: int
     examples: int

@@ -1,4 +1,4 @@
-"""`make reproduce PAPER=...`: fetch data, force the paper's stages through DVC, render, compare with what is committed."""
+"""`make reproduce PAPER=...`: fetch data, force the paper's stages through DVC, render, compare with git."""
 
 import json
 import os

@@ -15,7 +15,7 @@ from repro.files.paths import results, results_name, row_key
 from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan, provenance
 from repro.run.engines import local
 from repro.spec.model import Paper
@@ -76,8 +76,8 @@ def _comparable(document: dict) -> str | None:
 def remeasure(units: list[dict], document: dict, root: Path, exact: bool = True) -> list[str]:
     """Measure units again, outside the store; one line per trial that is not what its row says.
 
-    exact: bit for bit; else (another device class or torch) each number must lie where the other seeds' rows let one more
-    seed be expected.
+    exact: bit for bit; else (another device class or torch) each number must lie where the other seeds' rows let one
+    more seed be expected.
     """
     rows, found = {row_key(row): row for row in document["rows"]}, []
 
@@ -105,7 +105,7 @@ def remeasure(units: list[dict], document: dict, root: Path, exact: bool = True)
 
 
 def _unexpected(result: dict, rows: list[dict]) -> list[str]:
-    """Measures of a trial outside the prediction interval (99.9 %, Student's t) of one more seed, given the rows of a cell.
+    """Measures of a trial outside the prediction interval (99.9 %, Student's t) of one more seed, given a cell's rows.
 
     Numbers that no seed changes must agree to one part in a thousand; cells of fewer than three rows tell nothing.
     """
@@ -134,7 +134,8 @@ def _rerun(measured: list[tuple], count: int, root: Path, say: Say) -> list[str]
             continue
         if not exact:
             say(
-                f"{paper.slug} {profile}: measured on another device class or torch version, compared by the interval of its seeds"
+                f"{paper.slug} {profile}: measured on another device class or torch version, "
+                "compared by the interval of its seeds"
             )
         units = [u for u in run.units_of(plan.entry(paper, profile), device) if not u["exclusive"]]
         pool += [(unit, document, exact) for unit in units]
@@ -166,7 +167,8 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     device = _comparable(document)
     if device is None:
         raise ReproError(
-            f"{path}: measured on {document['provenance']['device_model']} with another torch or device class; refresh it there"
+            f"{path}: measured on {document['provenance']['device_model']} with another torch or device class; "
+            "refresh it there"
         )
     units = run.units_of(entry, device)
     first = min(trial["seed"] for trial in entry["trials"])
@@ -217,7 +219,8 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     )
     if why := staleness(paper, profile, document):
         raise Failed(
-            f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: `repro run {paper.slug} --profile {profile}`"
+            f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: "
+            f"`repro run {paper.slug} --profile {profile}`"
         )
     say(f"{paper.slug} {profile}: fresh; {note}")
 
@@ -226,7 +229,7 @@ CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
 
 
 def history(slug: str, profile: str, root: Path) -> list[list[str]]:
-    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; the headline has a star.
+    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; a star: the headline.
 
     A claim that is there no more is `gone`; rules that changed after the rows were measured add `post hoc`.
     """

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data import prose, shakespeare
+from repro import tasks, trivial
 from repro.models.gpt import GPT, Attention, FeedForward
 from repro.models.slots import Norm, Post, Pre, identity
 from repro.papers.rmsnorm import RMSNorm
-from repro.train import Source, cosine, cross_entropy, evaluate_classifier, fit, generator, seed_of
+from repro.train import Source, cosine, cross_entropy, evaluate_classifier, generator
 
-TEXTS = {"prose": prose.load, "shakespeare": shakespeare.load}
-Measures = dict[str, float | list[float]]
+Measures = tasks.Measures
 
 
 class Scale(nn.Module):
@@ -103,7 +102,7 @@ ARMS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     width: int
     depth: int
@@ -114,23 +113,20 @@ class Model:
     embedding_std: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AtInitialization(Model):
     vocab: int
 
 
-@dataclass(frozen=True)
-class LanguageModel(Model):
-    text: str  # prose or shakespeare, as bytes
-    steps: int
-    lr: float
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(tasks.Text, Model):
+    """The held-out windows are spread evenly over the text."""
+
     warmup: float  # share of the steps
     floor: float  # of the cosine, as a share of lr
     clip: float  # bound of the gradient's norm
     weight_decay: float
-    windows: int  # held-out windows, evenly spread over the text
     eval_every: int
-    amp: str  # dtype of autocast, or none
 
 
 def build(arm: str, seed: int, config: Model, vocab: int, device: torch.device) -> GPT:
@@ -251,7 +247,7 @@ def at_initialization(arm: str, seed: int, config: AtInitialization, device: tor
 
 def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> Measures:
     """A byte-level language model: held-out loss, and signal, gradients and the worth of each block after training."""
-    corpus = TEXTS[config.text](device)
+    corpus = config.load(device)
     model = build(arm, seed, config, corpus.vocab, device)
     held_out = Source(corpus.valid, config.context, device)
     x, y = held_out.take(torch.arange(config.windows, device=device) * (held_out.n // config.windows))
@@ -262,21 +258,19 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
     def clip(parameters: list[nn.Parameter]) -> None:
         norms.append(nn.utils.clip_grad_norm_(parameters, config.clip))
 
-    history = fit(
+    history = tasks.trained(
         model,
         corpus.train,
-        context=config.context,
+        "decoder batches",
+        seed,
+        config,
         steps=config.steps if ARMS[arm].trained else 0,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("decoder batches", seed),
         optimizer_options={"betas": (0.9, 0.95)},
         weight_decay=config.weight_decay,
         schedule=cosine(config.warmup, config.floor),
         clip=clip,
         evaluate=evaluate,
         eval_every=config.eval_every,
-        amp=None if config.amp == "none" else getattr(torch, config.amp),
     )
     curve = [first, *history.curves.get("loss", ())]
     after, drop = propagation(model, x[few], y[few]), drop_increase(model, x[few], y[few])
@@ -289,4 +283,6 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
         "drop_increase": drop,
         "late_drop": late(drop),
         "spikes": spikes(torch.stack(norms).tolist()) if norms else 0,
+        **tasks.learning(history),
+        **trivial.text(corpus.train, corpus.valid, config.trivial),
     }

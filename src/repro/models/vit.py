@@ -83,6 +83,16 @@ def vit(
     return model
 
 
+def scaled_to_width(model: nn.Module, generator: torch.Generator) -> None:
+    """An init: matrices of blocks and head get the deviation 0.02 sqrt(768 / dim), so that products keep their size.
+
+    timm's 0.02 is made for a width of 768.  Norms rescale what a narrower network makes too small; without them it stays.
+    """
+    with torch.no_grad():
+        for layer in (*(m for m in model.blocks.modules() if isinstance(m, nn.Linear)), model.head):
+            layer.weight.mul_((768 / model.embed_dim) ** 0.5)
+
+
 def without_norms(model: nn.Module, fold: Callable[[nn.Module, nn.Linear], nn.Linear]) -> nn.Module:
     """A `vit` whose every norm is made part of the linear layer behind it, fold(norm, linear), in place, for inference."""
     for block in model.eval().blocks:

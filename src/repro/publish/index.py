@@ -79,6 +79,10 @@ def _cell(text: str) -> str:
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", " ".join(str(text).split())).replace("|", "\\|")
 
 
+def _paper_value(claim) -> str:
+    return _cell(claim.paper_value.text or number(claim.paper_value.value))
+
+
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +155,9 @@ def arena_stages(root: Path, slugs: list[str]) -> tuple[str, list[str]]:
             continue
         profile = "${profile}" if len(profiles) == 2 else profiles[0]
         shown.append(f"arena/{track}.{profile}.table.json")
-        deps = "".join(f"      - {name}\n" for name in [*files, "src/repro/arena/protocol.py"])
+        deps = "".join(
+            f"      - {name}\n" for name in [*files, "src/repro/arena/protocol.py", "src/repro/arena/table.py"]
+        )
         out.append(f"""  arena/{track}:
     cmd: exec repro arena --track {track} --profile {profile} --with-parent
     deps:
@@ -257,7 +263,7 @@ def paper_readme(paper: Paper) -> str:
             state = STATES.get(claim["state"], claim["state"].replace("_", " "))
             star = " (headline)" if verdict["headline"] == name else ""
             lines.append(
-                f"| `{name}`{star}: {_cell(told.statement)} | {_cell(told.where)} | {_cell(told.paper_value.text or number(told.paper_value.value))} "
+                f"| `{name}`{star}: {_cell(told.statement)} | {_cell(told.where)} | {_paper_value(told)} "
                 f"| {estimate(claim)} | {controls} | {state} |"
             )
         lines.append("")
@@ -286,8 +292,9 @@ def verdict_table(all_papers: list[Paper]) -> str:
         name, claim = shown or (next(filter(None, map(paper.headline_for, JUDGED))), {})
         told = paper.claims[name]
         lines.append(
-            f"| [{paper.slug}](papers/{paper.slug}/README.md){' (withdrawn)' if paper.withdrawn else ''} | {_cell(told.statement)} | "
-            f"{_cell(told.paper_value.text or number(told.paper_value.value))} | {estimate(claim)} | {states['cpu']} | {states['gpu']} |"
+            f"| [{paper.slug}](papers/{paper.slug}/README.md){' (withdrawn)' if paper.withdrawn else ''} "
+            f"| {_cell(told.statement)} | {_paper_value(told)} | {estimate(claim)} "
+            f"| {states['cpu']} | {states['gpu']} |"
         )
     return "\n".join(lines)
 

@@ -92,7 +92,7 @@ def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str,
 
 def current(paper: "Paper", profile: str) -> dict[str, dict[str, str]]:
     """Digests of source and settings of each experiment as they are now."""
-    from repro.run import core as run
+    from repro.run import measure as run
     from repro.run import plan
 
     entry = plan.entry(paper, profile)

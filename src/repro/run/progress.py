@@ -17,7 +17,7 @@ from rich.progress import (
 
 from repro.errors import ReproError
 from repro.files.paths import row_key
-from repro.run import core as run
+from repro.run import measure as run
 
 
 class Forming:
