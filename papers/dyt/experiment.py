@@ -16,8 +16,8 @@ from repro.models.gpt import GPT
 from repro.models.slots import identity
 from repro.models.vit import scaled_to_width, vit
 from repro.papers.dyt.method import DyT
-from repro.timing import compare
 from repro.tasks import Measures, Pictures, Timed, Worst, classify
+from repro.timing import compare
 from repro.train import cosine, cross_entropy, generator
 
 
