@@ -186,7 +186,7 @@ class Speed(Timed, Model):
 
 
 def passes(arm: str, seed: int, config: Speed, device: torch.device) -> Callable[[], None]:
-    """One pass of an arm.  In training, Pre-RMSNorm and Pre-CRMSNorm recentre their parameters each time.
+    """One pass of an arm.  In training, Pre-RMSNorm recentres its parameters each time.
 
     `..._compiled`: the same model under torch.compile, as in the authors' code, which compiles its norms.
     """

@@ -200,7 +200,11 @@ def language_model(
     corpus = corpus or config.load(device)
     history = trained(model.to(device), corpus.train, name, seed, config, **options)
     loss = evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]
-    return {"val_nats": loss, **learning(history), **trivial.text(corpus.train, corpus.valid, config.trivial)}
+    return {
+        "val_nats": loss,
+        **learning(history),
+        **trivial.text(corpus.train, corpus.valid, config.trivial, vocab=corpus.vocab),
+    }
 
 
 def perplexities(measures: Measures, most: float = 50.0) -> Measures:
