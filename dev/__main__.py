@@ -8,7 +8,7 @@ import typer
 
 from dev import badinput
 from dev import chaos as faults
-from repro.cli import AsJson, _dump, _root, _say, _table
+from repro.commands.common import AsJson, dump, root, say, table
 from repro.errors import Failed
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -24,23 +24,23 @@ def chaos(
 ) -> None:
     """For developers: inject faults into small checkouts and count what is detected, recovered and lost."""
     if inputs:
-        results = badinput.run(_root())
+        results = badinput.run(root())
         head, *lines = badinput.table(results)
         if as_json:
-            _dump([asdict(result) for result in results])
+            dump([asdict(result) for result in results])
         else:
-            _table(head, lines)
+            table(head, lines)
         if write is not None:
             faults.write(write, head, lines, "python -m dev --inputs")
         if wrong := [f"{r.subject}: {r.name} ({r.why})" for r in results if r.outcome == "wrong"]:
             raise Failed(f"{len(wrong)} cases came out wrong, first {wrong[0]}")
         return
-    found = faults.run(runs, only, (lambda text: None) if as_json else _say)
+    found = faults.run(runs, only, (lambda text: None) if as_json else say)
     if as_json:
-        _dump([asdict(fault) for fault in found])
+        dump([asdict(fault) for fault in found])
     else:
-        _say()
-        _table(faults.HEAD, faults.table(found))
+        say()
+        table(faults.HEAD, faults.table(found))
     if write is not None:
         faults.write(
             write,

@@ -239,14 +239,14 @@ def spoil(edits: list[dict[str, Any]]) -> None:
 
 def _here(units: list[dict], *, done: Any, **_: Any) -> None:
     """In place of worker processes: run units in this process; trials of the arena get known values."""
-    from repro.run import core as run
+    from repro.run import execute
 
     for unit in units:
         try:
             if unit["module"] == "repro.experiments.arena":
                 results = [_known(unit, trial) for trial in unit["trials"]]
             else:
-                results = run.execute(unit)
+                results = execute.execute(unit)
             done(unit, {"results": results, "seconds": 0.01 * len(results)})
         except Exception as error:
             done(unit, {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()})
@@ -295,8 +295,8 @@ def _toy() -> types.ModuleType:
 def act(words: list[str]) -> int | None:
     """Run one command line in this process: `repro ...`, `python -m repro.run ...`, or one of the three below."""
     from repro import cli
-    from repro.arena import protocol as arena
-    from repro.run import core as run
+    from repro.arena import __main__ as arena
+    from repro.run import measure as run
     from repro.run import provenance
 
     if _needs_torch(words):
@@ -506,7 +506,10 @@ def serve(torch_too: bool) -> int:
     return 0
 
 
-LIGHT = "index paper_checks paper_yaml plan report.pages report.templates report.text scaffold verdict verify cite cli arena"
+LIGHT = (
+    "arena.protocol cli commands.new commands.verify judge.claims publish.cite publish.index report.pages report.templates"
+    " report.text run.plan spec.checks spec.yaml"
+)
 HEAVY = "experiments.arena data.original data.rdata data.text"
 
 
@@ -515,7 +518,7 @@ def _preload(torch_too: bool) -> None:
     from repro import cli
     from repro.run import provenance
     from repro.spec import checks as paper_checks
-    from repro.spec import paper
+    from repro.spec import model
 
     for name in [*LIGHT.split(), *(HEAVY.split() if torch_too else ())]:
         importlib.import_module(f"repro.{name}")
@@ -523,7 +526,7 @@ def _preload(torch_too: bool) -> None:
         importlib.import_module(name)
     provenance.source_digest("repro.experiments.arena")  # parses its sources once for all
     provenance.versions()
-    for kind in (paper.Paper, paper.Params):
+    for kind in (model.Paper, model.Params):
         paper_checks._adapter(kind)
     with contextlib.suppress(Exception):
         cli.app(

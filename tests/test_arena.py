@@ -13,7 +13,9 @@ from test_report import EVIL, Page, numbers_in, refuse_requests
 
 from conftest import ROOT, Checkout
 from repro import report
+from repro.arena import advice
 from repro.arena import protocol as arena
+from repro.arena import table as arena_table
 from repro.errors import ReproError
 from repro.report.arena import summary
 
@@ -94,7 +96,7 @@ def document(levels=LEVELS, noise=0.01, seeds=8) -> dict:
 
 
 def test_ranks_tell_ties_from_differences() -> None:
-    made = arena.table(document(), SETTINGS)
+    made = arena_table.table(document(), SETTINGS)
     ranking = {line["arm"]: line for line in made["cells"][0]["slots"]["norm"]["ranking"]}
     assert set(ranking) == set(LEVELS) - {"act:d.D"}, "each slot is ranked by itself, with the unchanged model"
     for tied in ("base", "norm:a.A", "norm:b.B"):
@@ -108,14 +110,14 @@ def test_ranks_tell_ties_from_differences() -> None:
 
 
 def test_a_run_worse_than_chance_counts_as_chance() -> None:
-    made = arena.table(document({**LEVELS, "norm:c.C": 9.0}), SETTINGS)
+    made = arena_table.table(document({**LEVELS, "norm:c.C": 9.0}), SETTINGS)
     line = next(x for x in made["cells"][0]["slots"]["norm"]["ranking"] if x["arm"] == "norm:c.C")
     assert line["mean"] == math.log(10) and line["diverged"] == 0
 
 
 def test_the_table_follows_from_the_rows() -> None:
     rows = document()["rows"]
-    made = arena.table(document(), SETTINGS)
+    made = arena_table.table(document(), SETTINGS)
     one = next(m for m in made["methods"] if m["arm"] == "norm:b.B")
     assert one["lr"] == 0.1 and one["largest_stable_lr"] == 0.1 and one["fails_at_depth"] is None
     assert [s["lr"] for s in one["sensitivity"]] == [0.1, 1.0] and one["sensitivity"][1]["diverged"] == 1.0
@@ -137,56 +139,56 @@ def test_the_table_follows_from_the_rows() -> None:
 
 
 def test_a_track_that_cannot_tell_its_controls_says_so() -> None:
-    good = arena.table(document(), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
+    good = arena_table.table(document(), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
     assert good["ok"] and good["worse"] == {"norm:control.identity": True, "norm:control.broken": True}
-    weak = arena.table(document({**LEVELS, "norm:control.identity": 0.505}), SETTINGS)["cells"][0]["slots"]["norm"][
-        "discriminates"
-    ]
+    weak = arena_table.table(document({**LEVELS, "norm:control.identity": 0.505}), SETTINGS)["cells"][0]["slots"][
+        "norm"
+    ]["discriminates"]
     assert not weak["ok"] and weak["worse"]["norm:control.identity"] is False
     good_norm = {
         **LEVELS,
         "norm:a.A": 0.3,
         "norm:control.identity": 0.49,
     }  # worse than the best, no worse than the base
-    base = arena.table(document(good_norm), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
+    base = arena_table.table(document(good_norm), SETTINGS)["cells"][0]["slots"]["norm"]["discriminates"]
     assert base["best"] == "norm:a.A" and base["worse"] == {"norm:control.identity": False, "norm:control.broken": True}
 
 
 def test_a_wide_interval_is_no_recommendation() -> None:
-    sharp = arena.table(document(), SETTINGS)["cells"][0]["slots"]["norm"]["ranking"]
-    assert {line["arm"] for line in arena.recommended(sharp, 0.05)} == {"base", "norm:a.A", "norm:b.B"}
-    wide = arena.table(document(noise=0.2), SETTINGS)["cells"][0]["slots"]["norm"]["ranking"]
-    assert [line["arm"] for line in arena.recommended(wide, 0.05)] == [wide[0]["arm"]], "only the best itself"
-    all_bad = arena.table(document({"base": 0.5, "norm:control.identity": 0.1}), SETTINGS)["cells"][0]["slots"]["norm"][
-        "ranking"
-    ]
-    assert all(line["arm"] not in arena.CONTROLS for line in arena.recommended(all_bad, 10.0))
+    sharp = arena_table.table(document(), SETTINGS)["cells"][0]["slots"]["norm"]["ranking"]
+    assert {line["arm"] for line in advice.recommended(sharp, 0.05)} == {"base", "norm:a.A", "norm:b.B"}
+    wide = arena_table.table(document(noise=0.2), SETTINGS)["cells"][0]["slots"]["norm"]["ranking"]
+    assert [line["arm"] for line in advice.recommended(wide, 0.05)] == [wide[0]["arm"]], "only the best itself"
+    all_bad = arena_table.table(document({"base": 0.5, "norm:control.identity": 0.1}), SETTINGS)["cells"][0]["slots"][
+        "norm"
+    ]["ranking"]
+    assert all(line["arm"] not in arena.CONTROLS for line in advice.recommended(all_bad, 10.0))
 
 
 def test_no_evidence_far_from_what_was_measured() -> None:
-    made = arena.table(document(), SETTINGS)
-    assert arena.nearest_cell(made, 20, None) == (made["cells"][1], {"depth": 16, "batch": 16})
-    assert arena.nearest_cell(made, 3, 16)[0] is made["cells"][0]
-    assert arena.nearest_cell(made, None, None)[0] is made["cells"][0]
-    cell, told = arena.nearest_cell(made, 65, None)
+    made = arena_table.table(document(), SETTINGS)
+    assert advice.nearest_cell(made, 20, None) == (made["cells"][1], {"depth": 16, "batch": 16})
+    assert advice.nearest_cell(made, 3, 16)[0] is made["cells"][0]
+    assert advice.nearest_cell(made, None, None)[0] is made["cells"][0]
+    cell, told = advice.nearest_cell(made, 65, None)
     assert cell is None and "depth 16 at batch 16" in told
-    assert arena.nearest_cell(made, 64, None)[0] is made["cells"][1], "a factor of four is as far as evidence reaches"
+    assert advice.nearest_cell(made, 64, None)[0] is made["cells"][1], "a factor of four is as far as evidence reaches"
 
 
 def test_paired_p_is_students() -> None:
     rng = random.Random(0)
     a = {s: rng.gauss(0, 1) for s in range(7)}
     b = {s: rng.gauss(0.5, 1) for s in range(7)}
-    assert arena.paired_p(a, b) == pytest.approx(stats.ttest_rel(list(a.values()), list(b.values())).pvalue)
-    assert arena.paired_p(a, a) == 1.0
-    assert arena.paired_p(a, {s: v + 1 for s, v in a.items()}) < 1e-9
-    assert arena.paired_p({0: 1.0, 1: 2.0}, {0: 5.0, 1: 6.5}) == 1.0, "two seeds decide nothing"
+    assert arena_table.paired_p(a, b) == pytest.approx(stats.ttest_rel(list(a.values()), list(b.values())).pvalue)
+    assert arena_table.paired_p(a, a) == 1.0
+    assert arena_table.paired_p(a, {s: v + 1 for s, v in a.items()}) < 1e-9
+    assert arena_table.paired_p({0: 1.0, 1: 2.0}, {0: 5.0, 1: 6.5}) == 1.0, "two seeds decide nothing"
 
 
 def test_holm_steps_down() -> None:
-    assert arena.holm({"a": 0.01, "b": 0.02, "c": 0.04}) == {"a", "b", "c"}
-    assert arena.holm({"a": 0.01, "b": 0.03, "c": 0.04}) == {"a"}
-    assert arena.holm({"a": 0.02, "b": 0.001, "c": 0.9}) == {"a", "b"}
+    assert arena_table.holm({"a": 0.01, "b": 0.02, "c": 0.04}) == {"a", "b", "c"}
+    assert arena_table.holm({"a": 0.01, "b": 0.03, "c": 0.04}) == {"a"}
+    assert arena_table.holm({"a": 0.02, "b": 0.001, "c": 0.9}) == {"a", "b"}
 
 
 def test_rank_intervals_cover_under_equality() -> None:
@@ -195,7 +197,7 @@ def test_rank_intervals_cover_under_equality() -> None:
     for _ in range(runs):
         shared = [rng.gauss(0, 1) for _ in range(6)]
         scores = {f"m{i}": {s: shared[s] + rng.gauss(0, 0.3) for s in range(6)} for i in range(4)}
-        wrong += any(rank != [1, 4] for rank in arena.rank_intervals(scores).values())
+        wrong += any(rank != [1, 4] for rank in arena_table.rank_intervals(scores).values())
     assert wrong / runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)
 
 
@@ -221,7 +223,7 @@ def test_survivors_are_the_best_and_of_equals_the_smaller() -> None:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("arena")
     (root / "arena").mkdir()
-    made = arena.table({**document(), "out": {"norm:e.E": EVIL}}, {**SETTINGS, "what": EVIL})
+    made = arena_table.table({**document(), "out": {"norm:e.E": EVIL}}, {**SETTINGS, "what": EVIL})
     (root / "arena" / "mlp.cpu.table.json").write_text(json.dumps(made))
     return root
 
@@ -245,7 +247,7 @@ def test_ties_and_tracks_without_discrimination_are_marked(shown: Path, tmp_path
     page = Page(str(report.ArenaPage("mlp", shown).page()))
     assert "1–3" in page.text and "not discriminating" not in page.text
     (tmp_path / "arena").mkdir()
-    weak = arena.table(document({**LEVELS, "norm:control.identity": 0.505}), SETTINGS)
+    weak = arena_table.table(document({**LEVELS, "norm:control.identity": 0.505}), SETTINGS)
     (tmp_path / "arena" / "mlp.cpu.table.json").write_text(json.dumps(weak))
     assert "not discriminating" in Page(str(report.ArenaPage("mlp", tmp_path).page())).text
     lines = summary(tmp_path)

@@ -17,17 +17,20 @@ from test_paper import TEXT
 
 from conftest import ROOT
 from dev import badinput, demo
-from repro import report
+from repro import judge, report
+from repro.arena import advice
 from repro.arena import protocol as arena
+from repro.arena import table as arena_table
 from repro.data import archives, sources
 from repro.errors import ReproError
-from repro.files import documents
-from repro.judge import verdict
+from repro.files.arena import read_arena_rows, read_table
+from repro.files.paths import PROFILES, SCHEMA, SLUG
 from repro.publish import index
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan
-from repro.spec import paper as papers
-from repro.spec.paper import as_dict, load
+from repro.spec import load as papers
+from repro.spec.load import load
+from repro.spec.model import Paper, as_dict
 from repro.store import Store, rows_digest, sealed
 
 CASES = badinput.load(ROOT / "tests" / "bad_input")
@@ -208,7 +211,7 @@ def write(path: Path, data: Any) -> Path:
     return path
 
 
-def use(paper: papers.Paper) -> None:
+def use(paper: Paper) -> None:
     """What commands do with a paper that was accepted."""
     json.dumps(as_dict(paper), allow_nan=False).encode()
     for profile in paper.profiles:
@@ -253,11 +256,11 @@ def test_random_values_in_the_settings_of_the_suite_and_of_the_arena(tmp_path: P
     write(tmp_path / "arena.yaml", data.draw(damaged(sound)))
     with refusal():
         for name, track in arena.tracks(tmp_path).items():
-            for profile in set(track) & set(papers.PROFILES):
+            for profile in set(track) & set(PROFILES):
                 json.dumps(arena.track_of(tmp_path, name, profile), allow_nan=False)
 
 
-def sound_rows(paper: papers.Paper) -> dict[str, Any]:
+def sound_rows(paper: Paper) -> dict[str, Any]:
     """Rows of the demo as a run writes them."""
     rng = random.Random(0)
     rows = [
@@ -291,7 +294,7 @@ def sound_rows(paper: papers.Paper) -> dict[str, Any]:
     }
     return sealed(
         {
-            "schema": 1,
+            "schema": SCHEMA,
             "paper": "demo",
             "profile": "cpu",
             "provenance": provenance,
@@ -309,7 +312,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paper = load(root / "papers" / "demo")
     rows = sound_rows(paper)
     write(root / "papers" / "demo" / "results" / "cpu.rows.json", rows)
-    write(root / "papers" / "demo" / "results" / "cpu.verdict.json", verdict.judge(paper, "cpu", rows))
+    write(root / "papers" / "demo" / "results" / "cpu.verdict.json", judge.judge(paper, "cpu", rows))
     return root
 
 
@@ -324,8 +327,8 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
             made = sealed(made)
     path = write(tmp_path / "papers" / "demo" / "results" / "cpu.rows.json", made)
     with refusal():
-        rows = verdict.load_rows(path)
-        json.dumps(verdict.judge(paper, "cpu", rows), allow_nan=False).encode()
+        rows = judge.load_rows(path)
+        json.dumps(judge.judge(paper, "cpu", rows), allow_nan=False).encode()
         cost = plan.seconds(plan.entry(paper, "cpu")["trials"], rows["rows"])
         assert cost is None or math.isfinite(cost)
 
@@ -333,7 +336,8 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 @settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
-    from repro import cli
+    from repro.commands import common
+    from repro.commands import papers as shows
     from repro.publish import cite
 
     paper = load(suite / "papers" / "demo")
@@ -343,12 +347,13 @@ def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObj
         write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
-        patch.setattr(cli, "_say", lambda text="": str(text).encode())
+        patch.setattr(common, "say", lambda text="": str(text).encode())
+        patch.setattr(shows, "say", lambda text="": str(text).encode())
         stored = index.read_verdict("demo", "cpu")
         json.dumps(stored, allow_nan=False).encode()
         (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
-        cli._verdict_table(paper, stored)
-        cli.show("demo")
+        common.verdict_table(paper, stored)
+        shows.show("demo")
 
 
 @settings(max_examples=100, **FUZZ)
@@ -358,7 +363,7 @@ def test_random_values_in_plans(suite: Path, tmp_path: Path, data: st.DataObject
     path = write(tmp_path / "plan.json", data.draw(damaged(plan.make([paper], "cpu"))))
     with refusal():
         for entry in run.read_plan(path)["entries"]:
-            assert documents.SLUG.fullmatch(entry["paper"]) and entry["profile"] in papers.PROFILES
+            assert SLUG.fullmatch(entry["paper"]) and entry["profile"] in PROFILES
             run.units_of(entry, "cpu")
 
 
@@ -368,7 +373,7 @@ ARENA_ROWS = document(seeds=3)
 @settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.DataObject) -> None:
-    sound = {"schema": 1, "registered": "sha256:0", **ARENA_ROWS}
+    sound = {"schema": SCHEMA, "registered": "sha256:0", **ARENA_ROWS}
     made = data.draw(damaged(sound))
     with contextlib.suppress(Exception):
         made["provenance"]["digest"] = rows_digest(made["rows"])
@@ -376,15 +381,15 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
     path = write(tmp_path / "arena" / "mlp.cpu.rows.json", made)
     budget = {**SETTINGS, "final": {"seeds": 3, "steps": 40}}
     with refusal():
-        rows = documents.arena_rows(path, "again", "rows.json", "mlp", "cpu", budget)
-        json.dumps(arena.table(rows, budget), allow_nan=False).encode()
-    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena.table(sound, budget))))
+        rows = read_arena_rows(path, "again", "rows.json", "mlp", "cpu", budget)
+        json.dumps(arena_table.table(rows, budget), allow_nan=False).encode()
+    path = write(tmp_path / "arena" / "mlp.cpu.table.json", data.draw(damaged(arena_table.table(sound, budget))))
     with refusal():
-        made = documents.arena_table(path, "again", "table.json", "mlp", "cpu")
-        arena.nearest_cell(made, 4, 16)
+        made = read_table(path, "again", "table.json", "mlp", "cpu")
+        advice.nearest_cell(made, 4, 16)
         for cell in made["cells"]:
             for slot in cell["slots"].values():
-                arena.recommended(slot["ranking"], 0.1)
+                advice.recommended(slot["ranking"], 0.1)
         report.arena.summary(tmp_path)
 
 
@@ -609,7 +614,7 @@ def pages(root: Path, text: str) -> dict[str, str]:
         )
         document_ = sealed(
             {
-                "schema": 1,
+                "schema": SCHEMA,
                 "paper": "demo",
                 "profile": profile,
                 "provenance": provenance,
@@ -617,14 +622,14 @@ def pages(root: Path, text: str) -> dict[str, str]:
                 "rows": rows,
             }
         )
-        judged = verdict.judge(paper, profile, document_)
+        judged = judge.judge(paper, profile, document_)
         for claim in judged["claims"].values():
             for part in (claim, *claim["controls"], *claim["parts"]):
                 part["why"] = part["unit"] = text
             claim["paper_value"] = {"text": text}
         write(root / "papers" / "demo" / "results" / f"{profile}.rows.json", document_)
         write(root / "papers" / "demo" / "results" / f"{profile}.verdict.json", judged)
-    table = arena.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
+    table = arena_table.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
     table |= {
         "what": text,
         "device": text,
@@ -639,7 +644,7 @@ def pages(root: Path, text: str) -> dict[str, str]:
         method |= {"slot": f"{method['slot']}{text}", "trials": [text]}
     write(root / "arena" / "mlp.cpu.table.json", table)
 
-    def now(paper: papers.Paper, profile: str) -> dict[str, dict[str, str]]:
+    def now(paper: Paper, profile: str) -> dict[str, dict[str, str]]:
         return {"sources": dict.fromkeys(paper.experiments_in(profile), text), "config": {}}
 
     index_page = report.ComparisonPage(

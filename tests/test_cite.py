@@ -6,8 +6,9 @@ import pytest
 
 import repro
 from repro.errors import ReproError
+from repro.files.paths import SCHEMA
 from repro.publish import cite
-from repro.spec.paper import load_yaml
+from repro.spec.load import load_yaml
 from repro.store import digest
 
 PAPER = {
@@ -19,7 +20,7 @@ PAPER = {
     "arxiv": "1910.07467",
 }
 VERDICT = {
-    "schema": 1,
+    "schema": SCHEMA,
     "paper": "rmsnorm",
     "profile": "cpu",
     "headline": "parity",

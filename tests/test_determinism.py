@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from repro import train
-from repro.run import core as run
-from repro.run import plan, provenance
+from repro.run import execute, plan, provenance
+from repro.run import measure as run
 from repro.run.engines import local
-from repro.spec import paper
+from repro.spec import load as paper
 
 # Single, batched and shared experiments, trained networks among them.
 TRIALS = [("rmsnorm", "quality"), ("batchnorm", "training"), ("nfnet", "large_lr"), ("mix_ln", "language_model")]
@@ -31,7 +31,7 @@ def other_seed(unit: dict) -> dict:
 @pytest.mark.parametrize("slug, experiment", TRIALS)
 def test_again_in_another_process_and_with_another_seed(tmp_path: Path, slug: str, experiment: str) -> None:
     unit, answers = unit_of(slug, experiment), []
-    first, again, other = run.execute(unit), run.execute(unit), run.execute(other_seed(unit))
+    first, again, other = execute.execute(unit), execute.execute(unit), execute.execute(other_seed(unit))
     local.run_units(
         [unit, unit], jobs=2, state=tmp_path, done=lambda unit, answer: answers.append(answer.get("results", answer))
     )
@@ -87,7 +87,7 @@ if __name__ == "__main__":
         timeout=200,
     )
     [line] = [line for line in told.stdout.splitlines() if line.startswith("ANSWER")]
-    assert json.loads(line.removeprefix("ANSWER ")) == json.loads(json.dumps(run.execute(unit)))
+    assert json.loads(line.removeprefix("ANSWER ")) == json.loads(json.dumps(execute.execute(unit)))
 
 
 def test_rows_of_one_class_name_it() -> None:

@@ -9,20 +9,21 @@ import typing
 
 import pytest
 
-from repro.judge import verdict
+from repro import judge
+from repro.files.paths import JUDGED
 from repro.publish import index
 from repro.report import staleness
-from repro.run import core as run
-from repro.run import plan, provenance
-from repro.spec import paper
-from repro.spec.paper import Paper
+from repro.run import execute, plan, provenance
+from repro.run import measure as run
+from repro.spec import load as paper
+from repro.spec.model import Paper
 
 ROOT = provenance.root()
 SLUGS = paper.slugs()
 STORED = [
     (slug, profile)
     for slug in SLUGS
-    for profile in ("cpu", "gpu", "paper")
+    for profile in JUDGED
     if (ROOT / "papers" / slug / "results" / f"{profile}.rows.json").is_file()
 ]
 
@@ -107,14 +108,14 @@ def test_every_profile_fills_its_configs(one: Paper) -> None:
             kind = typing.get_type_hints(function)["config"]
             assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
             factors = {k: v[0] for k, v in one.settings(profile, name).factors.items()}
-            config = run.make_config(function, {**setting["config"], **factors}, f"{one.slug} {profile}")
+            config = execute.make_config(function, {**setting["config"], **factors}, f"{one.slug} {profile}")
             assert isinstance(config, kind)
 
 
 def test_the_smoke_profile_returns_every_measure_that_a_rule_reads(one: Paper) -> None:
     returned: dict[str, set[str]] = {}
     for unit in run.units_of(plan.entry(one, "smoke"), "cpu"):
-        for outcome in run.execute(unit):
+        for outcome in execute.execute(unit):
             assert outcome["status"] in ("ok", "diverged")
             returned.setdefault(unit["experiment"], set()).update(outcome["measures"])
             json.dumps(outcome, allow_nan=False)
@@ -131,8 +132,8 @@ def test_seeds_in_one_batch_give_what_they_give_alone(one: Paper) -> None:
         if unit["path"] != "batched":
             continue
         trials = [{**unit["trials"][0], "seed": seed} for seed in (0, 1)]
-        together = run.execute({**unit, "trials": trials})
-        alone = [run.execute({**unit, "trials": [trial]})[0] for trial in trials]
+        together = execute.execute({**unit, "trials": trials})
+        alone = [execute.execute({**unit, "trials": [trial]})[0] for trial in trials]
         for a, b in zip(together, alone, strict=True):
             assert a["status"] == b["status"]
             for name, value in a["measures"].items():
@@ -150,9 +151,9 @@ def test_nothing_generated_is_out_of_date() -> None:
 @pytest.mark.parametrize("slug, profile", STORED)
 def test_stored_results(slug: str, profile: str) -> None:
     one = paper.load(slug)
-    document = verdict.load_rows(ROOT / "papers" / slug / "results" / f"{profile}.rows.json")
+    document = judge.load_rows(ROOT / "papers" / slug / "results" / f"{profile}.rows.json")
     stored = index.read_verdict(slug, profile)
-    assert stored == json.loads(json.dumps(verdict.judge(one, profile, document))), "run `repro judge`"
+    assert stored == json.loads(json.dumps(judge.judge(one, profile, document))), "run `repro judge`"
     assert staleness(one, profile, document) is None
     assert not stored["post_hoc"]
     assert document["provenance"]["seconds"] <= {"cpu": 2 * 180, "gpu": 300}.get(profile, float("inf"))

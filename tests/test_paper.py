@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 
 from repro.errors import ReproError
-from repro.spec import paper as papers
-from repro.spec.paper import as_dict, controlled, load, load_params, load_yaml
+from repro.spec import load as papers
+from repro.spec.load import load, load_params, load_yaml
+from repro.spec.model import Contrast, Control, as_dict, controlled, json_schema
 
 TEXT = """\
 slug: rmsnorm
@@ -132,7 +133,7 @@ def test_a_control_swaps_arms_and_fixes_levels(write):
     paper = load(write())
     rule, control = paper.rules("parity", "cpu")[0], paper.claims["parity"].controls[0]
     assert controlled(rule, control).arm == "identity" and controlled(rule, control).per == "depth"
-    fixed = controlled(rule, papers.Control(expect="not_reproduced", at={"depth": 4}))
+    fixed = controlled(rule, Control(expect="not_reproduced", at={"depth": 4}))
     assert (fixed.arm, fixed.per, fixed.at) == ("rmsnorm", None, {"depth": 4})
 
 
@@ -522,7 +523,7 @@ BAD = {
     "profile": (
         "  gpu: {seeds: 10",
         "  gpuu: {seeds: 10",
-        "profiles.gpuu: unknown key; did you mean 'gpu'? (allowed: smoke, cpu, gpu, paper)",
+        "profiles.gpuu: unknown key; did you mean 'gpu'? (allowed: smoke, cpu, long, gpu, paper)",
     ),
     "no seeds": (
         "gpu: {seeds: 10, timing",
@@ -675,7 +676,7 @@ PARAMS = "profile: cpu\ndevice: auto\nseeds: null\ntime_limit: {smoke: 5, cpu: 1
             "cpu\ndev",
             "cpuu\ndev",
             1,
-            "profile: is the text 'cpuu'; did you mean 'cpu'? (allowed: smoke, cpu, gpu, paper)",
+            "profile: is the text 'cpuu'; did you mean 'cpu'? (allowed: smoke, cpu, long, gpu, paper)",
         ),
         ("auto", "gpu", 2, "device: is 'gpu'; write auto, cpu, cuda or cuda:0"),
         ("null", "0", 3, "seeds: is 0; write a positive whole number, or null"),
@@ -685,7 +686,7 @@ PARAMS = "profile: cpu\ndevice: auto\nseeds: null\ntime_limit: {smoke: 5, cpu: 1
             "smoke: 5",
             "smok: 5",
             4,
-            "time_limit.smok: unknown key; did you mean 'smoke'? (allowed: smoke, cpu, gpu, paper)",
+            "time_limit.smok: unknown key; did you mean 'smoke'? (allowed: smoke, cpu, long, gpu, paper)",
         ),
         ("time_limit", "time_limits", 4, "time_limits: unknown key; did you mean 'time_limit'?"),
     ],
@@ -721,7 +722,7 @@ def test_loading_imports_no_heavy_package(write, tmp_path):
     load(write())
     code = f"""
 import sys
-from repro.spec import paper
+from repro.spec import load as paper
 paper.load("rmsnorm", {str(tmp_path)!r})
 print([name for name in ("torch", "numpy", "scipy", "pydantic", "ruamel.yaml") if name in sys.modules])
 """
@@ -740,7 +741,7 @@ def test_a_hundred_papers_load_quickly(write, tmp_path):
 
 def test_plain_data_and_the_json_schema_agree_with_the_file(write):
     path = write()
-    paper, schema = load(path), papers.json_schema()
+    paper, schema = load(path), json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(load_yaml(path))
@@ -751,7 +752,7 @@ def test_plain_data_and_the_json_schema_agree_with_the_file(write):
     rule = dumped["claims"]["parity"]["rule"]
     assert validator.is_valid(json.loads(json.dumps(dumped)))
     assert rule["level"] == 0.95 and dumped["headline"] == {"cpu": "parity", "gpu": "speed"}
-    contrast = papers.Contrast(factor="d", levels=[1, 2], as_="ratio")
+    contrast = Contrast(factor="d", levels=[1, 2], as_="ratio")
     assert as_dict(contrast) == {"factor": "d", "levels": [1, 2], "as": "ratio"}
 
 

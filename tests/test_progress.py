@@ -6,10 +6,9 @@ import json
 import pytest
 from rich.console import Console
 
-from repro import words
-from repro.judge import verdict
+from repro import judge, words
 from repro.run import plan, progress, provenance
-from repro.spec import paper
+from repro.spec import load as paper
 
 ENTRY = {"paper": "demo", "profile": "cpu", "trials": []}
 UNIT = {
@@ -60,7 +59,7 @@ def test_the_verdict_forms_from_complete_seeds() -> None:
     one = paper.load("layernorm")
     entry = plan.entry(one, "cpu")
     root = provenance.root() / "papers" / "layernorm" / "results"
-    rows = verdict.load_rows(root / "cpu.rows.json")["rows"]
+    rows = judge.load_rows(root / "cpu.rows.json")["rows"]
     stored = json.loads((root / "cpu.verdict.json").read_text())
     head = stored["claims"][stored["headline"]]
     forming = progress.Forming(entry)

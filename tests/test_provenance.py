@@ -1,5 +1,8 @@
 """Source digests: what changes them, what does not."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,7 @@ from repro.run import provenance
 
 
 def digest_in(checkout: Checkout) -> str:
-    import subprocess
-    import sys
-
-    code = "from repro import provenance; print(provenance.source_digest('repro.papers.demo.experiment'))"
+    code = "from repro.run import provenance; print(provenance.source_digest('repro.papers.demo.experiment'))"
     return subprocess.run(
         [sys.executable, "-c", code],
         env=checkout.environment(),
@@ -50,8 +50,12 @@ def test_the_closure_holds_what_may_change_a_number_and_not_the_judge() -> None:
     for path in sorted((provenance.root() / "papers").glob("*/experiment.py")):
         modules |= set(provenance.closure(f"repro.papers.{path.parent.name}.experiment"))
     assert "repro.train" in modules
-    for judge in ("verdict", "index", "report", "cli", "paper", "cite", "plan", "run", "store"):
-        assert f"repro.{judge}" not in modules
+    assert {
+        m
+        for m in modules
+        if m.split(".")[1] in ("cli", "commands", "files", "judge", "publish", "report", "run", "spec")
+    } == set()
+    assert not modules & {"repro.store", "repro.live", "repro.words"}
 
 
 def test_an_unknown_module_is_refused() -> None:
@@ -68,19 +72,36 @@ def test_arms_may_name_their_modules(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert provenance.arm_modules("repro.experiments.shared", "c") == {"repro.run.plan"}
 
 
-def test_the_core_imports_nothing_of_the_judge() -> None:
-    judge = {f"repro.{name}" for name in ("paper", "verdict", "index", "report", "cite", "cli", "plan")}
-    for name in (
-        "errors",
-        "store",
-        "provenance",
-        "run",
-        "train",
-        "probes",
-        "timing",
-        "engines.local",
-        "engines.worker",
-    ):
-        path = provenance.module_file(f"repro.{name}")
-        assert path is not None
-        assert not provenance._imports(path, provenance._stamp(path), f"repro.{name}") & judge, name
+CORE = ["errors", "live", "store", "train", "batched", "probes", "timing", "data.sources", "models.gpt"]
+CORE += [f"run.{name}" for name in ("provenance", "execute", "measure", "tuning", "__main__")]
+CORE += [f"run.engines.{name}" for name in ("local", "ranks", "ray", "worker")]
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_nothing_of_the_judge(name: str) -> None:
+    path = provenance.module_file(f"repro.{name}")
+    assert path is not None
+    imported = provenance._imports(path, provenance._stamp(path), f"repro.{name}")
+    assert {m for m in imported if re.match(r"repro\.(judge|publish|report|commands|cli|arena)\b", m)} == set()
+
+
+def test_the_core_needs_torch_and_numpy_alone() -> None:
+    """Imported in a process of its own, in which everything else of the suite's dependencies is counted."""
+    names = ", ".join(f"repro.{name}" for name in CORE)
+    absent = "typer pydantic rich ruamel scipy pandas dvc safetensors timm datasets jinja2 papermill ray"
+    code = f"import sys, {names}; print(*[m for m in {absent.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_running_imports_in_no_circle() -> None:
+    """`execute` knows no engine, engines know `execute` alone, `measure` knows both; lazy imports count too."""
+    arrows = {}
+    for path in sorted((provenance.root() / "src" / "repro" / "run").rglob("*.py")):
+        name = ".".join(["repro", "run", *path.relative_to(provenance.root() / "src/repro/run").with_suffix("").parts])
+        found = provenance._imports(path, provenance._stamp(path), name)
+        arrows[name] = {m for m in found if m.startswith("repro.run.") and provenance.module_file(m) and m != name}
+    arrows = {name: {m for m in found if m in arrows} for name, found in arrows.items()}
+    while leaves := [name for name, found in arrows.items() if not found]:
+        arrows = {name: found - set(leaves) for name, found in arrows.items() if name not in leaves}
+    assert arrows == {}, "these import each other"

@@ -11,11 +11,12 @@ from scipy import stats
 
 from conftest import Checkout
 from repro.errors import ReproError
-from repro.files import documents
+from repro.files.verdict import read_quality
 from repro.judge import quality
+from repro.judge.claims import claim_parts, judge_claim
 from repro.judge.decide import Region, decide
-from repro.judge.verdict import claim_parts, judge_claim
-from repro.spec.paper import Paper, load
+from repro.spec.load import load
+from repro.spec.model import Paper
 from repro.store import rows_digest
 
 PAPER = """\
@@ -361,7 +362,7 @@ def test_documents_are_read_strictly(make, tmp_path):
     whole = quality.assess(paper, "cpu", {"paper": "p", "profile": "cpu", "rows": rows_of({"a": 0.9, "b": 1.0})})
     path = tmp_path / "cpu.quality.json"
     path.write_text(quality.text(whole))
-    assert documents.quality(path, "again") == whole == json.loads(json.dumps(whole))
+    assert read_quality(path, "again") == whole == json.loads(json.dumps(whole))
     for edit, told in (
         ({"false_rate": 1.5}, "a number from 0 to 1"),
         ({"power": None}, "power_interval"),
@@ -374,7 +375,7 @@ def test_documents_are_read_strictly(make, tmp_path):
     ):
         path.write_text(json.dumps({**whole, "claims": {"main": {**whole["claims"]["main"], **edit}}}))
         with pytest.raises(ReproError, match=told) as caught:
-            documents.quality(path, "again")
+            read_quality(path, "again")
         assert "\n" not in str(caught.value)
 
 

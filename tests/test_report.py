@@ -18,6 +18,7 @@ import pytest
 
 from repro import report, words
 from repro.errors import Failed, ReproError
+from repro.files.paths import SCHEMA
 from repro.report import figures, text
 from repro.report.asides import FigureView, RankingView, rank_table
 from repro.report.records import record
@@ -249,9 +250,8 @@ def demo_rows(profile: str) -> list[dict]:
 
 def build(root: Path) -> Path:
     """A tree with `papers/demo` (measured on cpu and gpu) and `papers/other` (not run)."""
-    from repro.judge import quality
-    from repro.judge.verdict import judge
-    from repro.spec.paper import load
+    from repro.judge import judge, quality
+    from repro.spec.load import load
 
     for slug, source in (("demo", PAPER), ("other", OTHER)):
         (root / "papers" / slug / "results").mkdir(parents=True)
@@ -263,7 +263,7 @@ def build(root: Path) -> Path:
     for profile in ("cpu", "gpu"):
         rows = demo_rows(profile)
         document = {
-            "schema": 1,
+            "schema": SCHEMA,
             "paper": "demo",
             "profile": profile,
             "provenance": {
@@ -637,7 +637,7 @@ def test_ranks_and_their_tests_are_scipys():
     ],
 )
 def test_a_wrong_figure_is_refused_with_its_place(tmp_path, old, new, told):
-    from repro.spec.paper import load
+    from repro.spec.load import load
 
     folder = tmp_path / "papers" / "demo"
     folder.mkdir(parents=True)
@@ -736,8 +736,8 @@ RULES = {
 
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_every_kind_of_rule_makes_a_page(tmp_path, spoilt):
-    from repro.judge.verdict import judge
-    from repro.spec.paper import load
+    from repro.judge import judge
+    from repro.spec.load import load
 
     folder = tmp_path / "papers" / "kinds"
     (folder / "results").mkdir(parents=True)
@@ -771,7 +771,7 @@ def test_every_kind_of_rule_makes_a_page(tmp_path, spoilt):
     if spoilt:
         rows[0] |= {"status": "invalid", "why": "the A/A arms differ", "measures": {}}
     document = {
-        "schema": 1,
+        "schema": SCHEMA,
         "paper": "kinds",
         "profile": "cpu",
         "provenance": {"digest": rows_digest(rows)},
@@ -862,7 +862,7 @@ def test_verdicts_have_every_claim_and_profile(tree):
 
 
 def test_staleness(tree):
-    from repro.spec.paper import load
+    from repro.spec.load import load
 
     paper, document = (
         load(tree / "papers" / "demo"),
@@ -888,9 +888,9 @@ def test_staleness(tree):
 
 
 def test_regions_are_those_of_the_verdict():
-    from repro.judge.verdict import region_of
+    from repro.judge.rules import region_of
     from repro.report.drawings import region
-    from repro.spec import paper as schema
+    from repro.spec import model as schema
 
     base = {"measure": "m", "arm": "a"}
     ratio = schema.Contrast(factor="d", levels=[1, 2], as_="ratio")

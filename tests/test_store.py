@@ -77,7 +77,7 @@ def test_a_damaged_record_counts_as_absent_and_is_replaced(tmp_path: Path, damag
             "flipped": data.replace(b"1.25", b"1.35"),
             "list": b"[]",
             "edited": data.replace(b"sha256:", b"sha256:0", 1),
-            "other schema": data.replace(b'"schema":1', b'"schema":0'),
+            "other schema": data.replace(b'"schema":2', b'"schema":0'),
         }[damage]
         assert new != data
         path.write_bytes(new)

@@ -12,10 +12,13 @@ import pytest
 from scipy import stats
 
 from repro.errors import ReproError
+from repro.files.paths import SCHEMA
 from repro.judge import decide as deciding
+from repro.judge import judge, load_rows
 from repro.judge.decide import Region, decide
-from repro.judge.verdict import judge, judge_rule, load_rows, region_of, unit_of
-from repro.spec.paper import KINDS, Contrast, Measure, Select, Settings, StepsTo, load
+from repro.judge.rules import judge_rule, region_of, unit_of
+from repro.spec.load import load
+from repro.spec.model import KINDS, Contrast, Measure, Select, Settings, StepsTo
 from repro.store import rows_digest
 
 MEASURES = {
@@ -778,7 +781,7 @@ def paper(tmp_path: Path):
 
 def document(paper, rows, registered=None):
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "paper": "p",
         "profile": "cpu",
         "provenance": {"digest": rows_digest(rows)},
@@ -800,7 +803,7 @@ def test_a_reproduced_claim_says_everything(paper):
     p = paper(controls=BROKEN)
     verdict = judge(p, "cpu", document(p, rows_of(**GOOD)))
     assert {k: verdict[k] for k in ("schema", "paper", "profile", "post_hoc", "headline")} == {
-        "schema": 1,
+        "schema": SCHEMA,
         "paper": "p",
         "profile": "cpu",
         "post_hoc": False,
@@ -1029,7 +1032,7 @@ def test_rows_edited_by_hand_are_refused(paper, tmp_path):
         (lambda t: t.replace("0.5", "NaN", 1), r":\d+: rows\[0\].measures.loss: NaN is no JSON"),
         (lambda t: t.replace("0.5", "-Infinity", 1), ":.*Infinity"),
         (lambda t: t[:-5], r":\d+: not JSON"),
-        (lambda t: t.replace('"schema": 1', '"schema": 0'), "schema 0, this version reads 1"),
+        (lambda t: t.replace('"schema": 2', '"schema": 0'), "schema 0, this version reads 2"),
         (lambda t: "[]", "schema null"),
         (lambda t: t.replace('"rows"', '"row"'), "'rows' is missing"),
         (lambda t: t.replace('"status"', '"state"', 1), r"rows\[0\]: 'status' is missing"),

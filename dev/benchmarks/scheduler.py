@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from repro.run import core as run
 from repro.run import engines
+from repro.run import measure as run
 from repro.store import Store
 
 PER_LEVEL = 100  # seeds of one level of the factor

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import Affine
-from repro.papers.layernorm.method import LayerNorm, trailing_axes
+from repro.models.affine import Affine, trailing_axes
+from repro.papers.layernorm.method import LayerNorm
 from repro.papers.rmsnorm.method import RMSNorm
 
 __all__ = ["DyT", "convert_ln_to_dyt"]

@@ -25,8 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import Affine
-from repro.papers.layernorm.method import trailing_axes
+from repro.models.affine import Affine, trailing_axes
 
 __all__ = ["ELN", "dyisru", "layernorm_slice", "rmsnorm_slice", "tanh_slice"]
 

@@ -16,48 +16,29 @@ Where the paper is silent:
 In float32 the squares overflow once the sum of (a_i - mu)^2 passes 3.4e38; y is then 0 (torch: 0 or NaN).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from repro.models.affine import Affine
+from repro.models.affine import Affine, Shape, apply_affine, trailing_axes, wide
 
 __all__ = ["LayerNorm", "layer_norm"]
 
 
-def trailing_axes(x: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """The axes (-k, ..., -1) of `x` that `normalized_shape` stands for.
-
-    Raises TypeError if `x` is not floating point, ValueError if its last axes differ from `normalized_shape`.
-    """
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    if not x.is_floating_point():
-        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
-    if not shape or x.shape[-len(shape) :] != shape:  # broadcasting would hide this when the axis of x has size 1
-        raise ValueError(f"input of shape {tuple(x.shape)} does not end in normalized_shape {shape}")
-    return tuple(range(-len(shape), 0))
-
-
+@torch.fx.wrap
 def layer_norm(
-    a: Tensor,
-    normalized_shape: int | Sequence[int],
+    input: Tensor,
+    normalized_shape: Shape,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """g * (a - mu) / sqrt(sigma^2 + eps) + b over the last axes of `a`; arguments as F.layer_norm."""
-    axes = trailing_axes(a, normalized_shape)
-    wide = a.to(torch.promote_types(a.dtype, torch.float32))  # D2
+    """Return g * (a - mu) / sqrt(sigma^2 + eps) + b over the last axes of a = `input`; arguments as F.layer_norm."""
+    axes, a = trailing_axes(input, normalized_shape), wide(input)
     # Centre first: E[a^2] - E[a]^2 loses every digit when |mu| is much larger than sigma.
-    centred = wide - wide.mean(axes, keepdim=True)
+    centred = a - a.mean(axes, keepdim=True)
     variance = centred.square().mean(axes, keepdim=True)
     y = centred / (variance + eps).sqrt()  # D1
-    if weight is not None:
-        y = y * weight
-    if bias is not None:
-        y = y + bias
-    return y.to(a.dtype)
+    return apply_affine(y, weight, bias).to(input.dtype)
 
 
 class LayerNorm(Affine):
@@ -65,19 +46,18 @@ class LayerNorm(Affine):
 
     def __init__(
         self,
-        normalized_shape: int | Sequence[int],
+        normalized_shape: Shape,
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
-        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
+        super().__init__(normalized_shape, elementwise_affine, bias, device, dtype)
         self.eps = eps
 
-    def forward(self, a: Tensor) -> Tensor:
-        return layer_norm(a, self.normalized_shape, self.weight, self.bias, self.eps)
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, eps={self.eps}"

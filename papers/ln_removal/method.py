@@ -31,9 +31,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import trailing_axes
 from repro.models.gpt import GPT
 from repro.models.slots import Bare, Pre
-from repro.papers.layernorm.method import LayerNorm, trailing_axes
+from repro.papers.layernorm.method import LayerNorm
 
 __all__ = [
     "FakeLayerNorm",

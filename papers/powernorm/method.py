@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.models.affine import Affine
-from repro.papers.layernorm.method import trailing_axes
+from repro.models.affine import Affine, trailing_axes
 
 __all__ = ["PowerNorm", "PowerNormV"]
 

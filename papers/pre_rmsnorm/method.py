@@ -28,9 +28,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import trailing_axes
 from repro.models.gpt import GPT
 from repro.models.slots import Pre
-from repro.papers.layernorm.method import LayerNorm, trailing_axes
+from repro.papers.layernorm.method import LayerNorm
 
 __all__ = ["CRMSNorm", "ZeroMeanLinear", "to_pre_crmsnorm", "to_pre_rmsnorm"]
 

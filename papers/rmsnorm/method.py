@@ -21,8 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repro.models.affine import Affine
-from repro.papers.layernorm.method import trailing_axes
+from repro.models.affine import Affine, trailing_axes
 
 __all__ = ["PartialRMSNorm", "RMSNorm", "rms_norm"]
 

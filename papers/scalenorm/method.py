@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.models.affine import trailing_axes
 from repro.models.slots import draw_
-from repro.papers.layernorm.method import trailing_axes
 
 __all__ = ["FixNormEmbedding", "ScaleNorm", "small_init"]
 

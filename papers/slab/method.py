@@ -23,8 +23,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import trailing_axes
 from repro.papers.batchnorm.method import BatchNorm
-from repro.papers.layernorm.method import LayerNorm, trailing_axes
+from repro.papers.layernorm.method import LayerNorm
 
 __all__ = ["SLA", "PRepBN", "RepBN", "fuse"]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import ReproError
-
-SCHEMA = 1
+from repro.files.paths import SCHEMA
 
 
 def canonical(value: Any) -> bytes:

@@ -11,9 +11,9 @@ from pathlib import Path
 def report(root: Path, say: Callable[[str], None]) -> bool:
     """Print one line per check; False when something that a run needs is missing."""
     from repro import data
-    from repro.run import core as run
+    from repro.run import measure as run
     from repro.run import provenance
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     bad = 0
 
@@ -32,7 +32,8 @@ def report(root: Path, say: Callable[[str], None]) -> bool:
             line(False if needed else None, f"{name} is not installed", "run `make setup`")
     line(
         True,
-        f"processor {provenance.cpu()['model']} ({provenance.cpu()['class']}), {run.default_jobs('cpu')} processes for a CPU run",
+        f"processor {provenance.cpu()['model']} ({provenance.cpu()['class']}), "
+        f"{run.default_jobs('cpu')} processes for a CPU run",
     )
     import torch
 

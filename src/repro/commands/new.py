@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from repro.errors import ReproError
-from repro.files.documents import SLUG
-from repro.spec import paper
+from repro.files.paths import SLUG
+from repro.spec import load as paper
 from repro.store import write_file
 
 PAPER = """slug: {slug}
@@ -16,7 +16,7 @@ year: 2020
 venue: Where it was published
 arxiv: "0000.00000"
 code: null                                              # owner/repository@commit of the authors' code
-family: normalization                                   # normalization, activation, initialization, residual or training
+family: normalization                     # or activation, initialization, residual, training
 summary: One sentence that says what the method does.
 equation: y = f(x)
 headline: main

@@ -1,4 +1,4 @@
-"""`make reproduce PAPER=...`: fetch data, force the paper's stages through DVC, render, compare with what is committed."""
+"""`make reproduce PAPER=...`: fetch data, force the paper's stages through DVC, render, compare with git."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from pathlib import Path
 
 from repro import data
 from repro.errors import Failed, ReproError
+from repro.files.paths import results, results_name
 from repro.run import provenance
-from repro.spec import paper
+from repro.spec import load as paper
 from repro.store import write_file
 
 
@@ -29,7 +30,7 @@ def data_sets(slug: str, profile: str) -> list[str]:
 
 def committed_verdict(slug: str, profile: str, root: Path) -> dict | None:
     """The verdict in git's HEAD, or None."""
-    name = f"HEAD:./papers/{slug}/results/{profile}.verdict.json"
+    name = f"HEAD:./{results_name(slug, profile, 'verdict')}"
     shown = subprocess.run(["git", "-C", str(root), "show", name], capture_output=True, text=True)
     return json.loads(shown.stdout) if shown.returncode == 0 else None
 
@@ -69,5 +70,5 @@ def reproduce(slug: str, profile: str, root: Path, say: Callable[[str], None]) -
     with _profile_set(profile, root):
         dvc("repro", "-f", f"papers/{slug}", root=root)
         dvc("repro", f"reports/papers/{slug}", root=root)
-    fresh = json.loads((root / "papers" / slug / "results" / f"{profile}.verdict.json").read_text(encoding="utf-8"))
+    fresh = json.loads(results(slug, profile, "verdict", root).read_text(encoding="utf-8"))
     return fresh, committed, root / "reports" / "papers" / f"{slug}.html"

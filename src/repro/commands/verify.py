@@ -9,14 +9,16 @@ from pathlib import Path
 
 from scipy import stats
 
+from repro import judge
 from repro.errors import Failed, ReproError
-from repro.judge import quality, verdict
+from repro.files.paths import results, results_name, row_key
+from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
-from repro.run import core as run
+from repro.run import measure as run
 from repro.run import plan, provenance
 from repro.run.engines import local
-from repro.spec.paper import Paper
+from repro.spec.model import Paper
 from repro.store import Store, rows_digest, write_file
 
 Say = Callable[[str], None]
@@ -39,14 +41,14 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
     measured = []
     for paper in papers:
         for profile in [p for p in paper.profiles if p != "smoke"]:
-            path = root / "papers" / paper.slug / "results" / f"{profile}.rows.json"
+            path = results(paper.slug, profile, "rows", root)
             if not path.is_file():
                 continue
             try:
-                document = verdict.load_rows(path)
+                document = judge.load_rows(path)
                 if why := staleness(paper, profile, document):
                     found.append(f"{paper.slug} {profile}: stale; {why}")
-                fresh = json.loads(json.dumps(verdict.judge(paper, profile, document)))
+                fresh = json.loads(json.dumps(judge.judge(paper, profile, document)))
                 if fresh != index.read_verdict(paper.slug, profile):
                     found.append(f"{paper.slug} {profile}: the stored verdict differs from one made of its rows")
                 if quality.read(paper.slug, profile) not in (None, quality.assess(paper, profile, document)):
@@ -71,22 +73,18 @@ def _comparable(document: dict) -> str | None:
     return device if same and document["provenance"]["versions"]["torch"] == provenance.versions()["torch"] else None
 
 
-def _key(row: dict) -> tuple:
-    return row["experiment"], row["arm"], row["seed"], tuple(sorted(row["factors"].items()))
-
-
 def remeasure(units: list[dict], document: dict, root: Path, exact: bool = True) -> list[str]:
     """Measure units again, outside the store; one line per trial that is not what its row says.
 
-    exact: bit for bit; else (another device class or torch) each number must lie where the other seeds' rows let one more
-    seed be expected.
+    exact: bit for bit; else (another device class or torch) each number must lie where the other seeds' rows let one
+    more seed be expected.
     """
-    rows, found = {_key(row): row for row in document["rows"]}, []
+    rows, found = {row_key(row): row for row in document["rows"]}, []
 
     def done(unit: dict, answer: dict) -> None:
         for trial, result in zip(unit["trials"], answer.get("results", [{}] * len(unit["trials"])), strict=True):
             row, told = (
-                rows.get(_key(trial)),
+                rows.get(row_key(trial)),
                 f"{document['paper']}: {trial['experiment']} {trial['arm']} seed {trial['seed']}",
             )
             if exact and (
@@ -96,7 +94,8 @@ def remeasure(units: list[dict], document: dict, root: Path, exact: bool = True)
                 found.append(f"{told} differs")
             if not exact and (
                 apart := _unexpected(
-                    result, [r for key, r in rows.items() if key[:2] + key[3:] == _key(trial)[:2] + _key(trial)[3:]]
+                    result,
+                    [r for key, r in rows.items() if key[:2] + key[3:] == row_key(trial)[:2] + row_key(trial)[3:]],
                 )
             ):
                 found.append(f"{told} differs in {', '.join(apart)}")
@@ -106,7 +105,7 @@ def remeasure(units: list[dict], document: dict, root: Path, exact: bool = True)
 
 
 def _unexpected(result: dict, rows: list[dict]) -> list[str]:
-    """Measures of a trial outside the prediction interval (99.9 %, Student's t) of one more seed, given the rows of a cell.
+    """Measures of a trial outside the prediction interval (99.9 %, Student's t) of one more seed, given a cell's rows.
 
     Numbers that no seed changes must agree to one part in a thousand; cells of fewer than three rows tell nothing.
     """
@@ -135,7 +134,8 @@ def _rerun(measured: list[tuple], count: int, root: Path, say: Say) -> list[str]
             continue
         if not exact:
             say(
-                f"{paper.slug} {profile}: measured on another device class or torch version, compared by the interval of its seeds"
+                f"{paper.slug} {profile}: measured on another device class or torch version, "
+                "compared by the interval of its seeds"
             )
         units = [u for u in run.units_of(plan.entry(paper, profile), device) if not u["exclusive"]]
         pool += [(unit, document, exact) for unit in units]
@@ -151,10 +151,10 @@ def _rerun(measured: list[tuple], count: int, root: Path, say: Say) -> list[str]
 
 def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     """Mark stale rows fresh when the units of the first seed, measured again, are bitwise equal to their rows."""
-    path = root / "papers" / paper.slug / "results" / f"{profile}.rows.json"
+    path = results(paper.slug, profile, "rows", root)
     if not path.is_file():
         raise ReproError(f"{path}: no rows to refresh; run `repro run {paper.slug} --profile {profile}`")
-    document = verdict.load_rows(path)
+    document = judge.load_rows(path)
     again = f"run `repro run {paper.slug} --profile {profile}`"
     if missing := NEEDED - document["provenance"].keys():
         raise ReproError(f"{path}: provenance: '{min(missing)}' is missing; {again}")
@@ -167,7 +167,8 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     device = _comparable(document)
     if device is None:
         raise ReproError(
-            f"{path}: measured on {document['provenance']['device_model']} with another torch or device class; refresh it there"
+            f"{path}: measured on {document['provenance']['device_model']} with another torch or device class; "
+            "refresh it there"
         )
     units = run.units_of(entry, device)
     first = min(trial["seed"] for trial in entry["trials"])
@@ -184,11 +185,13 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     note = f"source changed; {sum(len(u['trials']) for u in trace)} trials measured again, bitwise equal"
     # A timing cannot be proved unchanged: its rows stay stale until they are measured again.
     timed = {name for name, setting in entry["experiments"].items() if setting["exclusive"]}
-    keys = {_key(trial): trial["key"] for unit in units for trial in unit["trials"] if not unit["exclusive"]}
+    keys = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"] if not unit["exclusive"]}
     record = document["provenance"]
     record["sources"] |= {name: digest for name, digest in run.entry_sources(entry).items() if name not in timed}
     record["notes"] = [*record["notes"], note]
-    record["trials"] = [keys.get(_key(row), key) for row, key in zip(document["rows"], record["trials"], strict=True)]
+    record["trials"] = [
+        keys.get(row_key(row), key) for row, key in zip(document["rows"], record["trials"], strict=True)
+    ]
     store = Store(root / ".repro" / "trials")
     for row, key in zip(document["rows"], record["trials"], strict=True):
         if row["experiment"] in timed:
@@ -208,7 +211,7 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
         )
     assert rows_digest(document["rows"]) == record["digest"]
     run.write_rows(path, document)
-    fresh = verdict.judge(paper, profile, document)
+    fresh = judge.judge(paper, profile, document)
     write_file(path.with_name(f"{profile}.quality.json"), quality.text(quality.assess(paper, profile, document)))
     write_file(
         path.with_name(f"{profile}.verdict.json"),
@@ -216,7 +219,8 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
     )
     if why := staleness(paper, profile, document):
         raise Failed(
-            f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: `repro run {paper.slug} --profile {profile}`"
+            f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: "
+            f"`repro run {paper.slug} --profile {profile}`"
         )
     say(f"{paper.slug} {profile}: fresh; {note}")
 
@@ -225,11 +229,11 @@ CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
 
 
 def history(slug: str, profile: str, root: Path) -> list[list[str]]:
-    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; the headline has a star.
+    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; a star: the headline.
 
     A claim that is there no more is `gone`; rules that changed after the rows were measured add `post hoc`.
     """
-    name = f"papers/{slug}/results/{profile}.verdict.json"
+    name = results_name(slug, profile, "verdict")
 
     def git(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)

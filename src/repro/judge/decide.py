@@ -3,12 +3,17 @@
 t   the two-sided interval at 2 level - 1, so that each end is one-sided at `level`; wholly inside the open region R:
     reproduced, wholly outside: not_reproduced (where R is narrow, at the higher level of `_outer_level`, since chance
     could carry the interval past R on either side), else inconclusive
-sign test   where a parameter is infinite, cannot be scored or is counted as outside: the number of seeds inside R (or
-    on one side outside) against a fair coin, exact and one-sided.  A seed on the boundary, or not scored, counts for
-    neither.  At level 0.95 this needs 5 seeds.
+sign test   where a parameter is infinite, cannot be scored or is counted as outside, and where a rule asks for it (a
+    worst case or an R2 is skewed, and t is wrong there): the number of seeds inside R (or on one side outside) against
+    a fair coin, exact and one-sided.  A seed on the boundary, or not scored, counts for neither.  At level 0.95 this
+    needs 5 seeds.
+
+failure rate   the share of runs that failed, with the exact (Clopper-Pearson) interval of a binomial
 
 needed_seeds   the least number of seeds at which, if effect and spread are as observed, the decision towards which the
-    estimate points is made with a probability of at least 80 % (noncentral t; binomial for the sign test)
+    estimate points is made with a probability of at least 80 % (noncentral t; binomial for the sign test).  It is for
+    planning a new registration with fresh seeds.  Adding seeds to those seen and looking again is no such test: it
+    raises the 5 % to 9 % within two looks.
 """
 
 import functools
@@ -18,6 +23,7 @@ from dataclasses import dataclass
 from statistics import median
 
 LEAST_SEEDS = 3
+LEAST_TRAINED = 5  # of a claim about trained arms
 POWER = 0.8
 MOST_SEEDS = 100_000  # where more would be needed, needed_seeds is None
 INF = math.inf
@@ -61,6 +67,7 @@ class Decision:
     needed: int | None = None
     slack: float = INF
     inside: bool = False  # the point estimate lies in R
+    p: float | None = None  # the least 1 - level at which it would be reproduced
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,17 +100,18 @@ def decide(
     other: list[float] | None = None,
     out: frozenset[int] = frozenset(),
     no_level: float | None = None,
+    least: int = LEAST_SEEDS,
+    sign: bool = False,
 ) -> Decision:
-    """The decision on one parameter: `values` per seed, or two unpaired samples whose difference it is (Welch).
+    """Decide on one parameter: `values` per seed, or two unpaired samples whose difference it is (Welch).
 
     `out`: seeds that count as outside R whatever their value.  `level` is for reproduced, `no_level` (the same unless
-    given) for not_reproduced.
+    given) for not_reproduced.  `least`: with fewer seeds nothing is decided.  `sign`: the sign test in place of t.
     """
     n, no_level = len(values), level if no_level is None else no_level
-    if n < LEAST_SEEDS:
-        why = f"{n} seed{'s' if n > 1 else ''}; at least {LEAST_SEEDS} are needed"
-        return Decision("inconclusive", why, level=level, n=n, needed=LEAST_SEEDS)
-    if out or not all(map(math.isfinite, [*values, *(other or ())])):
+    if n < least:
+        return Decision("inconclusive", few(n, least), level=level, n=n, needed=least)
+    if sign or out or not all(map(math.isfinite, [*values, *(other or ())])):
         paired = values if other is None else [a - b for a, b in zip(values, other, strict=True)]
         return _sign_decision(paired, region, level, no_level, out)
     mean, variance = _moments(values)
@@ -133,12 +141,83 @@ def decide(
     ends = (region.display(low), region.display(high))
     shown = f"the {100 * (2 * used - 1):.4g} % interval [{number(ends[0])}, {number(ends[1])}]"
     if state == "inconclusive":
-        more = f"about {needed} would decide" if needed else "more would hardly decide"
-        why = f"{shown} is not clear of the boundary of {region.text}: {n} seeds; {more}"
+        why = f"{shown} reaches over the boundary of {region.text}. {advice(n, needed)}"
     else:
-        why = f"{shown} lies {'inside' if state == 'reproduced' else 'outside'} {region.text}"
+        why = f"{shown} lies {'inside' if state == 'reproduced' else 'outside'} {region.text}."
     inside = region.holds(mean)
-    return Decision(state, why, region.display(mean), ends, used, n, needed, slack, inside)
+    p = _p_inside(mean, error, df, region)
+    return Decision(state, why, region.display(mean), ends, used, n, needed, slack, inside, p)
+
+
+def few(n: int, least: int) -> str:
+    """Say that so many seeds decide nothing."""
+    return f"there {'is' if n == 1 else 'are'} only {n} seed{'s' if n != 1 else ''}, and at least {least} are needed."
+
+
+def advice(n: int, needed: int | None) -> str:
+    """Say what would decide, in words that do not invite to add seeds until it does."""
+    if needed is None:
+        return f"More seeds than these {n} would hardly decide it."
+    return (
+        f"A new registration with about {needed} fresh seeds in place of these {n} would decide it four times out of "
+        "five, if effect and spread are as they seem here."
+    )
+
+
+def _p_inside(mean: float, error: float, df: float, region: Region) -> float:
+    """The least 1 - level at which the interval would lie inside R: the larger p of the two ends."""
+    gaps = [gap for gap in (mean - region.low, region.high - mean) if gap != INF]
+    if not gaps:
+        return 0.0
+    if error == 0:
+        return 0.0 if min(gaps) > 0 else 1.0
+    from scipy.special import stdtr
+
+    return max(float(stdtr(df, -gap / error)) for gap in gaps)
+
+
+def failure_rate(failed: int, n: int, level: float) -> tuple[float, float]:
+    """Return the exact bounds of a failure rate of which `failed` of `n` runs were seen, each one-sided at `level`."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(failed, n).proportion_ci(2 * level - 1, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def decide_rate(
+    failed: int, n: int, region: Region, level: float, no_level: float, least: int = LEAST_SEEDS
+) -> Decision:
+    """Decide whether a failure rate lies in R, from `failed` of `n` runs."""
+    if n < least:
+        return Decision("inconclusive", few(n, least), level=level, n=n, needed=least)
+
+    def says(k: int, m: int) -> tuple[str, float, float, float]:
+        low, high = failure_rate(k, m, level)
+        if low > region.low and high < region.high:
+            return "reproduced", low, high, level
+        far_low, far_high = failure_rate(k, m, no_level)
+        if far_high < region.low or far_low > region.high:
+            return "not_reproduced", far_low, far_high, no_level
+        return "inconclusive", low, high, level
+
+    state, low, high, used = says(failed, n)
+    needed = None
+    if state == "inconclusive":
+        plans = (m for m in range(n + 1, 501) if says(round(failed / n * m), m)[0] != "inconclusive")
+        needed = next(plans, None)
+    where = f"and the {100 * (2 * used - 1):.4g} % interval of the failure rate, [{low:.3f}, {high:.3f}], "
+    runs = f"{failed} of {n} runs failed, "
+    if state == "inconclusive":
+        why = f"{runs}{where}reaches over the boundary of {region.text}. {advice(n, needed)}"
+    else:
+        why = f"{runs}{where}lies {'inside' if state == 'reproduced' else 'outside'} {region.text}."
+    from scipy.stats import binom
+
+    ps = [float(binom.cdf(failed, n, region.high))] if region.high < 1 else []
+    ps += [float(binom.sf(failed - 1, n, region.low))] if region.low > 0 else []
+    share = failed / n
+    slack = min(low - region.low, region.high - high)
+    return Decision(state, why, share, (low, high), used, n, needed, slack, region.holds(share), max(ps, default=0.0))
 
 
 def _sign_decision(values: list[float], region: Region, level: float, no_level: float, out: frozenset[int]) -> Decision:
@@ -157,19 +236,18 @@ def _sign_decision(values: list[float], region: Region, level: float, no_level: 
         at = level if inside >= outside else no_level
         needed = _needed_sign(max(inside, outside) / n, at, n)
     count, side = (inside, "inside") if state == "reproduced" or inside > outside else (outside, "outside")
-    why = (
-        f"{count} of {n} seeds lie {side} {region.text} (exact sign test, as a row diverged or never got there; "
-        f"p = {sign_p(count, n):.2g})"
-    )
-    if needed:
-        why += f": about {needed} would decide"
+    why = f"{count} of {n} seeds lie {side} {region.text} (exact sign test, p = {sign_p(count, n):.2g})."
+    if out or not all(map(math.isfinite, values)):
+        why += " The sign test is used because a run diverged or never reached its target."
+    if state == "inconclusive":
+        why += f" {advice(n, needed)}"
     lows = sorted(-INF if math.isnan(x) else x for x in values)
     highs = sorted(INF if math.isnan(x) else x for x in values)
     cut = max((k for k in range(n) if 1 - sign_p(k + 1, n) <= 1 - used + 1e-12), default=None)  # order statistics
     ends = (None, None) if cut is None else (region.display(lows[cut]), region.display(highs[n - 1 - cut]))
     known = [x for x in values if not math.isnan(x)]
     middle = region.display(median(known)) if known else None
-    return Decision(state, why, middle, ends, used, n, needed, 0.0, inside > outside)
+    return Decision(state, why, middle, ends, used, n, needed, 0.0, inside > outside, sign_p(inside, n))
 
 
 def _outer_level(level: float, df: float, width: float) -> float:

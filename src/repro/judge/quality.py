@@ -25,14 +25,16 @@ import numpy as np
 
 from repro import words
 from repro.errors import ReproError
-from repro.files import documents
+from repro.files.paths import SCHEMA, results
+from repro.files.verdict import read_quality
+from repro.judge.claims import claim_parts
 from repro.judge.decide import INF, LEAST_SEEDS, POWER, Region, sign_p, t_quantile
-from repro.judge.verdict import CannotJudge, Part, claim_parts, unit_of
-from repro.spec import paper as papers
-from repro.spec.paper import Paper, PaperValue
+from repro.judge.rules import Part, unit_of
+from repro.judge.values import CannotJudge
+from repro.spec import load as papers
+from repro.spec.model import Paper, PaperValue
 from repro.store import rows_digest
 
-SCHEMA = 1
 DRAWS = 4000
 GOAL = 0.05  # a false "reproduced" in at most one of twenty repeats
 MOST_TRUTHS = 5000  # ways of being false that are tried; no rule of the suite has a tenth of it
@@ -323,10 +325,10 @@ def assess(paper: Paper, profile: str, document: Mapping[str, Any]) -> dict[str,
 
 def read(slug: str, profile: str) -> dict[str, Any] | None:
     """The stored error rates of a paper, or None where it was judged before there were any."""
-    path = papers.paper_dirs() / slug / "results" / f"{profile}.quality.json"
+    path = results(slug, profile, "quality")
     if not path.exists():
         return None
-    return documents.quality(path, f"run `repro judge {slug} --profile {profile}`", papers.shown(path))
+    return read_quality(path, f"run `repro judge {slug} --profile {profile}`", papers.shown(path))
 
 
 def text(assessed: Mapping[str, Any]) -> str:

@@ -220,7 +220,7 @@ def implementation_bibtex(paper: Any, verdict: Mapping | None = None) -> str:
 def bibtex(paper: Any, verdict: Mapping | None = None) -> str:
     """BibTeX of the original paper and of this implementation.
 
-    `paper` is a `repro.spec.paper.Paper` (or a mapping with its bibliographic fields), `verdict` a document of
+    `paper` is a `repro.spec.model.Paper` (or a mapping with its bibliographic fields), `verdict` a document of
     `results/<profile>.verdict.json`: its digest pins the result that is cited.
     """
     return f"{paper_bibtex(paper)}\n\n{implementation_bibtex(paper, verdict)}\n"

@@ -308,7 +308,7 @@ def estimate_axis(rule: Mapping[str, Any], unit: str | None) -> str:
 def region(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) -> tuple[Span, bool]:
     """The interval that an estimate must lie in (None: unbounded), and whether it is told on the log scale.
 
-    Of a count that of one cell; the same regions as `repro.judge.verdict.region_of`.
+    Of a count that of one cell; the same regions as `repro.judge.rules.region_of`.
     """
     kind, margin, contrast = _cell_kind(rule), rule.get("margin") or 0.0, rule.get("contrast") or {}
     if kind == "equivalence":

@@ -6,7 +6,8 @@ from typing import Any
 
 import repro
 from repro import words
-from repro.files import documents
+from repro.files.paths import JUDGED
+from repro.files.strict import plain
 from repro.publish import cite
 from repro.report import arena, figures, text
 from repro.report.asides import FigureView, RankingView
@@ -77,7 +78,7 @@ class PaperPage:
             "method",
             {
                 "departures": text.departures(text.header(method)),
-                "notes": documents.plain(notes).strip() if notes.is_file() else "",
+                "notes": plain(notes).strip() if notes.is_file() else "",
             },
         )
 
@@ -88,7 +89,7 @@ class PaperPage:
 
     def cite(self) -> Fragment:
         """BibTeX of the paper and of this implementation."""
-        verdicts = [self.record.results[p].verdict for p in ("gpu", "cpu") if p in self.record.results]
+        verdicts = [self.record.results[p].verdict for p in reversed(JUDGED) if p in self.record.results]
         verdict = next((v for v in verdicts if v), None)
         return part(
             "paper.html.j2",

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError
-from repro.files import documents
+from repro.files.paths import JUDGED, results
+from repro.files.rows import read_rows
+from repro.files.verdict import read_quality, read_verdict
 
 if TYPE_CHECKING:
     import pandas
 
-    from repro.spec.paper import Paper
+    from repro.spec.model import Paper
 
-PROFILES = ("cpu", "gpu", "paper")
 Current = Callable[["Paper", str], Mapping[str, Mapping[str, str]]]
 Stale = Mapping[str, Mapping[str, str]]
 
@@ -71,15 +72,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     if path.name.endswith(".rows.json"):
-        return documents.rows(path, f"run `repro run {path.parents[1].name}` again")
-    reader = documents.quality if path.name.endswith(".quality.json") else documents.verdict
+        return read_rows(path, f"run `repro run {path.parents[1].name}` again")
+    reader = read_quality if path.name.endswith(".quality.json") else read_verdict
     return reader(path, f"run `repro judge {path.parents[1].name}` again")
 
 
 def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str, Any]) -> None:
     """Refuse a verdict under other rules than those of paper.yaml: the page would tell one and draw the other."""
     from repro import words
-    from repro.spec.paper import as_dict
+    from repro.spec.model import as_dict
 
     for name, claim in verdict["claims"].items():
         if name in paper.claims and words.rules(claim["rule"]) != [
@@ -91,7 +92,7 @@ def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str,
 
 def current(paper: "Paper", profile: str) -> dict[str, dict[str, str]]:
     """Digests of source and settings of each experiment as they are now."""
-    from repro.run import core as run
+    from repro.run import measure as run
     from repro.run import plan
 
     entry = plan.entry(paper, profile)
@@ -127,33 +128,33 @@ def staleness(paper: "Paper", profile: str, document: Mapping[str, Any], current
 
 
 def load_paper(slug: str, root: Path) -> "Paper":
-    from repro.spec import paper
+    from repro.spec import load as paper
 
     return paper.load(Path(root) / "papers" / slug)
 
 
 def record(slug: str, root: Path, *, current: Current = current, stale: Stale | None = None) -> Record:
     """One paper with its results; `stale` (profile -> experiment -> why) replaces the comparison of digests."""
-    from repro.spec.paper import as_dict
+    from repro.spec.model import as_dict
 
     loaded = load_paper(slug, root)
     folder = Path(root) / "papers" / slug
-    results = {}
-    for profile in PROFILES:
-        rows = _read(folder / "results" / f"{profile}.rows.json")
-        verdict = _read(folder / "results" / f"{profile}.verdict.json")
-        if rows is None and verdict is None and profile == "paper":
+    found = {}
+    for profile in JUDGED:
+        rows = _read(results(slug, profile, "rows", root))
+        verdict = _read(results(slug, profile, "verdict", root))
+        if rows is None and verdict is None and profile in ("long", "paper"):
             continue
         if verdict is not None:
-            _check_rules(folder / "results" / f"{profile}.verdict.json", loaded, profile, verdict)
+            _check_rules(results(slug, profile, "verdict", root), loaded, profile, verdict)
         why: Mapping[str, str] = {}
         if rows is not None:
             why = stale.get(profile) or {} if stale is not None else changes(loaded, profile, rows, current)
-        quality = _read(folder / "results" / f"{profile}.quality.json")
+        quality = _read(results(slug, profile, "quality", root))
         if quality and quality["rows_digest"] != (verdict or {}).get("rows_digest"):
             quality = None  # of other rows
-        results[profile] = Result(profile, rows, verdict, dict(why), quality)
-    return Record(slug, folder, as_dict(loaded), results)
+        found[profile] = Result(profile, rows, verdict, dict(why), quality)
+    return Record(slug, folder, as_dict(loaded), found)
 
 
 def slugs(root: Path) -> list[str]:
@@ -190,8 +191,8 @@ def frame(root: Path | str) -> "pandas.DataFrame":
     ]
     lines = []
     for slug in slugs(Path(root)):
-        for profile in PROFILES:
-            document = _read(Path(root) / "papers" / slug / "results" / f"{profile}.rows.json")
+        for profile in JUDGED:
+            document = _read(results(slug, profile, "rows", root))
             for row in (document or {}).get("rows") or []:
                 head = {
                     "paper": slug,

@@ -1,6 +1,6 @@
 import sys
 
-from repro.run.core import main
+from repro.run.measure import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,9 +10,8 @@ from itertools import product
 from math import prod
 from statistics import median
 
-from repro.spec.paper import Paper
-
-SCHEMA = 1
+from repro.files.paths import JUDGED, SCHEMA
+from repro.spec.model import Paper
 
 
 def entry(paper: Paper, profile: str, seeds: int | None = None) -> dict:
@@ -98,7 +97,7 @@ def costs(paper: Paper, profile: str, rows: Callable[[str], list[dict]], seeds: 
         if own is not None:
             found.append(Cost(name, len(trials), own, "measured"))
             continue
-        for other in (p for p in ("gpu", "cpu") if p != profile and name in paper.experiments_in(p)):
+        for other in (p for p in reversed(JUDGED) if p != profile and name in paper.experiments_in(p)):
             known = [row["seconds"] for row in rows(other) if row["experiment"] == name]
             if known:
                 shape = _shape(setting["config"], paper.settings(other, name).config)

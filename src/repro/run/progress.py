@@ -16,14 +16,15 @@ from rich.progress import (
 )
 
 from repro.errors import ReproError
-from repro.run import core as run
+from repro.files.paths import row_key
+from repro.run import measure as run
 
 
 class Forming:
     """The verdict of the headline as it would be if the run had planned only the seeds that are complete so far."""
 
     def __init__(self, entry: dict):
-        from repro.spec import paper
+        from repro.spec import load as paper
 
         self.profile, self.claim, self.rows = entry["profile"], None, {}
         try:
@@ -38,18 +39,18 @@ class Forming:
 
     def add(self, rows: list[dict]) -> None:
         for row in rows:
-            self.rows[run.identity(row)] = row
+            self.rows[row_key(row)] = row
 
     def told(self) -> str:
         """`headline: 0.98 [0.95, 1.01], reproduced at 3 seeds`, or nothing before three seeds are complete."""
         if self.claim is None:
             return ""
-        missing = {t["seed"] for t in self.planned if run.identity(t) not in self.rows}
+        missing = {t["seed"] for t in self.planned if row_key(t) not in self.rows}
         seeds = sorted({t["seed"] for t in self.planned if t["seed"] < 1000})
         complete = next((i for i, seed in enumerate(seeds) if seed in missing), len(seeds))
         if complete < 3 or any(seed >= 1000 for seed in missing):
             return ""
-        from repro.judge import verdict
+        from repro import judge
         from repro.words import number
 
         settings = dict(self.paper.profiles[self.profile])
@@ -57,7 +58,7 @@ class Forming:
             name: {**settings[name], "seeds": complete} for name in self.places if isinstance(settings.get(name), dict)
         }
         short = replace(self.paper, profiles={**self.paper.profiles, self.profile: {**settings, **fewer}})
-        found = verdict.judge_claim(short, self.profile, self.claim, list(self.rows.values()))
+        found = judge.judge_claim(short, self.profile, self.claim, list(self.rows.values()))
         low, high = found.get("interval") or (None, None)
         span = "" if low is None and high is None else f" [{number(low)}, {number(high)}]"
         value = "" if found.get("estimate") is None else f"{number(found['estimate'])}{span}, "

@@ -1,7 +1,9 @@
 """What a number came from: source digests, versions, device, commit.
 
-The digest of an experiment covers the modules of this suite that it imports, transitively, read as syntax trees
-without comments and docstrings: a reworded comment leaves every result fresh, an edited report too.
+The digest of an experiment covers what its function uses of its own module (other functions, classes, constants and
+imports, transitively) and the whole of every other module of this suite that these import.  All is read as syntax trees
+without comments and docstrings: a reworded comment leaves every result fresh, and so does an edit of another experiment
+in the same file, or of a report.
 """
 
 import ast
@@ -10,6 +12,7 @@ import hashlib
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -25,7 +28,8 @@ NEUTRAL = {
     "repro.live",
     "repro.store",
     "repro.run.provenance",
-    "repro.run.core",
+    "repro.run.execute",
+    "repro.run.measure",
     "repro.run.engines",
     "repro.data",
     "repro.data.archives",
@@ -60,17 +64,22 @@ def module_file(module: str) -> Path | None:
 @functools.cache
 def _imports(path: Path, stamp: tuple[int, int], module: str) -> set[str]:
     """What the file of a module imports, with all parent packages."""
-    found, is_package = set(), path.name == "__init__.py"
-    for node in ast.walk(_parse(path, stamp)):
+    return _imported([_parse(path, stamp)], module, path.name == "__init__.py")
+
+
+def _imported(trees: Iterable[ast.AST], module: str, is_package: bool = False) -> set[str]:
+    """Every name that import statements in these syntax trees of a module may load, with all parent packages."""
+    names: set[str] = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parents = module.split(".")[: None if is_package and node.level == 1 else -node.level + is_package]
                 base = ".".join([*parents, *([base] if base else [])])
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return set().union(*map(_parents, found))
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return set().union(*map(_parents, names))
 
 
 def _parents(module: str) -> set[str]:
@@ -140,6 +149,98 @@ def source_digest(*modules: str) -> str:
     return "sha256:" + total.hexdigest()
 
 
+# --- one function of a module ----------------------------------------------------------------------------------------
+
+_OPAQUE = {"globals", "locals", "vars", "eval", "exec", "__import__", "modules"}  # with these any name may be used
+
+
+def _binds(statement: ast.stmt) -> set[str]:
+    """The names that a statement of a module's top level binds or changes."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+    if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return set()
+
+
+def _uses(statement: ast.stmt) -> set[str]:
+    """The names that a statement reads; a text that is a name counts, as annotations and tables of arms hold such."""
+    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute) and node.attr in _OPAQUE}
+    texts = (node.value for node in ast.walk(statement) if isinstance(node, ast.Constant))
+    return names | {text for text in texts if isinstance(text, str) and text.isidentifier()}
+
+
+@functools.cache
+def _slice(path: Path, stamp: tuple[int, int], module: str, function: str) -> tuple[str, frozenset[str]] | None:
+    """Digest of the statements that one function of a module uses, and what they import.
+
+    None where the module has no such function, or where no reading can tell what it uses.
+    """
+    body = _parse(path, stamp).body
+    binds = [_binds(statement) for statement in body]
+    defined = set().union(*binds)
+    if function not in defined or "*" in defined:
+        return None
+    # What binds no name is run for its effects, and so belongs to every function of the module.
+    kept = {i for i, names in enumerate(binds) if not names}
+    names, todo = {function}, [function, *(name for i in kept for name in _uses(body[i]))]
+    while todo:
+        name = todo.pop()
+        for i in (i for i, bound in enumerate(binds) if name in bound and i not in kept):
+            kept.add(i)
+            if not isinstance(body[i], ast.Import | ast.ImportFrom):
+                todo += _uses(body[i])
+        names.add(name)
+    if names & _OPAQUE:
+        return None
+    statements: list[ast.stmt] = []
+    for i in sorted(kept):
+        statement = body[i]
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            used = [a for a in statement.names if (a.asname or a.name).split(".")[0] in names]
+            statement = type(statement)(**{**dict(ast.iter_fields(statement)), "names": used})
+        if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+            statements.append(statement)
+    digest = hashlib.sha256(repr([_shape(statement) for statement in statements]).encode()).hexdigest()
+    return digest, frozenset(_imported(statements, module, path.name == "__init__.py"))
+
+
+def function_closure(module: str, function: str, arms: Iterable[str] = ()) -> dict[str, Path]:
+    """Every module that one function with these arms runs and that may change a number, its own included."""
+    return _traced(module, function, arms)[1]
+
+
+def function_digest(module: str, function: str, arms: Iterable[str] = ()) -> str:
+    """Digest of everything in this suite that one function of a module runs with these arms."""
+    part, files = _traced(module, function, arms)
+    lines = [f"{module}:{function} {part}"] if part else []
+    lines += [
+        f"{name} {_file_digest(path, _stamp(path))}" for name, path in files.items() if name != module or not part
+    ]
+    return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _traced(module: str, function: str, arms: Iterable[str]) -> tuple[str | None, dict[str, Path]]:
+    """Digest of the part of a module that a function uses (None: it counts as a whole), and all modules that it runs."""
+    path = module_file(module)
+    if path is None:
+        raise ReproError(f"{module}: no such module in this suite")
+    named = set().union(*(arm_modules(module, arm) for arm in arms))
+    found = _slice(path, _stamp(path), module, function)
+    imported = {module} if found is None else {m for m in found[1] if module_file(m) is not None}
+    files = closure(*sorted(imported | named))
+    if module in files:  # as a whole, because something imports it back, or nothing can be told apart
+        return None, files
+    return found[0] if found else None, dict(sorted({**files, module: path}.items()))
+
+
+# --- what arms name ---------------------------------------------------------------------------------------------------
+
+
 @functools.cache
 def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
@@ -195,9 +296,27 @@ def cpu() -> dict[str, str]:
     }
 
 
+NATIVE = {
+    "avx512f": "AVX512",
+    "avx2": "AVX2",
+    "base": "DEFAULT",
+}  # of each class, the kernels that torch takes by itself
+
+
+def vector_capability() -> str:
+    """The vector instructions for which torch chooses its CPU kernels here (ATEN_CPU_CAPABILITY may lower them)."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def device_class(device: str) -> str:
     """Rows are bitwise comparable within one such class (and one thread count)."""
-    return cpu()["class"] if device == "cpu" else "cuda-" + device_model(device)
+    if device != "cpu":
+        return "cuda-" + device_model(device)
+    name, vector = cpu()["class"], vector_capability()
+    native = NATIVE.get(name.rpartition("-")[2]) == vector
+    return name if native else f"{name}-with-{vector.lower().replace(' ', '-')}"
 
 
 def device_model(device: str) -> str:
@@ -226,20 +345,52 @@ def versions() -> dict[str, str]:
     return found
 
 
+def git(*words: str, folder: Path | None = None) -> str:
+    """What git prints; a ReproError in git's own words where it refuses (no repository, another owner, no git)."""
+    folder = folder or root()
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=60)
+    except FileNotFoundError:
+        raise ReproError("git is not installed here; install it, or work without the history") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ReproError(f"git {words[0]} in {folder}: {error}") from None
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"ended with code {done.returncode}"]
+        hint = next((line.strip() for line in lines if line.strip().startswith("git config")), None)
+        raise ReproError(f"git {words[0]} in {folder}: {lines[0]}" + (f"; git advises `{hint}`" if hint else ""))
+    return done.stdout.decode(errors="replace")
+
+
+def shallow(folder: Path | None = None) -> bool:
+    """Whether the history of this clone is cut (`git clone --depth`), so that its first commit is not the first."""
+    return git("rev-parse", "--is-shallow-repository", folder=folder).strip() == "true"
+
+
 def commit() -> dict[str, object]:
-    """The checkout's commit, and whether its source differs from it."""
+    """The checkout's commit, and whether its source differs from it; where git cannot tell, what git said."""
+    try:
+        head = git("rev-parse", "HEAD").strip()
+        changed = git("status", "--porcelain", "--", "src", ":(glob)papers/*/*.py", ":(glob)papers/*/paper.yaml")
+    except ReproError as error:
+        return {"commit": None, "git": str(error)}
+    return {"commit": head, "dirty": bool(changed.strip())}
 
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root()), *words], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
 
-    head = git("rev-parse", "HEAD")
-    changed = (
-        git("status", "--porcelain", "--", "src", ":(glob)papers/*/*.py", ":(glob)papers/*/paper.yaml")
-        if head
-        else None
-    )
-    return {"commit": head, "dirty": bool(changed)}
+# --- another checkout -------------------------------------------------------------------------------------------------
+
+
+def checkout_of(folder: Path) -> Path | None:
+    """The checkout of this suite in which a folder lies: the nearest parent with `params.yaml`, `papers/` and `src/repro`."""
+    for base in (folder, *folder.parents):
+        if (base / "params.yaml").is_file() and (base / "papers").is_dir() and (base / "src" / "repro").is_dir():
+            return base
+    return None
+
+
+def another_checkout(folder: Path | None = None) -> Path | None:
+    """The checkout in which `folder` (the current one) lies where the source that runs is not its own, else None."""
+    try:
+        here = checkout_of((folder or Path.cwd()).resolve())
+    except OSError:  # the current folder is gone
+        return None
+    return here if here is not None and here != root().resolve() else None

@@ -12,8 +12,8 @@ from typing import Any, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from repro.files.documents import SLUG
-from repro.spec.paper import (
+from repro.files.paths import SLUG
+from repro.spec.model import (
     KINDS,
     Claim,
     Control,
@@ -23,6 +23,9 @@ from repro.spec.paper import (
     Params,
     Ranking,
     Rule,
+    Statement,
+    Trivial,
+    Tune,
     as_member,
     controlled,
     fields_of,
@@ -163,17 +166,12 @@ def paper(file: YamlFile, paper: Paper) -> None:
     for kind in ("figures", "rankings"):
         for i, shown in enumerate(getattr(paper, kind)):
             _check_shown(file, paper, shown, (kind, i))
-    headlines = paper.headline if isinstance(paper.headline, dict) else {None: paper.headline}
-    for profile, claim_id in headlines.items():
-        where = ("headline", profile) if profile else ("headline",)
-        if claim_id not in paper.claims:
-            fail(where, f"no claim '{claim_id}'{_nearest(claim_id, paper.claims)}")
-        if paper.claims[claim_id].untested is not None:
-            fail(where, f"claim '{claim_id}' is untested; name one that has a rule")
-        if not paper.judged_profiles(claim_id):
-            fail(where, f"claim '{claim_id}' is judged at no profile; add its experiment to one, such as cpu")
-        if profile and claim_id not in paper.judged_in(profile):
-            fail(where, f"claim '{claim_id}' is not judged at '{profile}'; run its experiment there or name another")
+    for name, statement in paper.identities.items():
+        _check_identity(file, paper, name, statement)
+    if paper.headline not in paper.claims:
+        if paper.headline in paper.identities:
+            fail(("headline",), f"'{paper.headline}' is an identity; write the claim that the paper is known for")
+        fail(("headline",), f"no claim '{paper.headline}'{_nearest(paper.headline, paper.claims)}")
 
 
 def _check_shown(file: YamlFile, paper: Paper, shown: Figure | Ranking, where: Where) -> None:
@@ -322,7 +320,7 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
     if value.low is not None and value.high is not None and value.low > value.high:
         file.fail((*where, "paper_value", "low"), f"{value.low} is above high {value.high}")
     if claim.untested is not None:
-        for key in ("rule", "controls", "positive"):
+        for key in ("rule", "controls", "positive", "tune", "trivial", "mutants", "fails"):
             if getattr(claim, key):
                 file.fail((*where, key), "the claim is untested; drop this or drop 'untested'")
         return
@@ -341,18 +339,91 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
         judged = [p for p in paper.profiles if rule in paper.rules(claim_id, p)] if profile is None else [profile]
         if profile == "smoke":
             file.fail(place, "the smoke profile is never judged; drop this")
-        _Check(file, paper, rule, place, claim.experiment).everything(judged)
-    for profile in ("", *paper.judged_profiles(claim_id)) if claim.positive is not None else ():
+        if rule.kind == "identity":
+            file.fail((*place, "kind"), "is an identity, which is no claim; write it under identities:")
+        _Check(file, paper, rule, place, claim.experiment, _tuned(claim)).everything(judged)
+    for profile in ("", *paper.judged_profiles(claim_id)):
         arms = (paper.settings(profile, claim.experiment) if profile else paper.experiments[claim.experiment]).arms
-        if claim.positive not in arms:
-            at = f" at profile '{profile}'" if profile else ""
-            hint = _nearest(claim.positive, arms)
-            file.fail((*where, "positive"), f"no arm '{claim.positive}' in experiment '{claim.experiment}'{at}{hint}")
+        at = f" at profile '{profile}'" if profile else ""
+        spare = [
+            (("positive",) if isinstance(claim.positive, str) else ("positive", old), new)
+            for old, new in claim.swaps.items()
+        ]
+        spare += [(("mutants", i), arm) for i, arm in enumerate(claim.mutants)]
+        for key, arm in spare:
+            if arm not in arms:
+                hint = _nearest(arm, arms)
+                file.fail((*where, *key), f"no arm '{arm}' in experiment '{claim.experiment}'{at}{hint}")
+    _check_learnt(file, paper, claim_id, claim, where)
     for i, control in enumerate(claim.controls):
         _check_control(file, paper, claim_id, control, (*where, "controls", i))
 
 
-def _placed_rules(claim: Claim, where: Where) -> Iterator[tuple[str | None, Where, Rule]]:
+def _tuned(judged: Claim | Statement) -> str | None:
+    """The factor of which every arm of a claim has its own level."""
+    tune = getattr(judged, "tune", None)
+    return tune.factor if isinstance(tune, Tune) else None
+
+
+def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, where: Where) -> None:
+    """What a claim about trained arms says of tuning, of the trivial predictor and of runs that fail."""
+    trivial, declared = claim.predictor, paper.experiments[claim.experiment]
+    if isinstance(claim.trivial, Trivial) and (claim.trivial.predictor is None) == (claim.trivial.none is None):
+        file.fail((*where, "trivial"), "write predictor: its name, or none: why nothing is trained")
+    for profile in paper.judged_profiles(claim_id) if trivial else ():
+        for rule in paper.rules(claim_id, profile):
+            name = trivial.measure or rule.measure
+            if name not in paper.measures:
+                place = (*where, "trivial", "measure")
+                file.fail(place, f"no measure '{name}'{_nearest(name, paper.measures)}")
+            if paper.measures[name].better is None:
+                by = ".".join(map(str, (*where, "trivial")))
+                file.fail(("measures", name), f"{by} compares by it; write better: lower, or better: higher")
+    if isinstance(claim.tune, Tune):
+        tune = claim.tune
+        if tune.factor not in declared.factors:
+            hint = _nearest(tune.factor, declared.factors)
+            file.fail((*where, "tune", "factor"), f"no factor '{tune.factor}' in '{claim.experiment}'{hint}")
+        if tune.seeds < 2:
+            file.fail((*where, "tune", "seeds"), f"is {tune.seeds}; write at least 2")
+        if tune.by is not None and tune.by not in paper.measures:
+            file.fail((*where, "tune", "by"), f"no measure '{tune.by}'{_nearest(tune.by, paper.measures)}")
+        for profile in paper.judged_profiles(claim_id):
+            own, by = paper.tuning(profile, claim.experiment), tune.by or paper.rules(claim_id, profile)[0].measure
+            if paper.measures[by].better is None:
+                file.fail(("measures", by), f"claim '{claim_id}' tunes by it; write better: lower, or better: higher")
+            if (own.factor, len(own.seeds), own.measure) != (tune.factor, tune.seeds, by):
+                hint = f"another claim of '{claim.experiment}' tunes {own.factor} by {own.measure} on {len(own.seeds)}"
+                file.fail((*where, "tune"), f"{hint} seeds; write the same here, with by: {own.measure}")
+    if claim.fails is not None:
+        if claim.fails.measure not in paper.measures:
+            hint = _nearest(claim.fails.measure, paper.measures)
+            file.fail((*where, "fails", "measure"), f"no measure '{claim.fails.measure}'{hint}")
+        if (claim.fails.below is None) == (claim.fails.above is None):
+            file.fail((*where, "fails"), "write one of below, above")
+
+
+def _check_identity(file: YamlFile, paper: Paper, name: str, statement: Statement) -> None:
+    where: Where = ("identities", name)
+    if name in paper.claims:
+        file.fail(where, "is the name of a claim as well; name it otherwise")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", name):
+        file.fail(where, "is no name; write letters, digits, - and _")
+    if statement.experiment not in paper.experiments:
+        hint = _nearest(statement.experiment, paper.experiments)
+        file.fail((*where, "experiment"), f"no experiment '{statement.experiment}'{hint}")
+    for profile, place, rule in _placed_rules(statement, (*where, "rule")):
+        if profile == "smoke":
+            file.fail(place, "the smoke profile is never judged; drop this")
+        if rule.kind in ("count", "failures", "ranks"):
+            file.fail((*place, "kind"), f"is {rule.kind}, which counts; an identity holds on every row")
+        judged = [p for p in paper.profiles if rule in paper.rules(name, p)] if profile is None else [profile]
+        _Check(file, paper, rule, place, statement.experiment).everything(judged)
+    for i, control in enumerate(statement.controls):
+        _check_control(file, paper, name, control, (*where, "controls", i))
+
+
+def _placed_rules(claim: Claim | Statement, where: Where) -> Iterator[tuple[str | None, Where, Rule]]:
     """(profile or None, place, rule) for every rule that a claim writes."""
     shapes = claim.rule.items() if isinstance(claim.rule, dict) else [(None, claim.rule)]
     for profile, shape in shapes:
@@ -368,13 +439,18 @@ def _superiority(rule: Rule) -> bool:
     if rule.kind == "ratio":
         low, high = rule.between or (rule.min, rule.max)
         return low is not None and low >= 1 or high is not None and high <= 1
-    return rule.kind == "ordering" or rule.kind == "count" and rule.against is not None
+    alike = ("count", "failures")
+    return rule.kind in ("ordering", "ranks") or rule.kind in alike and rule.against is not None
 
 
 def _check_control(file: YamlFile, paper: Paper, claim_id: str, control: Control, where: Where) -> None:
-    claim = paper.claims[claim_id]
+    claim = paper.claims.get(claim_id) or paper.identities[claim_id]
     rules = [rule for _, _, rule in _placed_rules(claim, ())]
-    named = list(dict.fromkeys(n for rule in rules for n in (rule.arm, getattr(rule, "against", None)) if n))
+    every = (n for rule in rules for n in (rule.arm, getattr(rule, "against", None), *getattr(rule, "others", ())))
+    named = list(dict.fromkeys(n for n in every if n))
+    if (control.expect == "violated") != isinstance(claim, Statement):
+        right = "violated" if isinstance(claim, Statement) else "not_reproduced"
+        file.fail((*where, "expect"), f"is {control.expect}; write expect: {right}")
     place, elsewhere = control.experiment or claim.experiment, bool(control.experiment or control.at)
     if place not in paper.experiments:
         file.fail((*where, "experiment"), f"no experiment '{place}'{_nearest(place, paper.experiments)}")
@@ -402,14 +478,18 @@ def _check_control(file: YamlFile, paper: Paper, claim_id: str, control: Control
             why = f"'{place}' does not run at profile '{profile}', where the claim is judged"
             file.fail((*where, "experiment"), f"{why}; add it to profiles.{profile}")
         for rule in judged:
-            _Check(file, paper, controlled(rule, control), where, place).arms([profile]).factors([profile], control.at)
+            check = _Check(file, paper, controlled(rule, control), where, place, _tuned(claim))
+            check.arms([profile]).factors([profile], control.at)
 
 
 class _Check:
     """The checks of one rule at its place in the file."""
 
-    def __init__(self, file: YamlFile, paper: Paper, rule: Rule, where: Where, experiment: str):
+    def __init__(
+        self, file: YamlFile, paper: Paper, rule: Rule, where: Where, experiment: str, tuned: str | None = None
+    ):
         self.file, self.paper, self.rule, self.where, self.experiment = file, paper, rule, where, experiment
+        self.tuned = tuned
 
     def fail(self, key: str | Where, message: str) -> NoReturn:
         self.file.fail((*self.where, *((key,) if isinstance(key, str) else key)), message)
@@ -429,10 +509,12 @@ class _Check:
         self.arms(judged).measures().region().factors(judged, {})
         if rule.at_least is not None and rule.per is None and rule.kind != "count":
             self.fail("at_least", "needs per: a factor")
-        for profile in judged if rule.select else ():
-            if not self.paper.settings(profile, self.experiment).tuning_seeds:
-                hint = "write tuning_seeds: [1000]"
-                self.fail("select", f"profiles.{profile}.{self.experiment} has no tuning_seeds; {hint}")
+        measure = self.paper.measures[rule.measure]
+        for profile in judged if measure.skewed and rule.kind not in ("identity", "failures", "ranks") else ():
+            n = len(self.paper.settings(profile, self.experiment).seeds)
+            if rule.statistic != "sign" and n < 10:
+                hint = "write statistic: sign, or at least 10 seeds"
+                self.fail("measure", f"'{rule.measure}' is skewed, and '{profile}' has {n} seeds; {hint}")
 
     def arms(self, judged: list[str]) -> "_Check":
         for key in ("arm", "against"):
@@ -440,6 +522,11 @@ class _Check:
             for at, arms, _ in self.resolved(judged):
                 if name is not None and name not in arms:
                     self.fail(key, f"no arm '{name}' in experiment '{self.experiment}'{at}{_nearest(name, arms)}")
+            for i, name in enumerate(getattr(self.rule, "others", ()) if key == "arm" else ()):
+                for at, arms, _ in self.resolved(judged):
+                    if name not in arms:
+                        hint = _nearest(name, arms)
+                        self.fail(("others", i), f"no arm '{name}' in experiment '{self.experiment}'{at}{hint}")
         if self.rule.arm == getattr(self.rule, "against", None) and self.where[-2] != "controls":
             self.fail("against", f"'{self.rule.arm}' is compared with itself")
         return self
@@ -450,16 +537,37 @@ class _Check:
             if name is not None and name not in known:
                 self.fail(key, f"no measure '{name}'{_nearest(name, known)}")
         ordered = rule.kind == "count" and rule.against and rule.min is rule.max is rule.between is None
-        directed = ordered or rule.kind in ("ordering", "noninferiority") or rule.steps_to or rule.select
+        directed = ordered or rule.kind in ("ordering", "noninferiority", "ranks") or rule.steps_to
         if directed and known[rule.measure].better is None:
             by = ".".join(map(str, self.where))
             self.file.fail(("measures", rule.measure), f"{by} compares by it; write better: lower, or better: higher")
+        cells = rule.kind == "count" and rule.against and not ordered
+        ratio = rule.kind == "ratio" or getattr(rule, "ratio", None) or cells
+        ratio = ratio or rule.kind == "slope" and rule.scale in ("logy", "loglog")
+        ratio = ratio or rule.contrast and rule.contrast.as_ == "ratio"
+        if ratio and rule.kind != "identity" and not rule.steps_to and not known[rule.measure].positive:
+            by = ".".join(map(str, self.where))
+            hint = "write positive: true if it is always above 0, else use a difference"
+            self.file.fail(("measures", rule.measure), f"{by} divides by it; {hint}")
         if rule.steps_to and rule.steps_to.target == "best" and not getattr(rule, "against", None):
             self.fail(("steps_to", "target"), "'best' is the best of 'against', which is not given; write a number")
         return self
 
     def region(self) -> "_Check":
         rule, given = self.rule, [k for k in ("min", "max", "between") if getattr(self.rule, k, None) is not None]
+        if rule.kind == "identity":
+            given = [*(["bound"] if rule.bound is not None else []), *given]
+            if len(given) != 1:
+                now = ", ".join(given) or "none"
+                self.fail(given[1] if given else (), f"write one of bound, min, max, between (now: {now})")
+            given = [key for key in given if key != "bound"]
+        if rule.kind == "failures":
+            if (rule.below is None) == (rule.above is None):
+                self.fail((), "write one of below, above: the level of the measure past which a run has failed")
+            if bool(given) == bool(rule.against):
+                self.fail((), "write one of min, max, between for the failure rate, or against: another arm")
+            if rule.contrast or rule.steps_to:
+                self.fail((), "the failure rate is of single rows; drop contrast and steps_to")
         if rule.kind in ("bound", "ratio", "slope") or rule.kind == "count" and not (rule.against and not given):
             if len(given) != 1:
                 now = ", ".join(given) or "none"
@@ -473,7 +581,7 @@ class _Check:
                 self.fail("margin", "goes with 'against' and without min, max, between")
             if rule.per is not None:
                 self.fail("per", "a count has cells: instead")
-        for key in ("contrast", "steps_to", "select") if rule.kind == "identity" else ():
+        for key in ("contrast", "steps_to") if rule.kind == "identity" else ():
             if getattr(rule, key):
                 self.fail(key, "an identity looks at every row by itself; drop this")
         for key in ("between", "ratio"):
@@ -500,12 +608,13 @@ class _Check:
             *((("at", name), name, [level]) for name, level in rule.at.items()),
             ("per", rule.per, []),
             ("x", getattr(rule, "x", None), []),
+            ("over", getattr(rule, "over", None), []),
             *(("cells", name, []) for name in rule.cell_factors),
         ]
         if rule.contrast:
             uses.append((("contrast", "factor"), rule.contrast.factor, rule.contrast.levels))
-        if rule.select:
-            uses.append((("select", "factor"), rule.select.factor, []))
+        if self.tuned:
+            uses.append(((), self.tuned, []))
         uses = [use for use in uses if use[1] is not None]
         if rule.contrast and (len(rule.contrast.levels) != 2 or rule.contrast.levels[0] == rule.contrast.levels[1]):
             self.fail(("contrast", "levels"), f"is {rule.contrast.levels}; write two different levels")

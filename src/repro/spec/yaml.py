@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 
 from repro.errors import ReproError
-from repro.files.documents import NOT_TEXT
+from repro.files.strict import NOT_TEXT
 
 Where = tuple[str | int, ...]
 HINTS = {  # what the parser says: what to write

@@ -8,7 +8,7 @@ from repro.errors import ReproError
 
 @contextmanager
 def chosen(name: str, device: str, jobs: int, address: str | None = None) -> Iterator[dict]:
-    """What `repro.run.core.measure` is told of an engine: {"engine", "place"}, nothing for the local one."""
+    """What `repro.run.measure.measure` is told of an engine: {"engine", "place"}, nothing for the local one."""
     if name not in ("local", "ray"):
         raise ReproError(f"--engine {name}: unknown engine; write local or ray")
     if name == "local":

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from repro.errors import Failed
-from repro.run.engines.worker import die_with_parent
+from repro.run.processes import die_with_parent
 from repro.store import write_file
 
 RESTARTS = 3  # of all ranks, before the trial counts as lost
@@ -84,7 +84,7 @@ def main() -> None:
     import torch.distributed as dist
 
     from repro import train
-    from repro.run import core as run
+    from repro.run import execute as inside
 
     unit = json.loads((folder / "unit.json").read_text())
     torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def main() -> None:
         unit["device"] = f"cuda:{dist.get_node_local_rank()}"
     train.CHECKPOINTS = folder
     try:
-        found = {"results": run.execute({**unit, "ranks": None})}
+        found = {"results": inside.execute({**unit, "ranks": None})}
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         time.sleep(PATIENCE)

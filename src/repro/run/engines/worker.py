@@ -5,24 +5,16 @@ Before the answer there may be lines {"step", "steps", "loss"}: where the traini
 Everything that the experiment prints goes to standard error, so that the answer stays a line of its own.
 """
 
-import ctypes
 import functools
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 
+from repro.run.processes import die_with_parent
+
 TELL_EVERY = 0.5  # seconds between two lines that tell where a trial stands
-
-
-def die_with_parent() -> None:
-    """Linux: SIGKILL this process when its parent ends, however it ends.  Elsewhere the closed pipe ends it."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        pass
 
 
 @functools.cache
@@ -40,13 +32,22 @@ def prepare() -> None:
         pass
 
 
+def results(unit: dict) -> list[dict]:
+    """What the trials of a unit measured, in this process or, where it asks for ranks, in several."""
+    if unit.get("ranks"):
+        from repro.run.engines import ranks
+
+        return ranks.execute(unit)
+    from repro.run import execute
+
+    return execute.execute(unit)
+
+
 def answer(unit: dict) -> dict:
     """{"results", "seconds"} of a unit, or {"error", "traceback"} of what it raised."""
-    from repro.run import core as run
-
     began = time.perf_counter()
     try:
-        return {"results": run.execute(unit), "seconds": time.perf_counter() - began}
+        return {"results": results(unit), "seconds": time.perf_counter() - began}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
 

@@ -7,144 +7,23 @@ Works from a plan alone (`repro plan SLUG --json`), with no more than torch and 
 
 import argparse
 import functools
-import importlib
 import json
-import math
 import os
 import re
 import sys
 import time
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from repro.errors import Diverged, Failed, InvalidMeasurement, ReproError, one_line
-from repro.files import documents
+from repro.errors import Failed, ReproError, one_line
+from repro.files import plan as plan_file
+from repro.files.paths import SCHEMA, row_key
 from repro.run import provenance
+from repro.run.engines import local
 from repro.store import Store, digest, rows_digest, sealed, write_file
-
-SCHEMA = 1
-
-
-# --- one unit of work, inside a worker ------------------------------------------------------------------------------
-
-
-def _experiment(unit: dict, suffix: str) -> Callable:
-    module = importlib.import_module(unit["module"])
-    name = unit["experiment"] + suffix
-    function = getattr(module, name, None)
-    if function is None:
-        raise ReproError(f"{module.__file__}: no function `{name}`; experiment `{unit['experiment']}` needs one")
-    return function
-
-
-def make_config(function: Callable, values: dict, where: str) -> object:
-    """The frozen Config that the experiment's `config` annotation names, filled from paper.yaml."""
-    kind = typing.get_type_hints(function).get("config")
-    if not is_dataclass(kind):
-        raise ReproError(f"{where}: `{function.__name__}` must annotate `config` with its Config dataclass")
-    known, kinds = {f.name: f for f in fields(kind)}, typing.get_type_hints(kind)
-    if unknown := sorted(set(values) - set(known)):
-        raise ReproError(
-            f"{_located(where, unknown[0])}: unknown setting {unknown[0]!r}; {kind.__name__} has {', '.join(known)}"
-        )
-    if missing := [n for n, f in known.items() if n not in values and f.default is f.default_factory is MISSING]:
-        raise ReproError(f"{_located(where)}: {missing[0]!r} is missing; {kind.__name__} has {', '.join(known)}")
-    for name, value in values.items():
-        if wanted := documents.unlike(kinds[name], value):
-            raise ReproError(f"{_located(where, name)}: {documents.told(value)}; write {wanted}")
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    except (TypeError, ValueError) as error:
-        raise ReproError(f"{_located(where)}: {error}; correct these settings") from error
-
-
-def _located(where: str, name: str | None = None) -> str:
-    """`papers/demo/paper.yaml:28: profiles.cpu.main.mode` of a place without its line, which only a checkout can tell."""
-    file, _, place = where.partition(": ")
-    line = ""
-    try:
-        from repro.spec.yaml import YamlFile
-
-        lines = YamlFile(Path(file), file, (provenance.root() / file).read_bytes()).lines
-        parts = (*place.split("."), *([name] if name else []))
-        found = [parts[:n] for n in range(len(parts), 0, -1) if parts[:n] in lines]
-        line = f":{lines[found[0]]}" if found else ""
-    except (ImportError, OSError, ReproError):
-        pass  # a bare machine, which has the plan alone
-    return f"{file}{line}: {place}{'.' + name if name else ''}"
-
-
-def execute(unit: dict) -> list[dict]:
-    """Run one unit: a trial, all seeds of one arm (`batched`) or all arms of one seed (`exclusive`).
-
-    Returns one {"status", "measures"} per trial of the unit, in the order of `unit["trials"]`.
-    """
-    import torch
-
-    if unit.get("ranks"):
-        from repro.run.engines import ranks
-
-        return ranks.execute(unit)
-    device = torch.device(unit["device"])
-    if device.type == "cuda":  # the same algorithm each time, so that equal seeds give equal rows
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    trials = unit["trials"]
-    suffix = {"single": "", "batched": "_batch", "exclusive": "_group"}[unit["path"]]
-    function = _experiment(unit, suffix)
-    config = make_config(function, {**unit["config"], **trials[0]["factors"]}, unit["where"])
-    arms, seeds = [t["arm"] for t in trials], [t["seed"] for t in trials]
-    try:
-        if unit["path"] == "batched":
-            results = function(arms[0], seeds, config, device)
-        elif unit["path"] == "exclusive":
-            by_arm = function(arms, seeds[0], config, device)
-            results = [by_arm[arm] for arm in arms]
-        else:
-            results = [function(arms[0], seeds[0], config, device)]
-    except (Diverged, InvalidMeasurement) as error:
-        results = [error] * len(trials)
-    if len(results) != len(trials):
-        raise ReproError(
-            f"{unit['module']}.{function.__name__} returned {len(results)} results for {len(trials)} trials"
-        )
-    return [_outcome(result) for result in results]
-
-
-def _number(value: object) -> float | int | list:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_number(v) for v in value]
-    if isinstance(value, bool | int | float):
-        return int(value) if isinstance(value, bool) else value
-    raise ReproError(f"a measure must be a number or a list of numbers, not {type(value).__name__}")
-
-
-def _finite(value: float | int | list) -> bool:
-    return all(map(_finite, value)) if isinstance(value, list) else math.isfinite(value)
-
-
-def _outcome(result: object) -> dict:
-    if isinstance(result, Diverged):
-        return {"status": "diverged", "step": result.step, "measures": {}}
-    if isinstance(result, InvalidMeasurement):
-        return {"status": "invalid", "why": str(result), "measures": {}}
-    if not isinstance(result, Mapping):
-        raise ReproError(
-            f"an experiment must return its measures as {{name: number or list}}, not {type(result).__name__}"
-        )
-    measures = {name: _number(value) for name, value in result.items()}
-    finite = {name: value for name, value in measures.items() if _finite(value)}
-    if len(finite) < len(measures):
-        return {"status": "diverged", "step": None, "measures": finite}
-    return {"status": "ok", "measures": finite}
-
-
-# --- from a plan to rows ----------------------------------------------------------------------------------------------
 
 
 def name_of(unit: dict) -> str:
@@ -291,8 +170,6 @@ def measure(
 
     engine: where the units run, a function like `repro.run.engines.local.run_units` (the default); place: as in `units_of`.
     """
-    from repro.run.engines import local
-
     began, progress, place = time.perf_counter(), progress or Progress(), place or provenance.place(device)
     store.sweep()
     units = units_of(entry, device, place)
@@ -360,8 +237,8 @@ def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Fail
 
 
 def _document(entry: dict, units: list[dict], store: Store, device: str, place: dict[str, str]) -> dict:
-    planned = {identity(trial): trial["key"] for unit in units for trial in unit["trials"]}
-    keys = [planned[identity(trial)] for trial in entry["trials"]]
+    planned = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
+    keys = [planned[row_key(trial)] for trial in entry["trials"]]
     records = [store.get(key) for key in keys]
     rows = [record["row"] for record in records]
     # Rows measured under another registration keep it, so that a rule changed since then shows as post hoc.
@@ -389,10 +266,6 @@ def _document(entry: dict, units: list[dict], store: Store, device: str, place: 
         "registered": min(earlier) if earlier else entry["registered"],
         "rows": rows,
     }
-
-
-def identity(trial: dict) -> str:
-    return json.dumps([trial[k] for k in ("experiment", "arm", "seed", "factors")], sort_keys=True)
 
 
 def entry_sources(entry: dict) -> dict[str, str]:
@@ -450,7 +323,7 @@ def default_jobs(device: str) -> int:
 
 def read_plan(path: Path) -> dict:
     """A plan written by `repro plan --json`."""
-    return documents.plan(path, "write it with `repro plan SLUG --profile gpu --json > plan.json`")
+    return plan_file.read_plan(path, "write it with `repro plan SLUG --profile gpu --json > plan.json`")
 
 
 def positive(text: str) -> int:

@@ -1,28 +1,19 @@
-"""`paper.yaml` and `params.yaml`: their schema, how they are loaded, and what a profile resolves to.
+"""`paper.yaml` and `params.yaml` as frozen dataclasses, and what a profile resolves to.
 
-The classes are plain frozen dataclasses; pydantic checks files against them (`paper_checks`), strictly: no unknown key,
-no text for a number.  Importing ruamel.yaml and pydantic takes longer than `repro list` may, so a file that passed is
-kept as JSON under `.repro/yaml/`, by the digest of its bytes and of the checks, and is not checked again.
+pydantic checks files against them (`spec.checks`), strictly: no unknown key, no text for a number.
 """
 
 import copy
-import difflib
 import functools
-import hashlib
-import json
-import os
-import sys
 import types
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import repro
 from repro.errors import ReproError
+from repro.files.paths import PROFILES
 
-PROFILES = ("smoke", "cpu", "gpu", "paper")
-Profile = Literal["smoke", "cpu", "gpu", "paper"]
+Profile = Literal["smoke", "cpu", "long", "gpu", "paper"]
 Family = Literal["normalization", "activation", "initialization", "residual", "training"]
 Fidelity = Literal["analytic", "same", "scaled", "proxy"]
 Slot = Literal["norm", "act", "placement", "init", "weight", "optimizer"]
@@ -62,10 +53,16 @@ class _Strict:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(_Strict):
-    """A number (or a curve) that an experiment returns; `better` is needed where a rule compares arms in it."""
+    """A number (or a curve) that an experiment returns; `better` is needed where a rule compares arms in it.
+
+    `positive`: always above 0, so that ratios of it make sense.  `skewed`: a worst case, a maximum or an R2, of which a
+    rule needs `statistic: sign` or at least 10 seeds.
+    """
 
     unit: str
     better: Literal["lower", "higher"] | None = None
+    positive: bool = False
+    skewed: bool = False
     diverged: Literal["worst"] = "worst"
     about: str | None = None
 
@@ -104,14 +101,6 @@ class StepsTo(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Select(_Strict):
-    """The level of `factor` that is best on the tuning seeds, for each arm by itself."""
-
-    factor: str
-    on: Literal["tuning"]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Rule(_Strict):
     measure: str
     arm: str
@@ -121,7 +110,7 @@ class _Rule(_Strict):
     at_least: int | None = None
     contrast: Contrast | None = None
     steps_to: StepsTo | None = None
-    select: Select | None = None
+    statistic: Literal["t", "sign"] = "t"
     pair: bool = True
     name: str | None = None
 
@@ -140,11 +129,11 @@ class _Region(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity(_Rule):
-    """|value| < bound on every row, every element of a list."""
+class Identity(_Region, _Rule):
+    """On every row, and for every element of a list: |value| < bound, or the value lies in the region."""
 
     kind: Literal["identity"]
-    bound: float
+    bound: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +202,35 @@ class Count(_Region, _Rule):
     margin: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failures(_Region, _Rule):
+    """The share of runs that fail lies in the region, or is smaller than that of `against`.
+
+    A run fails where it diverges, or where its measure (of a curve the last point) is below `below` or above `above`.
+    """
+
+    kind: Literal["failures"]
+    below: float | None = None
+    above: float | None = None
+    against: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks(_Rule):
+    """The arm ranks before each of `others` over the levels of the factor `over`, such as tables.
+
+    The cases are the levels, not the seeds: of each arm and level the mean over the seeds is ranked.  Friedman's test
+    must tell the arms apart, and Wilcoxon's signed-rank test the arm from each other one.
+    """
+
+    kind: Literal["ranks"]
+    over: str
+    others: list[str]
+
+
 KINDS: dict[str, type] = {
     get_args(cls.__annotations__["kind"])[0]: cls
-    for cls in (Identity, Bound, Ratio, Ordering, Noninferiority, Equivalence, Slope, Count)
+    for cls in (Identity, Bound, Ratio, Ordering, Noninferiority, Equivalence, Slope, Count, Failures, Ranks)
 }
 
 
@@ -231,7 +246,7 @@ def _shape(value: Any) -> str:
 
 
 Rule = Annotated[
-    Identity | Bound | Ratio | Ordering | Noninferiority | Equivalence | Slope | Count,
+    Identity | Bound | Ratio | Ordering | Noninferiority | Equivalence | Slope | Count | Failures | Ranks,
     _Choice(_kind, {f"<{kind}>": cls for kind, cls in KINDS.items()}),
 ]
 Rules = Annotated[Rule | list[Rule], _Choice(_shape, {"<one>": Rule, "<list>": list[Rule]})]
@@ -239,20 +254,20 @@ RulesByProfile = Annotated[
     Rule | list[Rule] | dict[Profile, Rules],
     _Choice(_shape, {"<one>": Rule, "<list>": list[Rule], "<profiles>": dict[Profile, Rules]}),
 ]
-HeadlineByProfile = Annotated[
-    str | dict[Profile, str],
-    _Choice(
-        lambda v: "<profiles>" if isinstance(v, dict) else "<one>", {"<one>": str, "<profiles>": dict[Profile, str]}
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control(_Strict):
-    """The same rules with arms replaced (elsewhere, where `experiment` or `at` say so), and what must come of it."""
+    """The same rules with arms replaced (elsewhere, where `experiment` or `at` say so), and what must come of it.
 
-    expect: Literal["not_reproduced", "not_met"]
+    `expect`: not_reproduced of a broken arm; not_met (anything but reproduced) of an A/A control, the same arm under
+    other seeds; violated where the rules are those of an identity.  `without: idea` marks the arm that lacks what
+    distinguishes the method: where it is reproduced too, the effect is not the method's.
+    """
+
+    expect: Literal["not_reproduced", "not_met", "violated"]
     replace: dict[str, str] = field(default_factory=dict)
+    without: Literal["idea"] | None = None
     seed_offset: int | None = None
     experiment: str | None = None
     at: dict[str, Level] = field(default_factory=dict)
@@ -271,6 +286,58 @@ class PaperValue(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tune(_Strict):
+    """Every arm of the claim has its own level of `factor`: the best on `seeds` tuning seeds, from 1000 on.
+
+    `by` is the measure that is tuned, that of the claim's first rule unless given.
+    """
+
+    factor: str
+    seeds: int = 2
+    by: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trivial(_Strict):
+    """The predictor that the comparator must beat in `measure`, and so have learnt; or why nothing is trained.
+
+    The rows hold its score as the measure `trivial_<predictor>` (or as `predictor` itself).
+    """
+
+    predictor: str | None = None
+    measure: str | None = None
+    none: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fails(_Strict):
+    """When a run of the claim has failed, though it did not diverge: its measure is below or above a level."""
+
+    measure: str
+    below: float | None = None
+    above: float | None = None
+
+
+TuneOrShared = Annotated[
+    Tune | Literal["shared"],
+    _Choice(
+        lambda v: "<text>" if isinstance(v, str) else "<mapping>", {"<text>": Literal["shared"], "<mapping>": Tune}
+    ),
+]
+NameOrTrivial = Annotated[
+    str | Trivial,
+    _Choice(
+        lambda v: "<mapping>" if isinstance(v, dict | Trivial) else "<name>", {"<name>": str, "<mapping>": Trivial}
+    ),
+]
+ArmOrSwaps = Annotated[
+    str | dict[str, str],
+    _Choice(lambda v: "<swaps>" if isinstance(v, dict) else "<arm>", {"<arm>": str, "<swaps>": dict[str, str]}),
+]
+Read = Literal["full text", "abstract", "repository", "second hand"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Claim(_Strict):
     """One sentence of the paper, with its number, its place, and a rule (or why it is untested)."""
 
@@ -278,13 +345,51 @@ class Claim(_Strict):
     paper_value: PaperValue
     where: str
     fidelity: Fidelity
+    read: Read | None = None
     experiment: str | None = None
     rule: RulesByProfile | None = None
+    tune: TuneOrShared | None = None
+    trivial: NameOrTrivial | None = None
     controls: list[Control] = field(default_factory=list)
-    positive: str | None = None
+    positive: ArmOrSwaps | None = None
+    mutants: list[str] = field(default_factory=list)
+    fails: Fails | None = None
     untested: str | None = None
     note: str | None = None
     erratum: str | None = None
+
+    @property
+    def predictor(self) -> Trivial | None:
+        """The predictor that the comparator must beat; None where nothing is trained or none is named."""
+        trivial = Trivial(predictor=self.trivial) if isinstance(self.trivial, str) else self.trivial
+        return trivial if trivial and trivial.predictor else None
+
+    @property
+    def trained(self) -> bool:
+        """Is the claim about trained arms?"""
+        return self.predictor is not None or self.tune is not None
+
+    @property
+    def swaps(self) -> dict[str, str]:
+        """What `positive` puts in the place of which arm; an arm alone takes that of every rule."""
+        if isinstance(self.positive, dict):
+            return self.positive
+        shapes = self.rule.values() if isinstance(self.rule, dict) else [self.rule]
+        rules = [rule for shape in shapes for rule in (shape if isinstance(shape, list) else [shape]) if rule]
+        return {rule.arm: self.positive for rule in rules} if self.positive else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement(_Strict):
+    """An exact statement of the paper (an equation, an equivalence, a limit), which holds on every row or does not."""
+
+    statement: str
+    where: str
+    experiment: str
+    rule: RulesByProfile
+    controls: list[Control] = field(default_factory=list)
+    read: Read | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +436,16 @@ class Provided(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What is tuned in an experiment at a profile: the factor, the tuning seeds, and the measure that chooses."""
+
+    factor: str
+    seeds: list[int]
+    measure: str
+    better: Literal["lower", "higher"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What one experiment is at one profile: `config` holds the fields of its Config dataclass but the factors."""
 
@@ -344,6 +459,7 @@ class Settings:
     exclusive: bool
     module: str | None
     config: dict[str, Any]
+    tune: Tuning | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,11 +474,12 @@ class Paper(_Strict):
     family: Family
     summary: str
     equation: str
-    headline: HeadlineByProfile
+    headline: str
     measures: dict[str, Measure]
     experiments: dict[str, Experiment]
     claims: dict[str, Claim]
     profiles: dict[Profile, dict[str, Any]]
+    identities: dict[str, Statement] = field(default_factory=dict)
     arxiv: str | None = None
     doi: str | None = None
     url: str | None = None
@@ -385,6 +502,7 @@ class Paper(_Strict):
             )
         declared, here = self.experiments[experiment], copy.deepcopy(self.profiles[profile][experiment])
         seeds = list(range(here.get("seeds") or self.profiles[profile]["seeds"]))
+        tune = self.tuning(profile, experiment)
         offset: dict[str, set[int]] = {}
         for claim_id, claim in self.claims.items():
             for control in claim.controls if self.rules(claim_id, profile) else ():
@@ -395,7 +513,8 @@ class Paper(_Strict):
             arms=here.get("arms") or list(declared.arms),
             factors={**declared.factors, **here.get("factors", {})},
             seeds=seeds,
-            tuning_seeds=here.get("tuning_seeds", []),
+            tuning_seeds=list(tune.seeds) if tune else here.get("tuning_seeds", []),
+            tune=tune,
             batched=here.get("batched", False),
             ranks=here.get("ranks"),
             offset_seeds={arm: sorted(moved) for arm, moved in offset.items()},
@@ -405,25 +524,42 @@ class Paper(_Strict):
         )
 
     def rules(self, claim_id: str, profile: str) -> list[Rule]:
-        """The rules of a claim at a profile, which must all hold; none where it is not judged there."""
-        claim = self.claims[claim_id]
-        if profile == "smoke" or claim.rule is None or claim.experiment not in self.experiments_in(profile):
+        """The rules of a claim or an identity at a profile, which must all hold; none where it is not judged there."""
+        judged = self.claims.get(claim_id) or self.identities[claim_id]
+        if profile == "smoke" or judged.rule is None or judged.experiment not in self.experiments_in(profile):
             return []
-        found = claim.rule.get(profile, []) if isinstance(claim.rule, dict) else claim.rule
-        return found if isinstance(found, list) else [found]
+        rules = judged.rule.get(profile, []) if isinstance(judged.rule, dict) else judged.rule
+        return rules if isinstance(rules, list) else [rules]
 
     def judged_in(self, profile: str) -> list[str]:
         """The claims that have a verdict at a profile."""
         return [claim_id for claim_id in self.claims if self.rules(claim_id, profile)]
 
+    def identities_in(self, profile: str) -> list[str]:
+        """The identities that are verified at a profile."""
+        return [name for name in self.identities if self.rules(name, profile)]
+
     def judged_profiles(self, claim_id: str) -> list[str]:
-        """The profiles at which a claim has a verdict."""
+        """The profiles at which a claim (or an identity) has a verdict."""
         return [profile for profile in self.profiles if self.rules(claim_id, profile)]
 
     def headline_for(self, profile: str) -> str | None:
-        """The headline claim of a profile; None where it has none or does not judge it."""
-        headline = self.headline.get(profile) if isinstance(self.headline, dict) else self.headline
-        return headline if headline in self.judged_in(profile) else None
+        """The headline where a profile judges it, else None."""
+        return self.headline if self.headline in self.judged_in(profile) else None
+
+    def tuning(self, profile: str, experiment: str) -> Tuning | None:
+        """What is tuned in an experiment at a profile: what the first of its claims there says that tunes."""
+        for claim_id in self.judged_in(profile):
+            claim = self.claims[claim_id]
+            if claim.experiment == experiment and isinstance(claim.tune, Tune):
+                measure = claim.tune.by or self.rules(claim_id, profile)[0].measure
+                return Tuning(
+                    factor=claim.tune.factor,
+                    seeds=list(range(1000, 1000 + claim.tune.seeds)),
+                    measure=measure,
+                    better=self.measures[measure].better,
+                )
+        return None
 
     def model_dump(self, mode: str = "json", exclude_none: bool = True) -> dict[str, Any]:
         """The paper as plain data, defaults filled in, spelled as in pydantic; only these modes are offered."""
@@ -443,6 +579,15 @@ class Paper(_Strict):
             for rule in each
             for name in (rule.measure, rule.steps_to and rule.steps_to.axis)
             if name
+        } | {
+            name
+            for claim_id in judged
+            for name in (
+                getattr(self.claims[claim_id].fails, "measure", None),
+                getattr(self.claims[claim_id].predictor, "measure", None),
+                getattr(self.claims[claim_id].tune, "by", None),
+            )
+            if name
         }
         claims = [self.claims[claim_id] for claim_id in judged]
         places = {place for c in claims for place in (c.experiment, *(x.experiment for x in c.controls)) if place}
@@ -452,13 +597,19 @@ class Paper(_Strict):
                 "claims": {
                     c: {
                         "experiment": self.claims[c].experiment,
-                        "positive": self.claims[c].positive,
+                        **{
+                            key: as_dict(value)
+                            for key in ("positive", "tune", "trivial", "fails", "mutants")
+                            if (value := getattr(self.claims[c], key))
+                        },
                         "rules": [as_dict(rule, drop={"name"}) for rule in rules[c]],
                         "controls": [as_dict(x, drop={"why"}) for x in self.claims[c].controls],
                     }
                     for c in judged
                 },
-                "measures": {name: as_dict(self.measures[name], drop={"unit", "about"}) for name in names},
+                "measures": {
+                    name: as_dict(self.measures[name], drop={"unit", "about", "positive", "skewed"}) for name in names
+                },
                 "headline": self.headline_for(profile),
                 "planned": {
                     name: {"factors": plan.factors, "seeds": plan.seeds, "tuning": plan.tuning_seeds}
@@ -483,6 +634,8 @@ def controlled(rule: Rule, control: Control) -> Rule:
     changed: dict[str, Any] = {"arm": control.replace.get(rule.arm, rule.arm), "at": {**rule.at, **control.at}}
     if getattr(rule, "against", None):
         changed["against"] = control.replace.get(rule.against, rule.against)
+    if getattr(rule, "others", None):
+        changed["others"] = [control.replace.get(name, name) for name in rule.others]
     if rule.per in control.at:
         changed |= {"per": None, "at_least": None}
     return replace(rule, **changed)
@@ -516,121 +669,19 @@ def fields_of(cls: type) -> dict[str, tuple[str, Any]]:
     return {f.name.rstrip("_"): (f.name, f.type) for f in fields(cls)}
 
 
-def _build(kind: Any, value: Any) -> Any:
+def build(kind: Any, value: Any) -> Any:
     """Checked plain data as `kind`."""
     if not isinstance(value, dict | list):
         return value
     kind = as_member(kind, value)
     if isinstance(value, list):
         item = get_args(kind)[0] if get_args(kind) else None
-        return [_build(item, v) for v in value]
+        return [build(item, v) for v in value]
     if is_dataclass(kind):
         known = fields_of(kind)
-        return kind(**{known[k][0]: _build(known[k][1], v) for k, v in value.items()})
+        return kind(**{known[k][0]: build(known[k][1], v) for k, v in value.items()})
     item = get_args(kind)[1] if get_args(kind) else None
-    return value if item in (None, Any) else {k: _build(item, v) for k, v in value.items()}
-
-
-@functools.cache
-def _checks_digest() -> bytes:
-    own = Path(__file__)
-    parts = [(own.parent / name).read_bytes() for name in ("paper.py", "checks.py", "yaml.py", "../files/documents.py")]
-    return hashlib.sha256(b"\0".join(parts)).digest()
-
-
-def _load(path: Path, cls: type, root: Path) -> Any:
-    """`path` as `cls`: what passed the checks once is taken from `root/.repro/yaml/`."""
-    text = _read(path)
-    what = f"{cls.__name__} {path.resolve().parent.name}\0".encode()
-    key = hashlib.sha256(_checks_digest() + what + text).hexdigest()
-    kept = root / ".repro" / "yaml" / f"{key}.json"
-    try:
-        return _build(cls, json.loads(kept.read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass
-    from repro.spec import checks as paper_checks
-    from repro.spec.yaml import YamlFile
-
-    file = YamlFile(path, shown(path), text)
-    paper_checks.schema(file, cls)
-    made = _build(cls, file.data)
-    {Paper: paper_checks.paper, Params: paper_checks.params}[cls](file, made)
-    if (root / "params.yaml").is_file():
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            temp = kept.with_suffix(f".{os.getpid()}.tmp")
-            temp.write_text(json.dumps(file.data))
-            os.replace(temp, kept)
-        except OSError:
-            pass  # a checkout that may not be written is only slower
-    return made
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ReproError(f"{shown(path)}: {error.strerror or error}") from None
-
-
-# ---- the suite ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def paper_dirs() -> Path:
-    """The folder that holds the papers: `papers/` of the checkout, or of the installed package."""
-    found = [path for base in map(Path, repro.__path__) if (path := base / "papers").is_dir()]
-    if not found:
-        raise ReproError("no papers folder beside this package; install from a checkout: pip install -e .")
-    return next((path for path in found if (path.parent / "params.yaml").is_file()), found[0]).resolve()
-
-
-def slugs() -> list[str]:
-    """Every paper of the suite: the folders that hold a `paper.yaml`, sorted."""
-    return sorted(path.parent.name for path in paper_dirs().glob("*/paper.yaml"))
-
-
-def load(paper: str | Path, root: str | Path | None = None) -> Paper:
-    """The paper of a slug (in `root/papers` if given), of a folder or a `paper.yaml` (a Path); a one-line ReproError if wrong."""
-    folder = paper_dirs() if root is None else Path(root) / "papers"
-    path = folder / paper if isinstance(paper, str) else Path(paper)
-    path = path if path.name == "paper.yaml" else path / "paper.yaml"
-    if isinstance(paper, str) and (paper in ("", ".", "..") or len(paper) > 100 or {os.sep, "\\", "\0"} & set(paper)):
-        near = (
-            Path(paper).name
-            if (folder / Path(paper).name[:100].replace("\0", "") / "paper.yaml").is_file()
-            else "rmsnorm"
-        )
-        raise ReproError(f"{paper[:100]}: no such paper; write its name alone, such as {near}")
-    if path.exists() and not path.is_file():
-        raise ReproError(f"{shown(path)}: is a folder; write a file, `repro new` shows one")
-    if not path.is_file():
-        known = sorted(found.parent.name for found in folder.glob("*/paper.yaml"))
-        close = difflib.get_close_matches(path.parent.name, known, 3, 0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else "`repro list` shows all"
-        raise ReproError(f"{paper}: no such paper; {hint}")
-    return _load(path, Paper, path.resolve().parents[2])
-
-
-def load_yaml(path: str | Path) -> Any:
-    """Plain data of a YAML 1.2 file (`1e-3` is a number, `on` a text); ReproError with the line of what is wrong.
-
-    Duplicate keys, tags, anchors, dates, NaN and keys that are no text are refused.
-    """
-    from repro.spec.yaml import YamlFile
-
-    return YamlFile(Path(path), shown(Path(path)), _read(Path(path))).data
-
-
-def load_params(root: str | Path) -> Params:
-    """`params.yaml` of a checkout."""
-    return _load(Path(root) / "params.yaml", Params, Path(root))
-
-
-def shown(path: Path) -> str:
-    """A path as messages name it: from the checkout on where it lies in it."""
-    base, full = paper_dirs().parent, path.resolve()
-    return str(full.relative_to(base)) if full.is_relative_to(base) else str(path)
+    return value if item in (None, Any) else {k: build(item, v) for k, v in value.items()}
 
 
 def json_schema() -> dict[str, Any]:
@@ -638,8 +689,3 @@ def json_schema() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Paper).json_schema()}
-
-
-if __name__ == "__main__":
-    json.dump(json_schema(), sys.stdout, indent=1)
-    print()

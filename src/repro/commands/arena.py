@@ -1,0 +1,204 @@
+"""`repro arena` and `recommend`: every drop-in method in the same models, and advice from those rows."""
+
+import json
+import math
+import sys
+from typing import Annotated
+
+import typer
+
+from repro.commands import common
+from repro.commands.common import AsJson, Device, Force, Profile, WithParent, dump, say, table
+from repro.errors import Failed, ReproError
+from repro.files.paths import JUDGED
+
+
+def arena(
+    track: Annotated[
+        str | None, typer.Option(help="Take one track of arena.yaml, in place of all that have the profile.")
+    ] = None,
+    profile: Profile = None,
+    device: Device = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=999, help="Use this many worker processes.")] = None,
+    force: Force = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Fail if a stored table differs from one made of its rows.")
+    ] = False,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Measure nothing: make the tables from the rows that are there.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print the plan for `python -m repro.arena` on a bare machine.")
+    ] = False,
+    as_json: AsJson = False,
+    with_parent: WithParent = False,
+) -> None:
+    """Measure every drop-in method in the same models, and rank them."""
+    from repro.arena import protocol
+    from repro.arena import table as arena_table
+
+    root, profile = common.root(), common.profile_of(profile)
+    names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
+    if plan:
+        return dump({"tracks": [protocol.plan(root, name, profile) for name in names]})
+    if check:
+        return _check(root, names, profile)
+    tables = []
+    for name in names:
+        settings = protocol.track_of(root, name, profile)
+        if judge:
+            rows = protocol.read(root, name, profile, "rows")
+            if rows is None:
+                path = protocol.path_of(root, name, profile, "rows")
+                raise ReproError(f"{path}: no rows yet; run `repro arena --track {name}` first")
+            tables.append(arena_table.write_table(root, rows, settings))
+        else:
+            document = _measure(root, name, profile, device, jobs, force, as_json)
+            tables.append(arena_table.write(root, document, settings))
+        if not as_json:
+            _arena_table(tables[-1])
+    if as_json:
+        dump(tables)
+
+
+def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
+    """The rows of a track."""
+    from repro.arena import protocol
+    from repro.run import core, progress
+    from repro.spec.load import load_params
+
+    where = core.resolve_device(device or load_params(root).device, profile)
+    return protocol.measure(
+        protocol.plan(root, track, profile),
+        root,
+        device=where,
+        jobs=jobs or core.default_jobs(where),
+        force=force,
+        progress=core.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+    )
+
+
+def _check(root, names: list[str], profile: str) -> None:
+    """Fail if a stored table differs from one made of its rows."""
+    from repro.arena import protocol
+    from repro.arena import table as arena_table
+
+    differing = []
+    for name in names:
+        settings, rows = protocol.track_of(root, name, profile), protocol.read(root, name, profile, "rows")
+        if rows is None:
+            say(f"arena {name} {profile}: not run")
+            continue
+        fresh = json.loads(json.dumps(arena_table.table(rows, settings)))
+        same = protocol.read(root, name, profile, "table") == fresh
+        differing += [] if same else [name]
+        say(f"arena {name} {profile}: the stored table {'holds' if same else 'DIFFERS'}")
+    if differing:
+        raise Failed(
+            f"stored tables differ from their rows: {', '.join(differing)}; run `repro arena` and look at the change"
+        )
+
+
+def _arena_table(made: dict) -> None:
+    """The rankings of a track as people read them."""
+    from repro.words import levels
+
+    say(
+        f"\narena {made['track']} {made['profile']}: {made['what']}; {made['measure']} after {made['steps']} steps, "
+        f"{made['seeds']} seeds"
+    )
+    methods = {one["arm"]: one for one in made["methods"]}
+    for cell in made["cells"]:
+        for slot, ranked in cell["slots"].items():
+            doubt = ": does NOT discriminate, a control is not significantly worse than the best or the unchanged model"
+            say(
+                f"\n{slot}{', ' + levels(cell['changed']) if cell['changed'] else ''}"
+                + ("" if ranked["discriminates"] is None or ranked["discriminates"]["ok"] else doubt)
+            )
+            lines = [_ranked(line, methods[line["arm"]]) for line in ranked["ranking"]]
+            table(["rank", "method", "mean", "to the best", "lr", "step"], lines)
+    for arm, why in made["out"].items():
+        say(f"does not fit: {arm}: {why}")
+
+
+def _ranked(line: dict, method: dict) -> list[str]:
+    """One line of a ranking."""
+    from repro.words import number
+
+    gap, low, high = line["gap"]
+    seconds = method["step_seconds"]
+    return [
+        "–".join(map(str, dict.fromkeys(line["rank"]))),
+        line["arm"],
+        number(line["mean"]),
+        "" if gap is None else f"{number(gap)} [{number(low)}, {number(high)}]",
+        f"{method['lr']:g}",
+        "" if seconds is None else f"{1000 * seconds:.1f} ms",
+    ]
+
+
+def recommend(
+    model: Annotated[str, typer.Option(help="Take a track of the arena: mlp, convnet, vit or gpt.")],
+    depth: Annotated[int | None, typer.Option(min=1, help="Give the depth of your model.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Give your batch size.")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Say how much worse than the best is still good, in place of the track's margin."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Name the methods that the arena shows to be as good as the best."""
+    from repro.arena import advice, protocol
+    from repro.words import levels
+
+    root = common.root()
+    if margin is not None and not math.isfinite(margin):
+        raise ReproError(f"--margin {margin}: write a finite number from 0 on")
+    if model not in protocol.tracks(root):
+        raise ReproError(f"--model {model}: no such track; write one of {', '.join(protocol.tracks(root))}")
+    made = next((t for p in reversed(JUDGED) if (t := protocol.read(root, model, p, "table"))), None)
+    if made is None:
+        raise Failed(f"no evidence: the track {model} has not been run; `repro arena --track {model}` measures it")
+    margin = made["margin"] if margin is None else margin
+    cell, place = advice.nearest_cell(made, depth, batch)
+    if cell is None:
+        asked = levels({k: v for k, v in (("depth", depth), ("batch", batch)) if v is not None})
+        raise Failed(f"no evidence at {asked}: nothing within a factor of {advice.REACH} of it was measured; {place}")
+    chosen = {slot: advice.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
+    trials = {m["arm"]: m["trials"] for m in made["methods"]}
+    if as_json:
+        answer = {"track": model, "profile": made["profile"], "measured_at": place, "margin": margin}
+        return dump({**answer, "measure": made["measure"], "methods": chosen, "trials": trials})
+    say(
+        f"measured: {made['what']}, {levels(place)}, {made['seeds']} seeds, {made['steps']} steps, "
+        f"on {made['device']} ({made['profile']})"
+    )
+    say(
+        f"as good as the best: the simultaneous {made['level']:.0%} interval of the difference in {made['measure']} "
+        f"ends below {margin:g}"
+    )
+    for slot, lines in chosen.items():
+        _advice(slot, lines, cell["slots"][slot], trials)
+
+
+def _advice(slot: str, lines: list[dict], ranked: dict, trials: dict[str, list[str]]) -> None:
+    """Print what is advised for one slot of a model."""
+    from repro.arena import protocol
+    from repro.words import number
+
+    if ranked["discriminates"] is not None and not ranked["discriminates"]["ok"]:
+        say(f"\n{slot}: no advice: a control is not significantly worse than the best or the unchanged model here")
+        return
+    say(f"\n{slot}:")
+    if not lines:
+        say("  none: every interval is wider than the margin")
+    for line in lines:
+        gap, low, high = map(number, line["gap"])
+        keys = ", ".join(key.removeprefix("sha256:")[:12] for key in trials[line["arm"]][:3])
+        say(
+            f"  {line['arm']}: {number(line['mean'])}, {gap} from the best [{low}, {high}], n = {line['n']}; "
+            f"{len(trials[line['arm']])} trials: {keys}, ..."
+        )
+    tied = [line["arm"] for line in ranked["ranking"] if line["rank"][0] == 1 and line not in lines]
+    if tied := [arm for arm in tied if arm not in protocol.CONTROLS]:
+        say(f"  not told apart from the best, nor shown to be as good: {', '.join(tied)}")

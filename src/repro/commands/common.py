@@ -1,0 +1,159 @@
+"""What the commands share: their options, how they find papers and results, how they print."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from repro.errors import ReproError
+from repro.files import paths
+from repro.files.paths import PROFILES
+
+READ, MEASURE, KEEP, WRITE = "Read", "Measure", "Keep", "Write"
+
+F = TypeVar("F", bound=Callable)
+
+
+def end_with_parent(wanted: bool) -> None:
+    """End this process with its parent, where the option asks for it."""
+    if wanted:
+        from repro.run.engines.worker import die_with_parent
+
+        die_with_parent()
+
+
+Slugs = Annotated[list[str] | None, typer.Argument(metavar="SLUG...", help="The papers, such as rmsnorm.")]
+Slug = Annotated[str, typer.Argument(metavar="SLUG", help="The paper, such as rmsnorm.")]
+All = Annotated[bool, typer.Option("--all", help="Take every paper.")]
+Profile = Annotated[
+    str | None,
+    typer.Option(help=f"Take the profile {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, in place of params.yaml's."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Device = Annotated[
+    str | None, typer.Option(help="Compute on cpu, cuda, cuda:N or auto, in place of the device in params.yaml.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Measure again what the store holds already.")]
+# Stages of DVC ask for it: a stage that outlives a killed DVC would write beside the next one.
+WithParent = Annotated[
+    bool,
+    typer.Option(
+        "--with-parent",
+        help="End when the process that started this one ends.",
+        hidden=True,
+        callback=end_with_parent,
+    ),
+]
+
+
+def say(text: str = "") -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def dump(value: object) -> None:
+    """Print a value as JSON."""
+    say(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    """Print a table for people: with rich on a terminal, as aligned plain lines elsewhere."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        shown = Table(*head, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            shown.add_row(*(Text(str(cell)) for cell in row))
+        Console().print(shown)
+        return
+    rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]  # a title over two lines would look like two
+    widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
+    for row in [head, *rows]:
+        say("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people read it."""
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+
+
+def root() -> Path:
+    """The checkout in which a command works."""
+    from repro.run import provenance
+
+    found = provenance.root()
+    if not (found / "params.yaml").is_file():
+        raise ReproError(
+            f"{found}: no checkout of this suite (no params.yaml); clone the repository and run this inside it"
+        )
+    return found
+
+
+def profile_of(given: str | None) -> str:
+    """The profile that a command was given, else that of params.yaml."""
+    from repro.spec.load import load_params
+
+    profile = load_params(root()).profile if given is None else given
+    if profile not in PROFILES:
+        import difflib
+
+        near = difflib.get_close_matches(profile, PROFILES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(PROFILES)}"
+        raise ReproError(f"--profile {profile}: unknown profile; {hint}")
+    return profile
+
+
+def papers(slugs: list[str] | None, every: bool) -> list:
+    """The papers that a command was asked for."""
+    from repro.spec import load as spec
+
+    if not slugs and not every:
+        raise ReproError("which papers? name them, such as `rmsnorm`, or write --all")
+    return [spec.load(slug) for slug in (spec.slugs() if every else dict.fromkeys(slugs or ()))]
+
+
+def needs(paper, profile: str) -> None:
+    """Refuse a profile that a paper does not have."""
+    if profile not in paper.profiles:
+        raise ReproError(
+            f"papers/{paper.slug}/paper.yaml: has no profile {profile}; it has {', '.join(paper.profiles)}"
+        )
+
+
+def results(slug: str, profile: str, kind: str) -> Path:
+    """The path of a paper's rows, verdict or error rates at a profile."""
+    if profile == "smoke":  # seconds, for tests, never judged: kept apart from what is committed
+        return root() / ".repro" / "smoke" / slug / f"{kind}.json"
+    return paths.results(slug, profile, kind, root())
+
+
+def verdict_table(paper, verdict: dict, committed: dict | None = None, compare: bool = False) -> None:
+    """Print the claims of a verdict, beside the committed ones where they are compared."""
+    from repro.publish import index
+
+    rows = []
+    for name, claim in verdict["claims"].items():
+        value = paper.claims[name].paper_value
+        star = "*" if verdict["headline"] == name else " "
+        row = [
+            star + name,
+            value.text or index.number(value.value),
+            index.estimate(claim),
+            claim["state"].replace("_", " "),
+        ]
+        if compare:
+            before = (committed or {"claims": {}})["claims"].get(name)
+            state = before["state"] if before else "none"
+            row += [state.replace("_", " "), "agree" if state == claim["state"] else "DIFFER"]
+        rows.append([cell if len(cell) <= 60 else cell[:59] + "…" for cell in row])
+    head = ["claim (* headline)", "the paper", "here", "verdict"] + (["committed", ""] if compare else [])
+    table(head, rows)
+    if verdict["post_hoc"]:
+        say("post hoc: rules, headline or seeds were changed after these rows were measured")

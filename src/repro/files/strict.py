@@ -1,0 +1,292 @@
+"""Stored files come from strangers too, so they are read strictly.
+
+A file that is not what it should be is refused in one line with its place: no NaN, no key twice, no text for a number,
+no missing field, nothing that belongs to another paper.  Keys that are not known here are left alone.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from repro.errors import ReproError
+from repro.files.paths import SCHEMA
+
+SLUG = re.compile(r"[a-z][a-z0-9_]{0,59}")
+NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # halves of characters too
+DEPTH = 20  # no document nests deeper
+LARGEST = 2**53  # whole numbers beyond it are not those that were written
+
+Where = tuple[str | int, ...]
+
+
+def plain(path: Path, shown: str | None = None) -> str:
+    """A text file."""
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ReproError(f"{shown or path}:{line}: not UTF-8; save the file as UTF-8") from None
+
+
+class _NoJson(Exception):
+    """A token or a key that valid JSON has not."""
+
+
+class JsonFile:
+    """`data` of a JSON file; `fail` refuses it in one line, with the line of a place and what to do (`again`)."""
+
+    def __init__(self, path: Path, again: str, shown: str | None = None):
+        self.path, self.again, self.shown, self.text = path, again, shown or str(path), ""
+        try:
+            raw = path.read_bytes()
+            self.text = raw.decode("utf-8")
+            self.data = json.loads(self.text, parse_constant=_constant, object_pairs_hook=_pairs)
+            self._depth()
+            self._characters()
+        except OSError as error:
+            raise ReproError(f"{self.shown}: {error.strerror or error}; {again}") from None
+        except UnicodeDecodeError as error:
+            self._refuse(raw.count(b"\n", 0, error.start) + 1, "not UTF-8")
+        except json.JSONDecodeError as error:
+            self._refuse(error.lineno, f"not JSON: {error.msg}")
+        except _NoJson:
+            self._refuse(*self._culprit())
+        except (RecursionError, ValueError) as error:  # a ValueError: a number of more than 4,300 digits
+            deep = isinstance(error, RecursionError)
+            self._refuse(1, "nested too deep" if deep else "holds a number with thousands of digits")
+
+    def _refuse(self, line: int, message: str) -> NoReturn:
+        raise ReproError(
+            " ".join(f"{self.shown}:{line}: {message}; {self.again}".split())
+        )  # a key may hold a line's end
+
+    def fail(self, where: Where, message: str) -> NoReturn:
+        """Refuse what stands at a place, such as ("rows", 3, "seed")."""
+        lines = {place: line for place, line, _ in reversed(list(_places(self.text)))}
+        line = next(lines[where[:n]] for n in range(len(where), -1, -1) if where[:n] in lines)
+        self._refuse(line, f"{dotted(where)}{': ' if where else ''}{message}")
+
+    def _culprit(self) -> tuple[int, str]:
+        """Line and name of the first NaN or of the first key that stands twice."""
+        seen: dict[Where, int] = {}
+        for place, line, token in _places(self.text):
+            if token is None and place in seen:
+                return line, f"{dotted(place)}: stands twice, first on line {seen[place]}"
+            if token is None:
+                seen[place] = line
+            elif token in ("NaN", "Infinity", "-Infinity"):
+                return line, f"{dotted(place)}: {token} is no JSON; a run writes such a row as diverged"
+        return 1, "not JSON"
+
+    def _depth(self) -> None:
+        level = [self.data]
+        for _ in range(DEPTH):
+            level = [
+                v
+                for one in level
+                if isinstance(one, dict | list)
+                for v in (one.values() if isinstance(one, dict) else one)
+                if isinstance(v, dict | list)
+            ]
+            if not level:
+                return
+        raise RecursionError
+
+    def _characters(self) -> None:
+        """Refuse what a terminal or a file cannot take: control characters and halves of characters."""
+        if "\\u" not in self.text and not NOT_TEXT.search(self.text):
+            return
+        for place, line, token in _places(self.text):
+            found = place[-1] if token is None else json.loads(token) if token[0] == '"' else ""
+            if isinstance(found, str) and (match := NOT_TEXT.search(found)):
+                self._refuse(
+                    line,
+                    f"{dotted(place) if token else 'a key'}: holds the control character {match[0]!r}; leave it out",
+                )
+
+
+def _constant(token: str) -> NoReturn:
+    raise _NoJson
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise _NoJson
+    return made
+
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+')
+
+
+def _places(text: str) -> Iterator[tuple[Where, int, str | None]]:
+    """(place, line, token) of every value of a JSON text, and (place, line, None) of every key before its value."""
+    path: list[str | int] = []
+    line, at, key_next = 1, 0, False
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        line, at = line + text.count("\n", at, match.start()), match.start()
+        if token in "]}":
+            del path[-1:]
+            key_next = False
+        elif token == ",":
+            key_next = bool(path) and isinstance(path[-1], str)
+            if path and isinstance(path[-1], int):
+                path[-1] += 1
+        elif token == ":":
+            key_next = False
+        elif key_next:
+            path[-1] = json.loads(token)
+            yield tuple(path), line, None
+        else:
+            yield tuple(path), line, token
+            if token in "[{":
+                path.append("" if token == "{" else 0)
+                key_next = token == "{"
+
+
+def dotted(where: Where) -> str:
+    """`rows[3].seed`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
+
+
+# A kind is a function (value -> "" or what to write instead), [kind] for a list, (kind,) for null or the kind, or
+# {key: kind} for an object: "key?" may be missing, ... stands for every other key.
+
+
+def text(value: Any) -> str:
+    return "" if type(value) is str else "a text"
+
+
+def words(value: Any) -> str:
+    return "" if type(value) is str and value.strip() else "a text that is not empty"
+
+
+def truth(value: Any) -> str:
+    return "" if type(value) is bool else "true or false"
+
+
+def whole(value: Any) -> str:
+    return "" if type(value) is int and 0 <= value <= LARGEST else "a whole number from 0 on"
+
+
+def number(value: Any) -> str:
+    fine = -math.inf < value < math.inf if type(value) is float else type(value) is int and abs(value) <= LARGEST
+    return "" if fine else "a finite number"
+
+
+def above_zero(value: Any) -> str:
+    return "" if not number(value) and value > 0 else "a number above 0"
+
+
+def cost(value: Any) -> str:
+    return "" if not number(value) and value >= 0 else "a number of at least 0"
+
+
+def measure(value: Any) -> str:
+    """A number, or a list of them."""
+    many = value if type(value) is list else [value]
+    return "" if many and not any(map(number, many)) else "a number or a list of finite numbers"
+
+
+def level(value: Any) -> str:
+    return "" if type(value) in (str, bool) or not number(value) else "a text, a number, true or false"
+
+
+def digest_text(value: Any) -> str:
+    return "" if type(value) is str and value.startswith("sha256:") else "a digest, sha256:..."
+
+
+def one_of(*known: str) -> Callable[[Any], str]:
+    return lambda value: "" if type(value) is str and value in known else "one of " + ", ".join(known)
+
+
+def matching(pattern: re.Pattern, wanted: str) -> Callable[[Any], str]:
+    return lambda value: "" if type(value) is str and pattern.fullmatch(value) else wanted
+
+
+def unlike(kind: Any, value: Any) -> str:
+    """What to write in place of a setting that is not of the type which its Config annotates; types not known here fit."""
+    if kind is Any or isinstance(kind, str):
+        return ""
+    if get_origin(kind) in (Union, UnionType):
+        found = [unlike(one, value) for one in get_args(kind)]
+        return "" if "" in found else " or ".join(dict.fromkeys(found))
+    if get_origin(kind) is Literal:
+        return "" if value in get_args(kind) else f"one of {', '.join(map(str, get_args(kind)))}"
+    if kind in (tuple, list) or get_origin(kind) in (tuple, list, Sequence):
+        inner = get_args(kind)[:1]
+        fine = type(value) in (list, tuple) and not any(unlike(one, v) for v in value for one in inner)
+        return "" if fine else f"a list of {KINDS.get(inner[0], 'values') + 's' if inner else 'values'}"
+    fine = {
+        int: type(value) is int,
+        float: type(value) in (int, float),
+        str: type(value) is str,
+        bool: type(value) is bool,
+        type(None): value is None,
+    }.get(kind, True)
+    return "" if fine else KINDS[kind]
+
+
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+
+
+def told(value: Any) -> str:
+    """`is the text 'x'`, cut short."""
+    if value is None:
+        return "is null"
+    if isinstance(value, dict | list):
+        return "is an object" if isinstance(value, dict) else "is a list"
+    name = {str: "text", bool: "truth value"}.get(type(value), "number")
+    shown = repr(value) if abs(value if isinstance(value, int) else 0) < 10**40 else "of many digits"
+    return f"is the {name} {shown if len(shown) <= 60 else shown[:57] + '...'}"
+
+
+def check(file: Any, kind: Any, value: Any, where: Where = (), strict: bool = False) -> None:
+    """Refuse a value of a file (a JsonFile or a YamlFile) that is not of a kind; `strict`: and keys that are not known."""
+    if callable(kind):
+        if wanted := kind(value):
+            file.fail(where, f"{told(value)}; write {wanted}")
+    elif isinstance(kind, tuple):
+        if value is not None:
+            check(file, kind[0], value, where, strict)
+    elif isinstance(kind, list):
+        if type(value) is not list:
+            file.fail(where, f"{told(value)}; write a list")
+        for i, item in enumerate(value):
+            check(file, kind[0], item, (*where, i), strict)
+    elif type(value) is not dict:
+        file.fail(where, f"{told(value)}; write keys with values")
+    else:
+        own = {key.removesuffix("?"): one for key, one in kind.items() if key is not ...}
+        for name, item in value.items():
+            if (one := own.get(name, kind.get(...))) is not None:
+                check(file, one, item, (*where, name), strict)
+            elif strict:
+                near = difflib.get_close_matches(name, own, 1, 0.65)
+                hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(own)}"
+                file.fail((*where, name), f"unknown key; {hint}")
+        for key in kind:
+            if key is not ... and not key.endswith("?") and key not in value:
+                file.fail(where, f"'{key}' is missing")
+
+
+def head(file: JsonFile) -> dict[str, Any]:
+    """The document, of the schema that this version reads."""
+    found = file.data.get("schema") if isinstance(file.data, dict) else None
+    if type(found) is not int or found != SCHEMA:
+        file.fail((), f"schema {json.dumps(found)[:40]}, this version reads {SCHEMA}")
+    return file.data
+
+
+def placed(file: JsonFile, document: dict[str, Any], paper: str, profile: str) -> None:
+    """Refuse a document that is not of the paper and profile whose place it has."""
+    for key, own in (("paper", paper), ("profile", profile)):
+        if document[key] != own:
+            file.fail((key,), f"{told(document[key])} in the place of {own}; bring the file of {paper} at {profile}")
