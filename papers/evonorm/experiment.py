@@ -13,6 +13,7 @@ from repro.models.norms import GhostBatchNorm
 from repro.models.slots import scaled_gaussian
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.evonorm.method import EvoNormB0, EvoNormS0
+from repro.tasks import Measures, Pictures, Worst, classify
 from repro.train import cosine, draws, generator
 
 # --- the arms --------------------------------------------------------------------------------------------------------
