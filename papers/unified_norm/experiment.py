@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from repro.data import fashion_mnist
-from repro.models.norms import TokenBatchNorm
+from repro.models.norms import over_tokens
 from repro.models.slots import Norm, linear
 from repro.models.vit import vit, without_norms
+from repro.papers.batchnorm.method import BatchNorm
 from repro.papers.unified_norm.method import UnifiedNorm, fuse_into_linear
 from repro.timing import compare, peak_bytes
 from repro.train import cosine, evaluate_classifier, fit, generator, seed_of
@@ -151,7 +152,7 @@ def accuracy(arm: str, seed: int, config: Accuracy, device: torch.device) -> dic
         fashion_mnist.load(device),
         partial(UnifiedNorm, warmup_iters=config.steps // 10, outlier_filtration=True),
     )
-    norm = {"layernorm": nn.LayerNorm, "batchnorm": TokenBatchNorm}.get(arm, unified)
+    norm = {"layernorm": nn.LayerNorm, "batchnorm": over_tokens(BatchNorm)}.get(arm, unified)
     model = config.build(norm, generator("unified_norm accuracy", seed)).to(device)
     train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
     fit(
