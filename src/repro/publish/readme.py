@@ -49,9 +49,7 @@ def _profile(paper: Paper, profile: str) -> list[str]:
     lines += ["| claim | where | the paper | ours | control | verdict |", "|---|---|---|---|---|---|"]
     for name, judged in verdict["claims"].items():
         claim = paper.claims[name]
-        controls = "; ".join(
-            f"{escape(control_text(c))}: {verdict_words(c['state'])}" for c in judged["controls"]
-        )
+        controls = "; ".join(f"{escape(control_text(c))}: {verdict_words(c['state'])}" for c in judged["controls"])
         headline = " (headline)" if verdict["headline"] == name else ""
         state = verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
         lines.append(
