@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any, get_type_hints
 
 from repro.errors import ReproError
-from repro.files import arena as arena_files
 from repro.files.paths import PROFILES
 from repro.files.strict import told, unlike
 from repro.run import measure as run
@@ -42,7 +41,9 @@ def _file(root: Path) -> Any:
 
 def tracks(root: Path) -> dict[str, dict]:
     """`arena.yaml`: the tracks with their settings."""
-    return arena_files.read_tracks(_file(root))
+    from repro.files.arena import read_tracks
+
+    return read_tracks(_file(root))
 
 
 def track_of(root: Path, name: str, profile: str) -> dict:
@@ -187,9 +188,11 @@ def read(root: Path, track: str, profile: str, kind: str) -> dict | None:
     path, again = path_of(root, track, profile, kind), f"run `repro arena --track {track} --profile {profile}` again"
     if not path.exists():
         return None
+    from repro.files.arena import read_arena_rows, read_table
+
     if kind == "table":
-        return arena_files.read_table(path, again, paper.shown(path), track, profile)
-    found = arena_files.read_arena_rows(path, again, paper.shown(path), track, profile, track_of(root, track, profile))
+        return read_table(path, again, paper.shown(path), track, profile)
+    found = read_arena_rows(path, again, paper.shown(path), track, profile, track_of(root, track, profile))
     if rows_digest(found["rows"]) != found["provenance"]["digest"]:
         raise ReproError(f"{path}: the rows do not match their digest (edited by hand?); {again}")
     return found

@@ -11,6 +11,7 @@ from repro.commands import common
 from repro.commands.common import AsJson, Device, Force, Profile, WithParent, dump, say, table
 from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED
+from repro.files.plan import written
 
 
 def arena(
@@ -40,7 +41,7 @@ def arena(
     root, profile = common.root(), common.profile_of(profile)
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
     if plan:
-        return dump({"tracks": [protocol.plan(root, name, profile) for name in names]})
+        return dump(written({"tracks": [protocol.plan(root, name, profile) for name in names]}))
     if check:
         return _check(root, names, profile)
     tables = []
