@@ -52,7 +52,6 @@ for panel, commands in COMMANDS.items():
 app.add_typer(system.data, name="data", rich_help_panel=KEEP)
 
 
-
 @app.callback()
 def options(
     version: Annotated[

@@ -71,7 +71,7 @@ def dump(value: object) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:
-    """Print a table for people: with rich on a terminal, as aligned plain lines elsewhere.  The first column is whole."""
+    """Print a table for people: with rich on a terminal, as aligned lines elsewhere; the first column is whole."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

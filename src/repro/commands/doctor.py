@@ -64,12 +64,16 @@ def _machine() -> Iterator[Check]:
     from repro.run import measure, provenance
 
     here = provenance.cpu()
-    yield Check(True, f"processor {here['model']} ({here['class']}), {measure.default_jobs('cpu')} processes for a CPU run")
+    yield Check(
+        True, f"processor {here['model']} ({here['class']}), {measure.default_jobs('cpu')} processes for a CPU run"
+    )
     if find_spec("torch"):
         import torch
 
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        yield Check(bool(names) or None, ", ".join(names) or "no GPU", "the gpu profile needs one; the cpu profile does not")
+        yield Check(
+            bool(names) or None, ", ".join(names) or "no GPU", "the gpu profile needs one; the cpu profile does not"
+        )
 
 
 def _data() -> Iterator[Check]:
@@ -92,14 +96,18 @@ def _checkout(root: Path) -> Iterator[Check]:
         if provenance.shallow(root):
             yield Check(None, "the history of this clone is cut", "`git fetch --unshallow` brings the rest")
     except ReproError as error:
-        yield Check(None, str(error), "without it verdicts are compared with the files that are here, not with a commit")
+        yield Check(
+            None, str(error), "without it verdicts are compared with the files that are here, not with a commit"
+        )
     try:
         load_params(root)
         yield Check(True, "params.yaml")
     except ReproError as error:
         yield Check(False, str(error))
     if not (root / ".dvc").is_dir():
-        yield Check(False, "this is no DVC repository", "run `dvc init` in the checkout (`dvc init --no-scm` without git)")
+        yield Check(
+            False, "this is no DVC repository", "run `dvc init` in the checkout (`dvc init --no-scm` without git)"
+        )
     elif find_spec("dvc"):
         yield dvc_status(root)
 

@@ -70,6 +70,9 @@ def run(
         for one in chosen:
             if profile not in one.profiles:
                 continue
+            if deadline is not None and time.monotonic() > deadline:
+                say(f"stopped after {minutes:g} minutes, before {one.slug}; the same command goes on")
+                break
             entry = plan.entry(one, profile, seeds or params.seeds)
             path = common.results(one.slug, profile, "rows")
             try:
@@ -92,9 +95,13 @@ def run(
                 faults.add(error)
                 continue
             seconds, limit = document["provenance"]["seconds"], params.time_limit.get(profile)
+            if quiet or as_json:
+                continue
             if missing := document["provenance"].get("missing"):
                 say(f"{one.slug} {profile}: {missing} trials are still to be measured; run the same command again")
-            if not (quiet or as_json) and limit and seconds > limit * jobs:
+            if refusal := document["provenance"].get("git"):
+                say(f"note: the rows name no commit; {refusal}")
+            if limit and seconds > limit * jobs:
                 say(f"note: {one.slug} took {seconds:.0f} s of work; the {profile} profile promises {limit} s")
     faults.end()
 

@@ -11,7 +11,19 @@ import typer
 from repro.errors import ReproError, one_line
 
 USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy of click that typer carries
-PLAIN = {"−": "-", "–": "-", "—": "-", "…": "...", "×": "x", "·": "*", "→": "->", "←": "<-", "‖": "||", "√": "sqrt", "✓": "+"}
+PLAIN = {
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "…": "...",
+    "×": "x",
+    "·": "*",
+    "→": "->",
+    "←": "<-",
+    "‖": "||",
+    "√": "sqrt",
+    "✓": "+",
+}
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

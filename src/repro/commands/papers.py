@@ -71,12 +71,13 @@ def show(
     """Show a paper's equation and claims, with its numbers beside ours."""
     from repro.publish.evidence import read_verdict
     from repro.spec.load import load
+    from repro.spec.model import as_dict
 
     one = load(slug)
     profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: read_verdict(one, p) for p in profiles}
     if as_json:
-        return dump({"paper": one.model_dump(), "verdicts": verdicts})
+        return dump({"paper": as_dict(one), "verdicts": verdicts})
     if not verdict:
         return _show(one, verdicts)
     for p, stored in verdicts.items():

@@ -92,7 +92,9 @@ def reproduce(
         from repro.report import render_paper
 
         made = render_paper(slug, here)
-    return Reproduced(slug, profile, rows, verdict, made, compare(paper, fresh, document, committed(slug, profile, root)))
+    return Reproduced(
+        slug, profile, rows, verdict, made, compare(paper, fresh, document, committed(slug, profile, root))
+    )
 
 
 def prepare(slug: str, profile: str, root: Path) -> Path:
@@ -120,7 +122,7 @@ def data_sets(paper: Paper, profile: str) -> list[str]:
 
 
 def committed(slug: str, profile: str, root: Path) -> dict | None:
-    """The verdict of git's HEAD; where there is no git, the one that lies in the paper's folder; None where there is none."""
+    """The verdict of git's HEAD, or where there is no git that of the paper's folder; None where there is none."""
     try:
         text = provenance.git("show", f"HEAD:./{results_name(slug, profile, 'verdict')}", folder=root)
         return json.loads(text)
@@ -173,5 +175,7 @@ def _invalid(paper: Paper, name: str, document: dict) -> str | None:
     bad = [row for row in document["rows"] if row["experiment"] in places and row["status"] == "invalid"]
     if not bad:
         return None
-    help_ = "End what else runs on this machine, or raise the number of blocks in paper.yaml, and run the command again."
+    help_ = (
+        "End what else runs on this machine, or raise the number of blocks in paper.yaml, and run the command again."
+    )
     return f"{len(bad)} measurements failed their own check ({bad[0].get('why', 'no reason given')}). {help_}"

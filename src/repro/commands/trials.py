@@ -14,7 +14,7 @@ SHORTEST = 6
 def find(key: str, root: Path) -> list[dict]:
     """Every trial of this key: where it is written, and its row."""
     wanted = key.removeprefix("sha256:")
-    if not re.fullmatch(r"[0-9a-f]{%d,64}" % SHORTEST, wanted):
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST},64}}", wanted):
         raise ReproError(f"{key[:80]!r} is no key of a trial; write {SHORTEST} or more of its digits, such as 3f9a0c12")
     found = []
     for slug in sorted(path.parent.name for path in (root / "papers").glob("*/paper.yaml")):

@@ -66,7 +66,7 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | No
 
 
 def orphans(paper: Paper, root: Path) -> list[str]:
-    """Verdicts, error rates and metrics without the rows that they were made of, and those of no profile of the paper."""
+    """Verdicts, error rates and metrics without the rows of which they were made, or of no profile of the paper."""
     lines = []
     for path in sorted((root / "papers" / paper.slug / "results").glob("*.json")):
         profile, _, kind = path.name.removesuffix(".json").partition(".")

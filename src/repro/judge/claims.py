@@ -236,20 +236,26 @@ class Stop:
 
 
 def _ignores_seed(case: Case) -> Stop | None:
-    """An experiment that draws nothing of its seed has one run, not n."""
+    """An experiment that draws nothing of its seed has one run, not n.
+
+    A single arm may be constant (a network that is dead, a reference that is computed), all of them are not by chance.
+    """
     rows, seeds = case.rows_of(case.claim.experiment), set(case.settings.seeds)
-    for arm in dict.fromkeys(rule.arm for rule in case.rules):
+    named = (name for rule in case.rules for name in (rule.arm, getattr(rule, "against", None)))
+    constant, arms = True, list(dict.fromkeys(name for name in named if name))
+    for arm in arms:
         cells: dict[frozenset, list[dict]] = {}
         for row in rows:
             if row["arm"] == arm and row["seed"] in seeds and row["status"] == "ok":
                 cells.setdefault(frozenset(row["factors"].items()), []).append(row["measures"])
         several = [measures for measures in cells.values() if len(measures) > 1]
-        if several and all(measures[0] == other for measures in several for other in measures[1:]):
-            return Stop(
-                f"every row of {arm} is the same at all {len(seeds)} seeds, so that the experiment ignores its seed. "
-                "Mend the experiment, or state an identity where nothing is drawn."
-            )
-    return None
+        constant &= bool(several) and all(each[0] == other for each in several for other in each[1:])
+    if not constant:
+        return None
+    return Stop(
+        f"every row of {listed(arms)} is the same at all {len(seeds)} seeds, so that the experiment ignores its seed. "
+        "Mend the experiment, or state an identity where nothing is drawn."
+    )
 
 
 def _edge(case: Case, seen: Seen, of: str = "") -> Stop | None:

@@ -63,7 +63,7 @@ def region_of(rule: Rule, measures: Mapping[str, Measure]) -> Region:
             return _given(rule, log=True)
         case "bound":
             return _given(rule, log=bool(rule.contrast and rule.contrast.as_ == "ratio"))
-        case "slope":
+        case "slope" | "identity":
             return _given(rule, log=False)
         case "failures" if rule.against is None:
             return _given(rule, log=False)

@@ -5,12 +5,13 @@ import re
 SYMBOLS = dict(
     pair.split()
     for pair in (
-        "alpha α,beta β,gamma γ,delta δ,epsilon ε,varepsilon ε,zeta ζ,eta η,theta θ,kappa κ,lambda λ,mu μ,nu ν,xi ξ,pi π,"
-        "rho ρ,sigma σ,tau τ,phi φ,varphi φ,chi χ,psi ψ,omega ω,Gamma Γ,Delta Δ,Theta Θ,Lambda Λ,Sigma Σ,Phi Φ,Psi Ψ,"
+        "alpha α,beta β,gamma γ,delta δ,epsilon ε,varepsilon ε,zeta ζ,eta η,theta θ,kappa κ,lambda λ,mu μ,nu ν,xi ξ,"
+        "pi π,rho ρ,sigma σ,tau τ,phi φ,varphi φ,chi χ,psi ψ,omega ω,Gamma Γ,Delta Δ,Theta Θ,Lambda Λ,Sigma Σ,Phi Φ,Psi Ψ,"
         "Omega Ω,ell ℓ,partial ∂,nabla ∇,infty ∞,sum Σ,prod Π,int ∫,odot ⊙,cdot ·,times ×,le ≤,leq ≤,ge ≥,geq ≥,neq ≠,"
         "ne ≠,approx ≈,sim ~,propto ∝,in ∈,to →,rightarrow →,leftarrow ←,gets ←,mapsto ↦,dots …,ldots …,cdots …,top ᵀ,"
         "lfloor ⌊,rfloor ⌋,lceil ⌈,rceil ⌉,lVert ‖,rVert ‖,Vert ‖,lvert |,rvert |,vert |,mid |,star *,ast *,pm ±,"
-        "langle ⟨,rangle ⟩,circ ∘,oplus ⊕,otimes ⊗,forall ∀,exists ∃,perp ⊥,parallel ∥,wedge ∧,vee ∨,cup ∪,cap ∩,ll ≪,gg ≫"
+        "langle ⟨,rangle ⟩,circ ∘,oplus ⊕,otimes ⊗,forall ∀,exists ∃,perp ⊥,parallel ∥,wedge ∧,vee ∨,cup ∪,cap ∩,"
+        "ll ≪,gg ≫"
     ).split(",")
 )
 SPACES = {",", ";", ":", "quad", "qquad", "enspace", "thinspace"}
@@ -22,8 +23,18 @@ UPRIGHT = {
     *("mathrm", "mathbf", "mathit", "mathcal", "mathbb", "mathsf", "boldsymbol", "text", "textrm", "textbf"),
     *("operatorname", "bm", "rm", "bf"),
 }
-ACCENTS = {"hat": "\u0302", "bar": "\u0304", "tilde": "\u0303", "dot": "\u0307", "vec": "\u20d7", "widehat": "\u0302", "overline": "\u0304"}
-_UP = dict(zip("0123456789+-=()nitTabcdefghjklmoprsuvwxyzαβγ", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱᵗᵀᵃᵇᶜᵈᵉᶠᵍʰʲᵏˡᵐᵒᵖʳˢᵘᵛʷˣʸᶻᵅᵝᵞ", strict=True))
+ACCENTS = {
+    "hat": "\u0302",
+    "bar": "\u0304",
+    "tilde": "\u0303",
+    "dot": "\u0307",
+    "vec": "\u20d7",
+    "widehat": "\u0302",
+    "overline": "\u0304",
+}
+_UP = dict(
+    zip("0123456789+-=()nitTabcdefghjklmoprsuvwxyzαβγ", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱᵗᵀᵃᵇᶜᵈᵉᶠᵍʰʲᵏˡᵐᵒᵖʳˢᵘᵛʷˣʸᶻᵅᵝᵞ", strict=True)
+)
 _DOWN = dict(zip("0123456789+-=()aehijklmnoprstuvxβγρφχ", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓᵦᵧᵨᵩᵪ", strict=True))
 _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[{}^_&]|\s+|.", re.S)
 

@@ -24,8 +24,8 @@ def paper_readme(paper: Paper, names: list[str]) -> str:
     lines += [escape(paper.summary), ""]
     lines += ["```python", f"from repro.papers.{slug} import {', '.join(names)}", "```", ""]
     lines += [
-        "The method is [method.py](method.py). What is measured is [experiment.py](experiment.py), and the rules are in "
-        "[paper.yaml](paper.yaml). Pitfalls are in [NOTES.md](NOTES.md), and the rendered page is "
+        "The method is [method.py](method.py). What is measured is [experiment.py](experiment.py), and the rules are "
+        "in [paper.yaml](paper.yaml). Pitfalls are in [NOTES.md](NOTES.md), and the rendered page is "
         f"[reports/papers/{slug}.html](../../reports/papers/{slug}.html).",
         "",
     ]
@@ -49,9 +49,7 @@ def _profile(paper: Paper, profile: str) -> list[str]:
     lines += ["| claim | where | the paper | ours | control | verdict |", "|---|---|---|---|---|---|"]
     for name, judged in verdict["claims"].items():
         claim = paper.claims[name]
-        controls = "; ".join(
-            f"{escape(control_text(c))}: {verdict_words(c['state'])}" for c in judged["controls"]
-        )
+        controls = "; ".join(f"{escape(control_text(c))}: {verdict_words(c['state'])}" for c in judged["controls"])
         headline = " (headline)" if verdict["headline"] == name else ""
         state = verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
         lines.append(

@@ -77,7 +77,7 @@ def source_digest(paper: Paper) -> str:
 
 
 def source_stage(loaded: list[Paper]) -> str:
-    """The stage that keeps `sources.json`: DVC runs it when any source changes, and measures what came out otherwise."""
+    """The stage that keeps `sources.json`: DVC runs it when any source changes, then measures what came out new."""
     called = {one for paper in loaded for one in functions(paper)}
     files = {_relative(path) for one in called for path in provenance.function_closure(*one).values()}
     folders = {folder for folder in PACKAGES if any(name.startswith(folder + "/") for name in files)}

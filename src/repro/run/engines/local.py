@@ -195,9 +195,12 @@ def run_units(
             if worker is not None:
                 ended(worker)
 
-    alarm = threading.Timer(max(deadline - time.monotonic(), 0.0), give_up) if deadline is not None else None
-    if alarm is not None:
+    alarm = None
+    if deadline is not None:
+        alarm = threading.Timer(deadline - time.monotonic(), give_up)
         alarm.daemon = True
+        if deadline <= time.monotonic():
+            return
         alarm.start()
     for queue, slots in ((shared, jobs), (alone, 1)):
         # Each worker lives and dies with the thread that made it (PR_SET_PDEATHSIG looks at the thread).
