@@ -34,7 +34,7 @@ def test_a_reproduced_claim_says_everything(paper):
     assert verdict["rows_digest"] == rows_digest(rows_of(**GOOD))
     found = verdict["claims"]["main"]
     assert found["state"] == "reproduced" and found["estimate"] == pytest.approx(-0.5) and found["n"] == 5
-    assert found["mark"] is None and found["p"] < 1e-6
+    assert found["mark"] is None and found["p"] < 1e-5
     assert found["paper_value"] == {"value": -0.5, "unit": "nats"}
     assert found["magnitude"] == {"ours": found["estimate"], "paper": -0.5, "ratio": pytest.approx(1.0)}
     assert found["rule"] == {**found["rule"], "kind": "ordering", "arm": "a", "against": "b", "level": 0.95}
@@ -343,7 +343,7 @@ def test_a_diverged_row_of_the_method_is_never_reproduced(paper, rule_text, n):
     found = claim(p, rows_of(**{**values, "a": [None, *values["a"][1:]]}))
     assert found["state"] == "inconclusive"
     if n == 12:
-        assert "a diverged at seed 0" in found["why"] and found["needed_seeds"] is None
+        assert "The arm a diverged at seed 0" in found["why"] and found["needed_seeds"] is None
 
 
 def test_an_arm_of_which_every_run_diverged_fails_also_with_three_seeds_and_many_parts(paper):
@@ -396,7 +396,7 @@ def test_a_failure_rate_on_the_boundary_is_called_below_it_at_most_one_time_in_t
     p, rng, runs, said = (
         paper(STABLE.replace("0.5", str(share)), change=("cpu: {seeds: 5", f"cpu: {{seeds: {n}")),
         np.random.default_rng(n),
-        400,
+        200,
         0,
     )
     for _ in range(runs):
