@@ -12,10 +12,7 @@ def listen(listener: Listener) -> Callable[[], None]:
     return lambda: _listeners.remove(listener)
 
 
-def report(step: int, steps: int, loss: float) -> None:
+def tell(step: int, steps: int, loss: float) -> None:
     """`step` of `steps` are done, the last with this (finite) loss."""
     for listener in _listeners:
         listener(step, steps, loss)
-
-
-tell = report  # its name in training loops that were written before
