@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from repro.models.norms import TokenBatchNorm
+from repro.models.norms import over_tokens
 from repro.models.slots import Norm, linear
 from repro.models.vit import scaled_to_width, vit, without_norms
+from repro.papers.batchnorm.method import BatchNorm
 from repro.papers.unified_norm.method import UnifiedNorm, fuse_into_linear
 from repro.tasks import Measures, Pictures, Timed, Worst, classify, relative, timed
 from repro.timing import peak_bytes
@@ -146,7 +147,7 @@ def accuracy(arm: str, seed: int, config: Accuracy, device: torch.device) -> Mea
     """Test accuracy after training; with UN after folding.  `unit`: the running value put back to 1 before."""
     warm, un = round(config.warmup * config.steps), arm in ("un", "unit", "un_unfiltered")
     unified = partial(UnifiedNorm, warmup_iters=warm, outlier_filtration=arm != "un_unfiltered")
-    norm = {"layernorm": nn.LayerNorm, "batchnorm": TokenBatchNorm}.get(arm, unified)
+    norm = {"layernorm": nn.LayerNorm, "batchnorm": over_tokens(BatchNorm)}.get(arm, unified)
     model = config.build(norm, generator("unified_norm accuracy", seed), config.side, config.channels)
 
     def finish(model: nn.Module) -> nn.Module:

@@ -23,9 +23,16 @@ BEGIN, END = f"<!-- {MARK} -->", "<!-- end of GENERATED -->"
 STATES = {"reproduced": "reproduced", "not_reproduced": "**not reproduced**", "inconclusive": "inconclusive"}
 
 
-def public_names(slug: str) -> list[str]:
-    """`__all__` of a paper's method.py, read without importing it: constants, then classes, then functions."""
-    path = papers.paper_dirs() / slug / "method.py"
+def method_files(slug: str) -> list[str]:
+    """The files that hold a paper's method, by name without .py: method, then the others that have an `__all__`."""
+    folder = papers.paper_dirs() / slug
+    others = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
+    return ["method", *(name for name in others if name not in ("method", "experiment"))]
+
+
+def names_of(slug: str, file: str) -> list[str]:
+    """`__all__` of one file of a paper's method, read without importing it: constants, then classes, then functions."""
+    path = papers.paper_dirs() / slug / f"{file}.py"
     shown, hint = papers.shown(path), "list the public names, such as __all__ = ['RMSNorm']"
     if not path.is_file():
         raise ReproError(f"{shown}: No such file; write it, `repro new` shows one")
@@ -46,8 +53,17 @@ def public_names(slug: str) -> list[str]:
             for name in names:
                 if not (isinstance(name, str) and name.isidentifier()):
                     raise ReproError(f"{shown}:{node.lineno}: __all__ holds {name!r}; {hint}")
-            return sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+            return sorted(names, key=_rank)
     raise ReproError(f"{shown}: has no __all__; {hint}")
+
+
+def _rank(name: str) -> tuple:
+    return not name.isupper(), not name[0].isupper(), name
+
+
+def public_names(slug: str) -> list[str]:
+    """The public names of all files of a paper's method: constants, then classes, then functions."""
+    return sorted((name for file in method_files(slug) for name in names_of(slug, file)), key=_rank)
 
 
 def read_verdict(slug: str, profile: str) -> dict | None:
@@ -87,11 +103,18 @@ def _paper_value(claim) -> str:
 
 
 def package_file(slug: str) -> str:
-    names = public_names(slug)
-    listed = f"from repro.papers.{slug}.method import {', '.join(names)}"
-    if len(listed) > 120:
-        listed = f"from repro.papers.{slug}.method import (\n" + "".join(f"    {n},\n" for n in names) + ")"
-    return f"# {MARK} from method.py\n{listed}\n\n__all__ = {json.dumps(names)}\n"
+    lines = []
+    for file in method_files(slug):
+        names = names_of(slug, file)
+        listed = f"from repro.papers.{slug}.{file} import {', '.join(names)}"
+        if len(listed) > 120:
+            listed = f"from repro.papers.{slug}.{file} import (\n" + "".join(f"    {n},\n" for n in names) + ")"
+        lines.append(listed)
+    listed = "\n".join(sorted(lines, key=lambda line: line.split()[1]))
+    public = json.dumps(public_names(slug))
+    if len(public) > 110:
+        public = "[\n" + "".join(f"    {json.dumps(name)},\n" for name in public_names(slug)) + "]"
+    return f"# {MARK} from method.py\n{listed}\n\n__all__ = {public}\n"
 
 
 def paper_stages(paper: Paper) -> str:
