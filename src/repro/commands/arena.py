@@ -64,17 +64,18 @@ def arena(
 def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
     """The rows of a track."""
     from repro.arena import protocol
-    from repro.run import core, progress
+    from repro.run import measure as running
+    from repro.run import progress
     from repro.spec.load import load_params
 
-    where = core.resolve_device(device or load_params(root).device, profile)
+    where = running.resolve_device(device or load_params(root).device, profile)
     return protocol.measure(
         protocol.plan(root, track, profile),
         root,
         device=where,
-        jobs=jobs or core.default_jobs(where),
+        jobs=jobs or running.default_jobs(where),
         force=force,
-        progress=core.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+        progress=running.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
     )
 
 
