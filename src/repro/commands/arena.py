@@ -38,6 +38,8 @@ def arena(
     from repro.arena import table as arena_table
 
     root, profile = common.root(), common.profile_of(profile)
+    if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
+        raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
     if plan:
         return dump({"tracks": [protocol.plan(root, name, profile) for name in names]})
