@@ -38,14 +38,22 @@ def seeds(value: Any) -> str:
     return "" if not positive(value) and value <= 1000 else "a whole number from 1 to 1000"
 
 
-def rung(value: Any) -> str:
-    fine = type(value) is list and len(value) == 2 and not any(map(positive, value))
-    return "" if fine else "[steps, how many learning rates go on]"
-
-
 def rank(value: Any) -> str:
-    fine = not rung(value) and value[0] <= value[1]
+    fine = type(value) is list and len(value) == 2 and not any(map(positive, value)) and value[0] <= value[1]
     return "" if fine else "[best rank, worst rank]"
+
+
+def share(value: Any) -> str:
+    return "" if not number(value) and 0 <= value <= 1 else "a number from 0 to 1"
+
+
+def shares(value: Any) -> str:
+    return "" if type(value) is list and len(value) == 2 and not any(map(share, value)) else "[low, high] of a share"
+
+
+def point(value: Any) -> str:
+    fine = type(value) is list and len(value) == 4 and not any(map(number, value))
+    return "" if fine else "[step, mean, least, greatest]"
 
 
 def gap(value: Any) -> str:
@@ -53,14 +61,16 @@ def gap(value: Any) -> str:
     return "" if fine and (value[1] is None) == (value[2] is None) else "[difference, low, high] or nulls"
 
 
+CELL = {"depth": positive, "batch": positive, "steps": positive, "width?": positive}
+CONTRAST = {"better": ARM, "worse": ARM, "at?": {...: positive}}
 BUDGET = {
-    "tuning": {"seeds": seeds, "lr": [above_zero], "rungs": [rung]},
-    "final": {"seeds": seeds, "steps": positive},
-    "settings": {"depth": positive, "batch": positive, ...: level},
-    "cells?": [{"depth?": positive, "batch?": positive, "steps?": positive}],
+    "tuning": {"seeds": seeds, "lr": [above_zero], "extend": whole},
+    "final": {"seeds": seeds},
+    "settings": {...: level},
+    "cells": [CELL],
     "cost": {"seeds": seeds, "blocks": positive, "calls": positive, "aa_limit": above_zero},
 }
-BASICS = {"what": words, "measure": one_of("valid_nats", "valid_error"), "target": number, "margin": cost}
+BASICS = {"what": words, "measure": one_of("valid_nats", "valid_error"), "margin": cost, "calibration": [CONTRAST]}
 TRACK = {**BASICS, **{f"{profile}?": BUDGET for profile in PROFILES}}
 
 
@@ -79,24 +89,20 @@ def read_tracks(file: Any) -> dict[str, Any]:
 
 def _budget(file: Any, where: Where, settings: dict[str, Any]) -> None:
     """What the parts of a budget ask of each other."""
-    tuning = settings["tuning"]
-    for i, cell in enumerate(settings.get("cells", ())):
-        if not cell:
-            file.fail((*where, "cells", i), "changes nothing; write depth, batch or steps")
-    for key in ("lr", "rungs"):
-        if not tuning[key]:
-            file.fail((*where, "tuning", key), "is empty; write at least one")
-    if len(set(tuning["lr"])) < len(tuning["lr"]):
+    rates, cells = settings["tuning"]["lr"], settings["cells"]
+    if not rates:
+        file.fail((*where, "tuning", "lr"), "is empty; write at least one")
+    if len(set(rates)) < len(rates):
         file.fail((*where, "tuning", "lr"), "holds a learning rate twice; write each once")
-    left = len(tuning["lr"])
-    for i, (_, keep) in enumerate(tuning["rungs"]):
-        if keep > left:
-            file.fail((*where, "tuning", "rungs", i), f"keeps {keep} of {left} learning rates; write at most {left}")
-        left = keep
-    if left != 1:
-        file.fail(
-            (*where, "tuning", "rungs", len(tuning["rungs"]) - 1), f"keeps {left} learning rates; the last rung keeps 1"
-        )
+    if settings["tuning"]["extend"] > 10:
+        file.fail((*where, "tuning", "extend"), "lets the grid grow by more than 10 rates; write a whole number to 10")
+    if not cells:
+        file.fail((*where, "cells"), "is empty; write at least one, such as {depth: 4, batch: 16, steps: 100}")
+    for i, cell in enumerate(cells):
+        if cell in cells[:i]:
+            file.fail((*where, "cells", i), "stands twice; write each once")
+        if "width" not in cell and "width" not in settings["settings"]:
+            file.fail((*where, "cells", i), "has no width, nor have the settings; write one")
 
 
 def read_arena_plan(path: Path, again: str, known: Iterable[str]) -> dict[str, Any]:
@@ -107,6 +113,7 @@ def read_arena_plan(path: Path, again: str, known: Iterable[str]) -> dict[str, A
         "profile": one_of(*PROFILES),
         "settings": {**BASICS, **BUDGET},
         "arms": [ARM],
+        "same": [{...: text}],
         "out": {...: text},
     }
     check(file, {"tracks": [one]}, file.data)
@@ -116,18 +123,19 @@ def read_arena_plan(path: Path, again: str, known: Iterable[str]) -> dict[str, A
         _budget(file, ("tracks", i, "settings"), track["settings"])
         if "base" not in track["arms"]:
             file.fail(("tracks", i, "arms"), "lacks base, the unchanged model")
+        if len(track["same"]) != len(track["settings"]["cells"]):
+            file.fail(("tracks", i, "same"), "has another length than the cells of the settings")
     return file.data
 
 
-def read_arena_rows(
-    path: Path, again: str, shown: str, track: str, profile: str, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """The rows of a track, complete enough for its table."""
-    file, base = JsonFile(path, again, shown), {k: settings["settings"][k] for k in ("depth", "batch")}
+def read_arena_rows(path: Path, again: str, shown: str, track: str, profile: str, settings: Any = None) -> Any:
+    """The rows of a track; with the settings of the track also complete enough for its table."""
+    file = JsonFile(path, again, shown)
     document = rows_file.checked(file, (f"arena-{track}", profile))
     check(file, {"provenance": {"device_model": text, "trials": [text]}}, document)
-    trained = {**{k: number for k in ("depth", "batch")}, "lr": above_zero, "steps": positive}
-    at_base: dict[str, bool] = {}
+    check(file, {"same?": [{...: text}], "out?": {...: text}}, document)
+    trained = {"lr": above_zero, ...: level}
+    measures = {"steps": [number], "curve": [number], "fails_above?": number, "learns_below?": number}
     for i, row in enumerate(document["rows"]):
         where = ("rows", i)
         check(file, {"arm": ARM, "experiment": one_of(track, "cost")}, row, where)
@@ -136,70 +144,92 @@ def read_arena_rows(
                 check(file, {"seconds": cost, "peak_bytes": cost}, row["measures"], (*where, "measures"))
             continue
         check(file, trained, row["factors"], (*where, "factors"))
-        judged = row["seed"] < 1000 and all(
-            row["factors"][k] == v for k, v in {**base, "steps": settings["final"]["steps"]}.items()
-        )
-        at_base[row["arm"]] = at_base.get(row["arm"], False) or judged
         if row["status"] == "ok":
-            check(
-                file,
-                {settings["measure"]: number, "steps": [number], "curve": [number]},
-                row["measures"],
-                (*where, "measures"),
-            )
+            check(file, measures, row["measures"], (*where, "measures"))
+            if settings is not None:
+                check(file, {settings["measure"]: number}, row["measures"], (*where, "measures"))
             if len(row["measures"]["steps"]) != len(row["measures"]["curve"]):
                 file.fail((*where, "measures", "curve"), "has another length than steps")
-    missing = next((arm for arm in ("base", *at_base) if not at_base.get(arm)), None)
-    if missing:
-        told_base = ", ".join(f"{k} {v}" for k, v in base.items())
-        file.fail(("rows",), f"no row of arm {missing} at {told_base} and {settings['final']['steps']} steps")
+    if settings is not None:
+        _complete(file, document, settings)
     return document
+
+
+def _complete(file: JsonFile, document: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Every cell has its base, and every arm of a cell its tuning seeds and judged seeds."""
+    if len(document.get("same", settings["cells"])) != len(settings["cells"]):
+        file.fail(("same",), "has another length than the cells of arena.yaml")
+    for cell in settings["cells"]:
+        seen: dict[str, set[bool]] = {}
+        tuned: dict[str, set[tuple]] = {}
+        for row in document["rows"]:
+            if row["experiment"] != "cost" and all(row["factors"].get(k) == v for k, v in cell.items()):
+                seen.setdefault(row["arm"], set()).add(row["seed"] >= 1000)
+                if row["seed"] >= 1000:
+                    tuned.setdefault(row["arm"], set()).add((row["seed"], row["factors"]["lr"]))
+        told_cell = ", ".join(f"{k} {v}" for k, v in cell.items())
+        for arm in ("base", *seen):
+            if seen.get(arm, set()) != {True, False}:
+                file.fail(("rows",), f"lacks tuning seeds or judged seeds of {arm} at {told_cell}")
+            seeds, rates = ({pair[i] for pair in tuned[arm]} for i in (0, 1))
+            if len(tuned[arm]) != len(seeds) * len(rates):
+                file.fail(("rows",), f"lacks a tuning seed of {arm} at {told_cell}")
 
 
 LINE = {
     "arm": ARM,
+    "control": truth,
     "mean": number,
-    "spread?": (number,),
-    "error": (number,),
+    "spread": (number,),
     "n": whole,
-    "diverged": whole,
-    "rank": rank,
+    "failed": whole,
+    "failures": shares,
     "gap": gap,
+    "rank": rank,
+    "standing": one_of("the base", "better", "as good", "not told apart", "worse", "fails", "no better than a control"),
+    "no_better_than": [ARM],
+    "lr": above_zero,
+    "edge": truth,
+    "tuning": [{"lr": above_zero, "mean": (number,)}],
+    "tuning_runs": whole,
+    "best": (number,),
+    "steps_to_target": (cost,),
+    "curve": [point],
 }
 METHOD = {
     "arm": ARM,
     "slot": text,
     "control": truth,
-    "lr": above_zero,
+    "source": one_of("paper", "torch", "pytorch_optimizer", "control"),
     "trials": [text],
-    "depths": [positive],
-    "sensitivity": [{"lr": above_zero, "mean": (number,), "diverged": cost}],
-    "largest_stable_lr": (above_zero,),
-    "steps_to_target": (cost,),
-    "seconds_to_target": (cost,),
     "step_seconds": (cost,),
     "peak_bytes": (cost,),
-    "fails_at_depth": (positive,),
 }
 TABLE = {
     "track": NAME,
     "profile": one_of(*PROFILES),
     "what": text,
     "measure": words,
-    "target": number,
     "margin": cost,
-    "settings": {"depth": positive, "batch": positive, ...: level},
+    "settings": {...: level},
     "level": above_zero,
     "seeds": positive,
-    "steps": positive,
+    "tuning_seeds": positive,
     "rows_digest": digest_text,
     "device": text,
     "methods": [METHOD],
     "out": {...: text},
     "cells": [
         {
-            "changed": {...: positive},
-            "slots": {...: {"discriminates": ({"ok": truth, "best": text, "worse": {...: truth}},), "ranking": [LINE]}},
+            "at": {"depth": positive, "batch": positive, "steps": positive, ...: level},
+            "target": number,
+            "fails_above": (number,),
+            "learns_below": (number,),
+            "learnt": truth,
+            "ranks": truth,
+            "calibration": [{"better": ARM, "worse": ARM, "ok": truth, "gap": (number,)}],
+            "same": {...: text},
+            "slots": {...: {"usable": truth, "why": (text,), "controls": {...: truth}, "lines": [LINE]}},
         }
     ],
 }
@@ -218,12 +248,12 @@ def read_table(path: Path, again: str, shown: str, track: str, profile: str) -> 
     known = {method["arm"] for method in document["methods"]}
     for i, cell in enumerate(document["cells"]):
         for slot, found in cell["slots"].items():
-            if not found["ranking"]:
-                file.fail(("cells", i, "slots", slot, "ranking"), "is empty; write at least one")
-            for k, line in enumerate(found["ranking"]):
+            if not found["lines"]:
+                file.fail(("cells", i, "slots", slot, "lines"), "is empty; write at least one")
+            for k, line in enumerate(found["lines"]):
                 if line["arm"] not in known:
                     file.fail(
-                        ("cells", i, "slots", slot, "ranking", k, "arm"),
+                        ("cells", i, "slots", slot, "lines", k, "arm"),
                         f"{told(line['arm'])}, which is not among methods",
                     )
     return document
