@@ -6,17 +6,17 @@ import inspect
 import pytest
 import torch
 
-from repro.spec import paper
+from repro.spec.load import load_yaml, paper_dirs, slugs
 from repro.testing import CLAUSES, check_signature, sized
 
 # Clauses that a layer cannot hold, for the reason that its NOTES.md gives.
 EXCEPT: dict[str, set[str]] = {}
 LAYERS = ("norm", "act", "weight", "placement")
 PROVIDED = [
-    pytest.param(slug, drop_in.slot, drop_in.name, id=f"{slug}.{drop_in.name}")
-    for slug in paper.slugs()
-    for drop_in in paper.load(slug).provides
-    if drop_in.slot in LAYERS
+    pytest.param(slug, drop_in["slot"], drop_in["name"], id=f"{slug}.{drop_in['name']}")
+    for slug in slugs()
+    for drop_in in load_yaml(paper_dirs() / slug / "paper.yaml").get("provides", ())
+    if drop_in["slot"] in LAYERS
 ]
 
 
@@ -36,7 +36,7 @@ def test_inductor_compiles_training(slug: str, slot: str, name: str) -> None:
     CLAUSES["compilation"](build, x, slot, "inductor")
 
 
-@pytest.mark.parametrize("slug", paper.slugs())
+@pytest.mark.parametrize("slug", slugs())
 def test_namesakes_take_the_arguments_of_torch(slug: str) -> None:
     module = importlib.import_module(f"repro.papers.{slug}")
     for name in module.__all__:

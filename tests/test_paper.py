@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jsonschema
@@ -185,7 +184,7 @@ BAD = {
     "a comma in a text": (
         "expect: not_reproduced}",
         "expect: not_reproduced, why: broken, no norm}",
-        "claims.parity.controls[0].no norm: unknown key; allowed: expect, replace, seed_offset, experiment, at, "
+        "claims.parity.controls[0].no norm: unknown key; write one of expect, replace, seed_offset, experiment, at, "
         "why (a text that holds a comma needs quotes inside { })",
     ),
     "missing key": (
@@ -202,7 +201,7 @@ BAD = {
     "fidelity": (
         "fidelity: scaled",
         "fidelity: exact",
-        "claims.parity.fidelity: is the text 'exact'; allowed: analytic, same, scaled, proxy",
+        "claims.parity.fidelity: is the text 'exact'; write one of analytic, same, scaled, proxy",
     ),
     "kind": (
         "kind: noninferiority",
@@ -212,7 +211,7 @@ BAD = {
     "no kind": (
         "{kind: noninferiority, measure",
         "{measure",
-        "claims.parity.rule: 'kind' is missing; allowed: identity, bound, ratio, ordering, noninferiority, "
+        "claims.parity.rule: 'kind' is missing; write one of identity, bound, ratio, ordering, noninferiority, "
         "equivalence, slope, count",
     ),
     "text for a number": (
@@ -384,7 +383,7 @@ BAD = {
     "select": (
         "margin: 0.02",
         "margin: 0.02, select: {factor: lr, on: tuning}",
-        "claims.parity.rule.select.factor: no factor 'lr' in experiment 'quality' at profile 'cpu'; allowed: "
+        "claims.parity.rule.select.factor: no factor 'lr' in experiment 'quality' at profile 'cpu'; write one of "
         "depth, batch",
     ),
     "select without tuning seeds": (", per: model}\n", ", per: model, select: {factor: model, on: tuning}}\n", None),
@@ -701,14 +700,11 @@ def test_params(tmp_path, old, new, line, message):
     assert str(caught.value) == f"{path}:{line}: {message}"
 
 
-def test_a_checked_file_is_kept_and_an_edited_one_is_checked_again(write, tmp_path):
+def test_an_edited_file_is_checked_again_and_nothing_is_kept_on_disk(write, tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS)
     path = write()
     first = load(path)
-    kept = list((tmp_path / ".repro" / "yaml").iterdir())
-    assert len(kept) == 1 and load(path) == first
-    kept[0].write_text("{")  # cut short
-    assert load(path) == first
+    assert load(path) is first and not (tmp_path / ".repro").exists()
     write(changed("margin: 0.02", "margn: 0.02")[0])
     with pytest.raises(ReproError, match="margn: unknown key"):
         load(path)
@@ -718,25 +714,15 @@ def test_a_checked_file_is_kept_and_an_edited_one_is_checked_again(write, tmp_pa
 
 
 def test_loading_imports_no_heavy_package(write, tmp_path):
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    load(write())
+    write()
     code = f"""
 import sys
-from repro.spec import load as paper
-paper.load("rmsnorm", {str(tmp_path)!r})
-print([name for name in ("torch", "numpy", "scipy", "pydantic", "ruamel.yaml") if name in sys.modules])
+from repro.spec.load import load
+load("rmsnorm", {str(tmp_path)!r})
+print([name for name in ("torch", "numpy", "scipy", "ruamel.yaml") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_hundred_papers_load_quickly(write, tmp_path):
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    load(write())
-    began = time.process_time()
-    for _ in range(100):
-        load("rmsnorm", tmp_path)
-    assert time.process_time() - began < 0.5  # 0.04 s on an idle core
 
 
 def test_plain_data_and_the_json_schema_agree_with_the_file(write):
@@ -748,7 +734,7 @@ def test_plain_data_and_the_json_schema_agree_with_the_file(write):
     bad = load_yaml(path)
     bad["claims"]["parity"]["rule"]["margn"] = 1
     assert not validator.is_valid(bad)
-    dumped = paper.model_dump(mode="json", exclude_none=True)
+    dumped = as_dict(paper)
     rule = dumped["claims"]["parity"]["rule"]
     assert validator.is_valid(json.loads(json.dumps(dumped)))
     assert rule["level"] == 0.95 and dumped["headline"] == {"cpu": "parity", "gpu": "speed"}

@@ -11,7 +11,6 @@ Where the paper is silent or leaves a choice:
   D1  eps = 1e-5, gamma starts at 1 and beta at 0, as in torch.nn; the paper gives no values.
   D2  E[x] and Var[x] are moving averages (Sec. 3.1 allows them), new = (1 - momentum) * old + momentum * batch with
       momentum = 0.1 as in torch.nn; None weighs all batches alike. `population_statistics` is Alg. 2 itself.
-  D3  statistics are computed in float32 at least and y has the dtype of x, under autocast also.
 
 Training on one value per feature is a ValueError; an empty batch gives an empty y and leaves E[x] and Var[x]
 as they were (both as in torch). In float32 the squares overflow once their sum passes 3.4e38; y is then beta.
@@ -23,11 +22,15 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import leaf, never_fuse, wide
+from repro.models.recompute import recomputing
+
 __all__ = ["BatchNorm", "batch_norm", "population_statistics"]
 
 
+@leaf
 def batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -37,39 +40,40 @@ def batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """Alg. 1 if `training` (running statistics, if given, are updated in place), else Alg. 2; as F.batch_norm."""
-    if not x.is_floating_point():
-        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
-    features = {t.shape[0] for t in (running_mean, running_var, weight, bias) if t is not None}
-    if x.dim() < 2 or features - {x.shape[1]}:
-        raise ValueError(f"input of shape {tuple(x.shape)} is not (N, {', '.join(map(str, features)) or 'C'}, *)")
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))  # D3
+    x = wide(input)
+    for t in (running_mean, running_var, weight, bias):
+        if x.dim() < 2 or (t is not None and t.shape[0] != x.shape[1]):
+            raise ValueError(f"input of shape {tuple(x.shape)} is not (N, {'C' if t is None else t.shape[0]}, *)")
 
     def column(t: Tensor) -> Tensor:  # (C,) -> (1, C, 1, ...)
-        return t.to(wide.dtype).view(1, -1, *[1] * (x.dim() - 2))
+        return t.to(x.dtype).view(1, -1, *[1] * (x.dim() - 2))
 
     mean, var = running_mean, running_var
     if training:
         batch, m = [0, *range(2, x.dim())], x.shape[0] * x.shape[2:].numel()
         if m == 1:
             raise ValueError(f"one value per feature in {tuple(x.shape)}: train on larger batches or call .eval()")
-        mean = wide.mean(batch)
-        var = (wide - column(mean)).square().mean(batch)  # biased, divisor m
+        mean = x.mean(batch)
+        var = (x - column(mean)).square().mean(batch)  # biased, divisor m
         if running_mean is not None and running_var is not None and m > 0:
             with torch.no_grad():  # in place by copy_, so that buffers stacked for torch.func.vmap are updated too
                 running_mean.copy_((1 - momentum) * running_mean + momentum * mean)
                 running_var.copy_((1 - momentum) * running_var + momentum * (m / (m - 1) * var))  # unbiased
     elif mean is None or var is None:
         raise ValueError("inference needs running_mean and running_var: pass both, or training=True")
-    y = (wide - column(mean)) / (column(var) + eps).sqrt()
+    y = (x - column(mean)) / (column(var) + eps).sqrt()
     if weight is not None:
         y = y * column(weight)
     if bias is not None:
         y = y + column(bias)
-    return y.to(x.dtype)
+    return y.to(input.dtype)
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation of (N, C, *) with the arguments, state dict and modes of torch.nn.BatchNorm1d, 2d and 3d."""
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation of (N, C, *) with the arguments, state dict and modes of torch.nn.BatchNorm1d, 2d and 3d.
+
+    It is a batch normalisation to torch's tools too: update_bn renews its statistics, convert_sync_batchnorm replaces it.
+    """
 
     def __init__(
         self,
@@ -78,48 +82,22 @@ class BatchNorm(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        like = {"device": device, "dtype": dtype}
-        for name in ("weight", "bias"):
-            self.register_parameter(name, nn.Parameter(torch.empty(num_features, **like)) if affine else None)
-        for name in ("running_mean", "running_var"):
-            self.register_buffer(name, torch.empty(num_features, **like) if track_running_stats else None)
-        count = torch.tensor(0, device=device) if track_running_stats else None
-        self.register_buffer("num_batches_tracked", count)
-        self.reset_parameters()
+        super().__init__(int(num_features), eps, momentum, affine, track_running_stats, device, dtype)
+        never_fuse(self)
 
-    def reset_running_stats(self) -> None:
-        if self.track_running_stats:
-            self.running_mean.zero_()
-            self.running_var.fill_(1)
-            self.num_batches_tracked.zero_()
-
-    def reset_parameters(self) -> None:
-        self.reset_running_stats()
-        if self.affine:
-            nn.init.ones_(self.weight)
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        update = self.training and self.track_running_stats
+    def forward(self, input: Tensor) -> Tensor:
+        update = self.training and self.track_running_stats and not recomputing()
         mean, var = (self.running_mean, self.running_var) if update or not self.training else (None, None)
         momentum = self.momentum
         if momentum is None and update:  # a tensor, not a Python number: it must survive torch.compile and vmap
             momentum = 1 / (self.num_batches_tracked + 1).to(torch.promote_types(mean.dtype, torch.float32))
-        y = batch_norm(x, mean, var, self.weight, self.bias, self.training or mean is None, momentum, self.eps)
+        y = batch_norm(input, mean, var, self.weight, self.bias, self.training or mean is None, momentum, self.eps)
         if update:
             self.num_batches_tracked.add_(1)
         return y
-
-    def extra_repr(self) -> str:
-        names = ("eps", "momentum", "affine", "track_running_stats")
-        return ", ".join([str(self.num_features), *(f"{name}={getattr(self, name)}" for name in names)])
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ Where the paper is silent:
 """
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,8 +35,8 @@ class LayerNormScaling(Pre):
         super().__init__(sublayer, norm, dim, index, depth)
         self.scale = 1 / math.sqrt(index + 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.sublayer(self.norm(x) * self.scale)  # D1
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return x + self.sublayer(self.norm(x) * self.scale, *args, **options)  # D1
 
     def extra_repr(self) -> str:
         return f"scale={self.scale:.4g}"

@@ -12,7 +12,6 @@ Departures from the authors' pseudocode (ln0, dense and ln1 are its names):
   D1  images are (B, c, H, W) as everywhere in torch; the pixels of a patch stand in its order (hp, wp, c) all the same.
   D2  timm's VisionTransformer draws every linear layer anew with a deviation of 0.02; `init_weights`, which it calls,
       keeps the initial values above.
-  D3  both norms compute in float32 at least (`repro.papers.layernorm`, D2).
 """
 
 import torch

@@ -15,17 +15,15 @@ Where the paper is silent, or its code (flxst/dynamic-activation-functions) diff
   D2  The parameter is log b, so that no step of an optimizer leaves b > 0.
   D3  The amplitude is sqrt(C) and x is not centred, as in v3; v1 and v2 derive LayerNorm's sqrt(C - 1) and x - mu.
       The two differ by a constant that gamma and beta can learn, but for the mean of each vector.
-  D4  The layer computes in float32 at least and y has the dtype of x, under autocast also.  sqrt(x^2 + b) is a hypot,
-      so that no square overflows.
+  D4  sqrt(x^2 + b) is a hypot, so that no square overflows.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import Affine, trailing_axes
+from repro.models.affine import Affine, Shape, apply_affine, trailing_axes, wide
 
 __all__ = ["ELN", "dyisru", "layernorm_slice", "rmsnorm_slice", "tanh_slice"]
 
@@ -74,15 +72,15 @@ class ELN(Affine):
 
     def __init__(
         self,
-        normalized_shape: int | Sequence[int],
+        normalized_shape: Shape,
         elementwise_affine: bool = True,
         bias: bool = True,
-        *,
-        b_init: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        b_init: float | None = None,
     ):
-        super().__init__(normalized_shape, elementwise_affine, bias, device=device, dtype=dtype)
+        super().__init__(normalized_shape, elementwise_affine, bias, device, dtype)
         self.channels = math.prod(self.normalized_shape)
         self.b_init = float(self.channels if b_init is None else b_init)  # D1
         if not 0 < self.b_init < math.inf:
@@ -94,15 +92,12 @@ class ELN(Affine):
         super().reset_parameters()
         nn.init.constant_(self.log_b, math.log(self.b_init))
 
-    def forward(self, x: Tensor) -> Tensor:
-        trailing_axes(x, self.normalized_shape)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # D4
-        y = wide / torch.hypot(wide, (self.log_b.to(wide.dtype) / 2).exp())
-        gain = math.sqrt(self.channels)
-        y = y * (gain if self.weight is None else gain * self.weight.to(wide.dtype))  # one pass over y, not two
-        if self.bias is not None:
-            y = y + self.bias
-        return y.to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        trailing_axes(input, self.normalized_shape)
+        x, gain = wide(input), math.sqrt(self.channels)
+        y = x / torch.hypot(x, (self.log_b.to(x.dtype) / 2).exp())  # D4
+        y = y * (gain if self.weight is None else gain * self.weight.to(x.dtype))  # one pass over y, not two
+        return apply_affine(y, None, self.bias).to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, b_init={self.b_init:g}"

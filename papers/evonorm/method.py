@@ -16,14 +16,14 @@ that S0 has no modes and no image sees another.
   D3  S0 has 32 groups, or the next smaller number of groups that divides C, as there.
   D4  nonlinearity=False is gamma x + beta alone: what stands, as there, where a norm has no activation behind it (at the
       end of a residual branch and behind a projection; the ReLU after the addition stays).
-  D5  Everything is computed in float32 at least, and y has the dtype of x.
-  D6  (N, C) is refused: without places var_wh is 0, and so is var_whg where a group has one channel.
+  D5  (N, C) is refused: without places var_wh is 0, and so is var_whg where a group has one channel.
 """
 
 import torch
 from torch import Tensor, nn
 
 from repro.models.affine import Affine, channels_first
+from repro.models.recompute import recomputing
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
@@ -48,7 +48,7 @@ class _EvoNorm(Affine):
         dtype: torch.dtype | None,
     ):
         super().__init__(num_features, device=device, dtype=dtype)
-        self.num_features, self.eps, self.nonlinearity = num_features, eps, nonlinearity
+        self.num_features, self.eps, self.nonlinearity = int(num_features), eps, nonlinearity
         empty = torch.empty(num_features, device=device, dtype=dtype) if nonlinearity else None  # D4
         self.register_parameter("v", None if empty is None else nn.Parameter(empty))
 
@@ -57,14 +57,14 @@ class _EvoNorm(Affine):
         if self.v is not None:
             nn.init.ones_(self.v)
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = channels_first(x, self.num_features)  # D5, D6
+    def forward(self, input: Tensor) -> Tensor:
+        x = channels_first(input, self.num_features)  # D5
 
         def column(t: Tensor) -> Tensor:  # (C,) -> (C, 1, ...)
             return t.view(-1, *[1] * (x.dim() - 2))
 
-        y = wide if self.v is None else self.activate(wide, column(self.v))
-        return (y * column(self.weight) + column(self.bias)).to(x.dtype)
+        y = x if self.v is None else self.activate(x, column(self.v))
+        return (y * column(self.weight) + column(self.bias)).to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, nonlinearity={self.nonlinearity}"
@@ -83,10 +83,10 @@ class EvoNormB0(_EvoNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float = 0.1,
-        *,
-        nonlinearity: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        nonlinearity: bool = True,
     ):
         super().__init__(num_features, eps, nonlinearity, device, dtype)
         self.momentum = momentum
@@ -103,7 +103,7 @@ class EvoNormB0(_EvoNorm):
         places = tuple(range(2, x.dim()))
         if self.training:
             batch, variance = deviation(x, (0, *places), self.eps)
-            if x.numel():
+            if x.numel() and not recomputing():
                 with torch.no_grad():  # by copy_, so that buffers stacked for torch.func.vmap are updated too
                     self.running_var.copy_((1 - self.momentum) * self.running_var + self.momentum * variance.flatten())
         else:
@@ -124,10 +124,10 @@ class EvoNormS0(_EvoNorm):
         num_features: int,
         num_groups: int | None = None,
         eps: float = 1e-5,
-        *,
-        nonlinearity: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        nonlinearity: bool = True,
     ):
         super().__init__(num_features, eps, nonlinearity, device, dtype)
         if num_groups is None:  # D3

@@ -9,9 +9,8 @@ batch of one or of none is as good as any.
 
 Where the paper is silent:
   D1  eps = 1e-5 is added to the variance, inside the root, as the authors' code does (ryankiros/layer-norm,
-      layers.py) and torch.nn too; the paper's equation has none.
-  D2  mu and sigma are computed in float32 at least and y has the dtype of a, under autocast also. (Under CUDA
-      autocast torch.nn.LayerNorm returns float32; on CPU it does as we do.)
+      layers.py) and torch.nn too; the paper's equation has none.  The invariances of the paper's Table 1 hold for
+      eps = 0, and up to a relative error of eps / sigma^2 for the class as it is.
 
 In float32 the squares overflow once the sum of (a_i - mu)^2 passes 3.4e38; y is then 0 (torch: 0 or NaN).
 """
@@ -19,12 +18,12 @@ In float32 the squares overflow once the sum of (a_i - mu)^2 passes 3.4e38; y is
 import torch
 from torch import Tensor
 
-from repro.models.affine import Affine, Shape, apply_affine, trailing_axes, wide
+from repro.models.affine import Affine, Shape, apply_affine, leaf, trailing_axes, wide
 
 __all__ = ["LayerNorm", "layer_norm"]
 
 
-@torch.fx.wrap
+@leaf
 def layer_norm(
     input: Tensor,
     normalized_shape: Shape,

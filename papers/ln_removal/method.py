@@ -19,76 +19,71 @@ Where the paper leaves a choice, or the authors' code (submarat/removing-layer-n
   D2  The mean is subtracted, as in Eq. 2; one version of the code leaves that out.
   D3  The first position is like any other in sigma_avg, as in Eq. 2; the code has a second sigma for it at first.
   D4  No gradient passes through sigma_hat, as in the code; the paper does not say.
-  D5  Statistics are taken in float32 at least, and the output has the dtype of x.
-  D6  sigma_avg is the mean of the tokens' sigmas, as in Eq. 2; the code pools the variance over the batch at each
-      position, takes its root, and then the mean.
+  D5  sigma_avg is the mean of the tokens' sigmas, as in Eq. 2 and in the code since May 2025; before, the code pooled
+      the variance over the batch at each position, took its root, and then the mean.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import trailing_axes
+from repro.models.affine import Shape, apply_affine, trailing_axes, wide
 from repro.models.gpt import GPT
-from repro.models.slots import Bare, Pre
+from repro.models.recompute import kept, recomputing
+from repro.models.slots import Pre
 from repro.papers.layernorm.method import LayerNorm
 
 __all__ = [
     "FakeLayerNorm",
     "LayerNormRemoval",
     "auxiliary_loss",
-    "fold_layernorm",
     "removal_schedule",
     "remove_layernorm",
 ]
 
 
 class FakeLayerNorm(LayerNorm):
-    """LayerNorm over the last axis that can be turned into a linear map (Eq. 2).  x, y: (..., n).
+    """LayerNorm that can be turned into a linear map (Eq. 2), with the arguments of torch.nn.LayerNorm.
 
     Buffers: std, sigma_avg, which is 0 before the first batch in training mode; removed, whether it divides.
-    Raises ValueError or TypeError where x is no float tensor that ends in n.
+    Raises ValueError or TypeError where x is no float tensor that ends in normalized_shape.
     """
 
     def __init__(
         self,
-        normalized_shape: int,
+        normalized_shape: Shape,
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
-        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.register_buffer("std", torch.empty((), device=device, dtype=dtype))
-        self.register_buffer("removed", torch.empty((), dtype=torch.bool, device=device))
+        self.register_buffer("removed", torch.empty((), dtype=torch.long, device=device))  # AveragedModel takes no bool
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
         self.std.fill_(0.0)
-        self.removed.fill_(False)
+        self.removed.fill_(0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        trailing_axes(x, self.normalized_shape)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # D5
-        centred = wide - wide.mean(-1, keepdim=True)  # D2
-        sigma = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        if self.training and x.numel():  # an empty batch tells nothing
-            self.std.copy_(torch.where(self.removed, self.std, sigma.detach().mean()))  # D1, D3, D6
-        y = centred / torch.where(self.removed, self.std, sigma)
-        y = y if self.weight is None else y * self.weight
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        axes, x, removed = trailing_axes(input, self.normalized_shape), wide(input), self.removed > 0
+        centred = x - x.mean(axes, keepdim=True)  # D2
+        sigma = (centred.square().mean(axes, keepdim=True) + self.eps).sqrt()
+        std = kept(self.std) if self.training else self.std
+        if self.training and input.numel() and not recomputing():  # an empty batch tells nothing
+            self.std.copy_(torch.where(removed, std, sigma.detach().mean()))  # D1, D3, D5
+        return apply_affine(centred / torch.where(removed, std, sigma), self.weight, self.bias).to(input.dtype)
 
     def remove(self) -> None:
         """From now on sigma_avg divides.  Raises ValueError where no batch was seen in training mode."""
         if self.std == 0:
             raise ValueError("sigma_avg is unknown: run the model in training mode on a batch before a norm is removed")
-        self.removed.fill_(True)
+        self.removed.fill_(1)
 
 
 class _Projection(nn.Module):
@@ -137,7 +132,7 @@ class LayerNormRemoval:
 
 def _fake(norm: nn.Module) -> FakeLayerNorm:
     """A FakeLayerNorm that shares the parameters of a layer norm."""
-    made = FakeLayerNorm(norm.normalized_shape[0], norm.eps, device=None if norm.weight is None else norm.weight.device)
+    made = FakeLayerNorm(norm.normalized_shape, norm.eps, device=None if norm.weight is None else norm.weight.device)
     made.weight, made.bias = norm.weight, norm.bias
     return made.train(norm.training)
 
@@ -179,43 +174,13 @@ def remove_layernorm(model: GPT, schedule: Sequence[tuple[int, str]] | None = No
     return LayerNormRemoval(sites, schedule)
 
 
-def _linear(f: Callable[[Tensor], Tensor], like: Tensor) -> nn.Linear:
-    """The linear layer that computes an affine map f, from f at 0 and at the unit vectors; `like`: any (m, n) matrix."""
-    rows = f(
-        torch.eye(like.shape[1] + 1, like.shape[1], dtype=like.dtype, device=like.device)
-    ).detach()  # the last is f(0)
-    made = nn.Linear(len(rows) - 1, rows.shape[1], device="meta")
-    made.weight, made.bias = nn.Parameter((rows[:-1] - rows[-1]).mT.contiguous()), nn.Parameter(rows[-1].clone())
-    return made
-
-
-def fold_layernorm(model: GPT) -> GPT:
-    """A copy of `model` without any norm: FakeLN is folded into the linear layers behind it (equation at the head).
-
-    The copy gives the same logits up to rounding; qkv, up, gate and head get biases, and a tied head its own weight.
-    Raises ValueError where a norm is not removed yet.
-    """
-    model = copy.deepcopy(model)
-    norms = [module for module in model.modules() if isinstance(module, FakeLayerNorm)]
-    if model.norm not in norms or not all(norm.removed for norm in norms):
-        raise ValueError("a norm is left, and is not linear: let remove_layernorm's schedule remove them all first")
-    for block in model.blocks:
-        attention, layer, norm = block.attention.sublayer, block.feed_forward.sublayer, block.feed_forward.norm.eval()
-        attention.qkv = _linear(attention.qkv.eval(), attention.qkv.linear.weight)
-        for name in ("up", "gate") if layer.gate is not None else ("up",):
-            setattr(layer, name, _linear(nn.Sequential(norm, getattr(layer, name)), getattr(layer, name).weight))
-        block.attention, block.feed_forward = Bare(attention, None, 0, 0, 1), Bare(layer, None, 0, 0, 1)
-    model.head, model.norm = _linear(nn.Sequential(model.norm.eval(), model.head), model.head.weight), nn.Identity()
-    return model
-
-
 def auxiliary_loss(x_BTD: Tensor, weight: float = 0.1, special_BT: Tensor | None = None) -> Tensor:
     """lambda mean (sigma - sigma_hat)^2 over all positions of the stream before the last norm (Eq. 3; eps 1e-5 in sigma).
 
     sigma_hat: the mean of sigma over positions that are neither the first nor `special` (end of text).
     Raises ValueError where no such position is left.
     """
-    sigma = (x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32)).var(-1, correction=0) + 1e-5).sqrt()
+    sigma = (wide(x_BTD).var(-1, correction=0) + 1e-5).sqrt()
     ordinary = sigma.detach()[:, 1:] if special_BT is None else sigma.detach()[:, 1:][~special_BT[:, 1:]]
     if not ordinary.numel():
         raise ValueError("every position is a first or a special one: write sequences of at least 2 tokens")

@@ -9,13 +9,13 @@ alpha = 0 is Pre-LN, alpha = 1 is Post-LN.  Nothing is added: no parameter, no b
 The norm after the last block stays in every variant, Post-LN included; it belongs to the model.
 
 Where the paper is silent:
-  D1  floor(alpha L) is taken of the decimal number that alpha is written as: 0.29 of 100 blocks are 29, although
+  D1  A share that is k of L blocks, rounded to a tenth of a percent or better, counts as k: 1/3 and 0.333 of 24 blocks
+      are 8 and 0.167 of 24 are 4, the counts behind the rounded shares of Table 5; 0.29 of 100 are 29, although
       0.29 * 100 is below 29 in floating point.  The authors' code is given the number of blocks instead of alpha.
   D2  A network whose residual blocks are single sub-layers (an MLP) counts those.
 """
 
 import math
-from fractions import Fraction
 
 from torch import nn
 
@@ -37,8 +37,9 @@ class MixLN:
         self.alpha = alpha
 
     def post_blocks(self, depth: int) -> int:
-        """floor(alpha * depth), the number of Post-LN blocks, which come first."""
-        return math.floor(Fraction(repr(float(self.alpha))) * depth)  # D1
+        """Return floor(alpha * depth), the number of Post-LN blocks, which come first."""
+        nearest = round(self.alpha * depth)
+        return nearest if abs(nearest / depth - self.alpha) < 5e-4 else math.floor(self.alpha * depth)  # D1
 
     def __call__(self, sublayer: nn.Module, norm: Norm, dim: int, index: int, depth: int) -> nn.Module:
         if not 0 <= index < depth:

@@ -222,12 +222,15 @@ def test_mutant_dies_in_an_mlp(fault):
         (0.167, 24, 4),
         (0.417, 24, 10),
         (0.33, 24, 7),
-        (1 / 3, 24, 7),
+        (0.333, 24, 8),
+        (1 / 3, 24, 8),
+        (1 / 3, 12, 4),
+        (1 / 6, 24, 4),
         (1e-5, 100, 0),
         (1, 5, 5),
     ],
 )
-def test_d1_floor_of_the_decimal(alpha, depth, post):
+def test_d1_shares_of_table_5(alpha, depth, post):
     assert MixLN(alpha).post_blocks(depth) == post
     kinds = [type(MixLN(alpha)(nn.Identity(), nn.LayerNorm, 4, i, depth)) for i in range(depth)]
     assert kinds == [Post] * post + [Pre] * (depth - post)

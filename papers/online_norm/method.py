@@ -15,17 +15,17 @@ start at 1 and 0.  a_f = 0.999, a_b = 0.99.  No gradient flows through mu, s2, u
 
   D1  eps = 1e-5 stands under both roots, as in the authors' code (Cerebras/online-normalization).
   D2  the guard after the affine map is layer scaling; their module has a clamp to [-5, 5] unless told otherwise.
-  D3  works in float32 at least, and z has the dtype of x, under autocast also.
-  D4  the samples of a batch go through the recursions in order, as in their kernels; mu, s2 and u, whose recursions
+  D3  the samples of a batch go through the recursions in order, as in their kernels; mu, s2 and u, whose recursions
       have constant coefficients, in one product with a triangular matrix: N^2 C operations in place of N steps.
-  D5  dL/dx is no derivative of the output, so a second derivative is refused.
+  D4  dL/dx is no derivative of the output, so a second derivative is refused.
 """
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from repro.models.affine import Affine
+from repro.models.affine import Affine, channels_first, leaf
+from repro.models.recompute import Rewind, recomputing
 
 __all__ = ["OnlineNorm"]
 
@@ -37,9 +37,12 @@ def powers(n: int, decay: float, like: Tensor) -> Tensor:
 
 
 def recursion(powers: Tensor, start: Tensor, added: Tensor) -> Tensor:
-    """All states of z_t = decay z_{t-1} + added_t, the first too: (..., C), (..., N, C) -> (..., N + 1, C).  (D4)"""
-    with torch.autocast(added.device.type, enabled=False):  # D3
-        return powers @ torch.cat([start.to(added.dtype).unsqueeze(-2), added], -2)
+    """All states of z_t = decay z_{t-1} + added_t, the first too: (..., C), (..., N, C) -> (..., N + 1, C).  (D3)"""
+    added = torch.cat([start.to(added.dtype).unsqueeze(-2), added], -2)
+    finite = added.isfinite()
+    with torch.autocast(added.device.type, enabled=False):
+        states = powers @ torch.where(finite, added, 0.0)
+    return states + torch.where(finite, 0.0, added).cumsum(-2)  # inf and NaN reach what comes later, nothing before
 
 
 def output(
@@ -79,7 +82,7 @@ class Stream(torch.autograd.Function):
         ctx.errors, ctx.rate, ctx.guard, ctx.maps = inputs[5:7], 1 - inputs[8], *inputs[10:]
 
     @staticmethod
-    @once_differentiable  # D5
+    @once_differentiable  # D4
     def backward(ctx, h, *_):
         (y, scale, root, gamma, beta), (u, v), rate, dgamma, dbeta = ctx.saved_tensors, ctx.errors, ctx.rate, None, None
         mean, wide = ((lambda t: t.mean(-1)), (lambda t: t.unsqueeze(-1))) if ctx.maps else ((lambda t: t),) * 2
@@ -109,6 +112,24 @@ class Stream(torch.autograd.Function):
         return Stream.apply(*(t.movedim(d, 0) if d else t for t, d in zip(alike, in_dims, strict=True))), 0
 
 
+@leaf
+def inference(
+    input: Tensor,
+    mu: Tensor,
+    s2: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    guard: str | None,
+    eps: float,
+) -> Tensor:
+    """z of `input`: (N, C, *) by statistics that stay."""
+    x = channels_first(input, len(mu), 2)
+    mu, root, gamma, beta = (
+        None if t is None else t.view(-1, *[1] * (x.dim() - 2)) for t in (mu, (s2 + eps).sqrt(), gamma, beta)
+    )
+    return output((x - mu) / root, gamma, beta, guard, eps, list(range(1, x.dim())))[0].to(input.dtype)
+
+
 class OnlineNorm(Affine):
     """Online Normalization of (N, C, *), in the place of torch.nn.BatchNorm1d and 2d, whose first arguments it has.
 
@@ -124,22 +145,23 @@ class OnlineNorm(Affine):
         num_features: int,
         eps: float = 1e-5,
         affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         alpha_forward: float = 0.999,
         alpha_backward: float = 0.99,
         guard: str | None = "scale",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ):
         if not (0 < alpha_forward <= 1 and 0 < alpha_backward <= 1):
             raise ValueError(f"alphas {alpha_forward} and {alpha_backward} are no decay: write 0 < alpha <= 1")
         if guard not in ("scale", "clamp", None):
             raise ValueError(f"guard={guard!r} is unknown: write 'scale', 'clamp' or None")
-        super().__init__(num_features, affine, device=device, dtype=dtype)
-        self.num_features, self.eps, self.guard = num_features, eps, guard
+        super().__init__(num_features, affine, True, device, dtype)
+        self.num_features, self.eps, self.guard = int(num_features), eps, guard
         self.alpha_forward, self.alpha_backward = alpha_forward, alpha_backward
         for name in ("running_mean", "running_var", "u", "v"):
             self.register_buffer(name, torch.empty(num_features, device=device, dtype=dtype))
+        self.before = Rewind()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -147,31 +169,25 @@ class OnlineNorm(Affine):
         for buffer in self.buffers():
             buffer.fill_(1.0 if buffer is self.running_var else 0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
-        if x.dim() < 2 or x.shape[1] != self.num_features:
-            raise ValueError(f"input of shape {tuple(x.shape)} is not (N, {self.num_features}, *)")
-        wide, maps, mu, s2 = (
-            x.to(torch.promote_types(x.dtype, torch.float32)),
-            x.dim() > 2,
-            self.running_mean,
-            self.running_var,
-        )  # D3
-        wide, column = (wide.flatten(2), (1, -1, 1)) if maps else (wide, (1, -1))
+    def forward(self, input: Tensor) -> Tensor:
+        mu, s2 = self.running_mean, self.running_var
+        if not self.training or not input.numel():
+            return inference(input, mu, s2, self.weight, self.bias, self.guard, self.eps)
+        x, maps = channels_first(input, self.num_features, 2), input.dim() > 2
+        x, column = (x.flatten(2), (1, -1, 1)) if maps else (x, (1, -1))
         gamma, beta = (None if t is None else t.view(column) for t in (self.weight, self.bias))
-        if self.training and x.numel():
-            alphas = self.alpha_forward, self.alpha_backward
-            z, *_, new_mu, new_s2 = Stream.apply(
-                wide, gamma, beta, mu, s2, self.u, self.v, *alphas, self.eps, self.guard, maps
-            )
+        alphas, before = (
+            (self.alpha_forward, self.alpha_backward),
+            self.before(lambda: x.transpose(0, 1).sum(1), (mu, s2)),
+        )
+        z, *_, new_mu, new_s2 = Stream.apply(
+            x, gamma, beta, *before, self.u, self.v, *alphas, self.eps, self.guard, maps
+        )
+        if not recomputing():
             with torch.no_grad():  # by copy_, so that buffers stacked for torch.func.vmap are updated too
                 mu.copy_(new_mu)
                 s2.copy_(new_s2)
-        else:
-            y = (wide - mu.view(column)) / (s2 + self.eps).sqrt().view(column)
-            z, _ = output(y, gamma, beta, self.guard, self.eps, [-2, -1] if maps else [-1])
-        return z.view(x.shape).to(x.dtype)
+        return z.view(input.shape).to(input.dtype)
 
     def extra_repr(self) -> str:
         return (

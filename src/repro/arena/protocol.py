@@ -9,13 +9,11 @@ it by name.  Trials lie in the same store as those of the papers.  `table.py` ma
 `advice.py` reads it for `repro recommend`.
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from repro.errors import ReproError
-from repro.files import arena as arena_files
+from repro.errors import ReproError, did_you_mean
 from repro.files.paths import PROFILES
 from repro.files.strict import told, unlike
 from repro.run import measure as run
@@ -43,7 +41,9 @@ def _file(root: Path) -> Any:
 
 def tracks(root: Path) -> dict[str, dict]:
     """`arena.yaml`: the tracks with their settings."""
-    return arena_files.read_tracks(_file(root))
+    from repro.files.arena import read_tracks
+
+    return read_tracks(_file(root))
 
 
 def track_of(root: Path, name: str, profile: str) -> dict:
@@ -97,9 +97,7 @@ def plan(root: Path, track: str, profile: str) -> dict:
     for name, value in settings["settings"].items():
         where = (track, profile, "settings", name)
         if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(kinds)}"
-            _file(root).fail(where, f"unknown setting; {hint}")
+            _file(root).fail(where, f"unknown setting{did_you_mean(name, kinds)}")
         if wanted := unlike(kinds[name], value):
             _file(root).fail(where, f"{told(value)}; write {wanted}")
     arms, out = entrants(track)
@@ -216,18 +214,20 @@ def read(root: Path, track: str, profile: str, kind: str) -> dict | None:
 
     A table whose rows are missing, or that other rows made, is refused: it would rank on nothing.
     """
+    from repro.files.arena import read_arena_rows, read_table
+
     path, again = path_of(root, track, profile, kind), f"run `repro arena --track {track} --profile {profile}` again"
     if not path.exists():
         return None
     if kind == "table":
-        made = arena_files.read_table(path, again, paper.shown(path), track, profile)
+        made = read_table(path, again, paper.shown(path), track, profile)
         rows = read(root, track, profile, "rows")
         if rows is None or rows["provenance"]["digest"] != made["rows_digest"]:
             why = "has no rows beside it" if rows is None else "was made of other rows than those beside it"
             raise ReproError(f"{path}: {why}; {again}")
         return made
     settings = track_of(root, track, profile)
-    document = arena_files.read_arena_rows(path, again, paper.shown(path), track, profile, settings)
+    document = read_arena_rows(path, again, paper.shown(path), track, profile, settings)
     if rows_digest(document["rows"]) != document["provenance"]["digest"]:
         raise ReproError(f"{path}: the rows do not match their digest (edited by hand?); {again}")
     return document

@@ -36,11 +36,14 @@ def arena(
     """Measure every drop-in method in the same models, each tuned, against the tuned base."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
+    from repro.files.plan import written
 
     root, profile = common.root(), common.profile_of(profile)
+    if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
+        raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
     if plan:
-        return dump({"tracks": [protocol.plan(root, name, profile) for name in names]})
+        return dump(written({"tracks": [protocol.plan(root, name, profile) for name in names]}))
     if check:
         return _check(root, names, profile)
     tables = []
@@ -64,17 +67,18 @@ def arena(
 def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
     """The rows of a track."""
     from repro.arena import protocol
-    from repro.run import measure, progress
+    from repro.run import measure as running
+    from repro.run import progress
     from repro.spec.load import load_params
 
-    where = measure.resolve_device(device or load_params(root).device, profile)
+    where = running.resolve_device(device or load_params(root).device, profile)
     return protocol.measure(
         protocol.plan(root, track, profile),
         root,
         device=where,
-        jobs=jobs or measure.default_jobs(where),
+        jobs=jobs or running.default_jobs(where),
         force=force,
-        progress=measure.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
+        progress=running.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
     )
 
 

@@ -1,6 +1,7 @@
 """`repro run`, `plan` and `reproduce`: from a paper to its rows."""
 
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -36,30 +37,42 @@ def run(
         ),
     ] = None,
     force: Force = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1e6,
+            help="Stop after this many minutes with the trials that are finished; the same command goes on later.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, as units end.")] = False,
     with_parent: WithParent = False,
 ) -> None:
     """Measure the trials that are missing, and write the rows."""
-    from repro.run import core, engines, plan, progress
+    from repro.run import engines, measure, plan, progress
     from repro.spec.load import load_params
     from repro.store import Store
 
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     root, profile = common.root(), common.profile_of(profile)
     params = load_params(root)
     chosen = common.papers(slugs, every)
     if not every:
         for one in chosen:
             common.needs(one, profile)
-    device = core.resolve_device(device or params.device, profile, here=engine != "ray")
-    code, state, jobs = None, root / ".repro", jobs or core.default_jobs(device)
+    device = measure.resolve_device(device or params.device, profile, here=engine != "ray")
+    code, state, jobs = None, root / ".repro", jobs or measure.default_jobs(device)
     with engines.chosen(engine, device, jobs, address) as where:
         for one in chosen:
             if profile not in one.profiles:
                 continue
-            entry = plan.entry(one, profile, seeds or params.seeds)
+            if deadline is not None and time.monotonic() > deadline:
+                say(f"stopped after {minutes:g} minutes before {one.slug}; the same command goes on")
+                break
+            entry, rows = plan.entry(one, profile, seeds or params.seeds), common.results(one.slug, profile, "rows")
             try:
-                document = core.measure(
+                document = measure.measure(
                     entry,
                     store=Store(state / "trials"),
                     state=state,
@@ -67,15 +80,21 @@ def run(
                     jobs=jobs,
                     force=force,
                     progress=progress.choose(quiet, as_json),
+                    results=rows,
+                    deadline=deadline,
                     **where,
                 )
-                core.write_rows(common.results(one.slug, profile, "rows"), document)
+                measure.write_rows(rows, document)
             except ReproError as error:
                 if len(chosen) == 1:
                     raise
                 print(one_line(error), file=sys.stderr)
                 code = max(code or 0, error.exit_code)
                 continue
+            if (missing := document["provenance"].get("missing")) and not (quiet or as_json):
+                say(f"{one.slug} {profile}: {missing} trials are missing; the same command goes on")
+            if (told := document["provenance"].get("git")) and not (quiet or as_json):
+                say(f"note: the rows name no commit; {told}")
             seconds, limit = document["provenance"]["seconds"], params.time_limit.get(profile)
             if not (quiet or as_json) and limit and seconds > limit * jobs:
                 say(f"note: {one.slug} took {seconds:.0f} s of work; the {profile} profile promises {limit} s")

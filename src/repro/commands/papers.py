@@ -73,12 +73,13 @@ def show(
     """Show a paper's equation and claims, with its numbers beside ours."""
     from repro.publish import index
     from repro.spec.load import load
+    from repro.spec.model import as_dict
 
     one = load(slug)
     profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: index.read_verdict(slug, p) for p in profiles}
     if as_json:
-        return dump({"paper": one.model_dump(), "verdicts": verdicts})
+        return dump({"paper": as_dict(one), "verdicts": verdicts})
     if not verdict:
         return _show(one, profiles, verdicts)
     for p, stored in verdicts.items():
@@ -95,7 +96,7 @@ def _show(one, profiles: list[str], verdicts: dict[str, dict | None]) -> None:
     from repro.publish import index
     from repro.spec.model import as_dict
 
-    measures = one.model_dump()["measures"]
+    measures = as_dict(one)["measures"]
     say(f"{one.title}\n{', '.join(one.authors)}. {one.venue}." + (f" arXiv:{one.arxiv}" if one.arxiv else ""))
     say(f"\n{one.summary}\n\n  {' '.join(one.equation.split())}\n")
     for name, claim in one.claims.items():

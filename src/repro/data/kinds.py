@@ -1,4 +1,4 @@
-"""The four shapes that data come in: frozen records of tensors on one device, shared in a process, never written to."""
+"""The shapes that data come in: frozen records of tensors on one device, shared in a process, never written to."""
 
 from dataclasses import dataclass, replace
 
@@ -44,7 +44,7 @@ class Images:
         return (self.unit(x) - mean) / std
 
     def pooled(self, split: str, count: int, pool: int) -> tuple[Tensor, Tensor]:
-        """The first `count` of a split, normalised and averaged over squares of pool x pool pixels, with their labels."""
+        """The first `count` of a split, normalised and averaged over squares of pool x pool pixels; and their labels."""
         x, y = self.split(split)
         return F.avg_pool2d(self.normalised(x[:count]), pool), y[:count]
 
@@ -58,6 +58,19 @@ class Images:
     def flat(self, x: Tensor) -> Tensor:
         """Normalised vectors `[N, C*H*W]`."""
         return self.normalised(x).flatten(1)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Signals `[N, C, L]` (float32) with labels `[N]` (int64), in three disjoint splits."""
+
+    train_x: Tensor
+    train_y: Tensor
+    valid_x: Tensor
+    valid_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: int
 
 
 @dataclass(frozen=True)

@@ -1,64 +1,76 @@
 """Rows (`papers/<slug>/results/<profile>.rows.json`) as a file."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from repro.files.paths import PROFILES, place, row_key
-from repro.files.strict import (
-    JsonFile,
-    check,
-    cost,
-    digest_text,
-    head,
-    level,
-    measure,
+from typing_extensions import TypedDict
+
+from repro.files.paths import place, row_key
+from repro.files.schema import (
+    OPEN,
+    Cost,
+    Digest,
+    Level,
+    Measured,
+    ProfileName,
+    Text,
+    Truth,
+    Whole,
+    Words,
     one_of,
-    placed,
-    text,
-    told,
-    truth,
-    whole,
-    words,
+    whole_file,
 )
+from repro.files.strict import JsonFile, head, placed, told
 from repro.store import sealed
 
-ROW = {
-    "experiment": words,
-    "arm": words,
-    "seed": whole,
-    "factors": {...: level},
-    "status": one_of("ok", "diverged", "invalid"),
-    "seconds": cost,
-    "measures": {...: measure},
-    "step?": (whole,),
-    "why?": text,
-}
-PROVENANCE = {
-    "digest": digest_text,
-    "commit?": (text,),
-    "dirty?": truth,
-    "device?": text,
-    "device_model?": text,
-    "device_class?": text,
-    "threads?": whole,
-    "versions?": {...: text},
-    "platform?": text,
-    "started?": text,
-    "seconds?": cost,
-    "sources?": {...: text},
-    "config?": {...: text},
-    "trials?": [text],
-    "notes?": [text],
-    "checksum?": digest_text,
-}
-ROWS = {
-    "paper": words,
-    "profile": one_of(*PROFILES),
-    "provenance": PROVENANCE,
-    "registered": text,
-    "rows": [ROW],
-    "out?": {...: text},
-}
+
+class Row(TypedDict):
+    """What one trial gave."""
+
+    __pydantic_config__ = OPEN
+    experiment: Words
+    arm: Words
+    seed: Whole
+    factors: dict[str, Level]
+    status: one_of("ok", "diverged", "invalid")
+    seconds: Cost
+    measures: dict[str, Measured]
+    step: NotRequired[Whole | None]
+    why: NotRequired[Text]
+
+
+class Provenance(TypedDict):
+    """Where and from what the rows were measured."""
+
+    __pydantic_config__ = OPEN
+    digest: Digest
+    commit: NotRequired[Text | None]
+    dirty: NotRequired[Truth]
+    device: NotRequired[Text]
+    device_model: NotRequired[Text]
+    device_class: NotRequired[Text]
+    threads: NotRequired[Whole]
+    versions: NotRequired[dict[str, Text]]
+    platform: NotRequired[Text]
+    started: NotRequired[Text]
+    seconds: NotRequired[Cost]
+    sources: NotRequired[dict[str, Text]]
+    config: NotRequired[dict[str, Text]]
+    trials: NotRequired[list[Text]]
+    notes: NotRequired[list[Text]]
+    checksum: NotRequired[Digest]
+
+
+class Rows(TypedDict):
+    """All rows of a paper at a profile."""
+
+    __pydantic_config__ = OPEN
+    paper: Words
+    profile: ProfileName
+    provenance: Provenance
+    registered: Text
+    rows: list[Row]
+    out: NotRequired[dict[str, Text]]
 
 
 def read_rows(path: Path, again: str, shown: str | None = None) -> dict[str, Any]:
@@ -67,8 +79,9 @@ def read_rows(path: Path, again: str, shown: str | None = None) -> dict[str, Any
 
 
 def checked(file: JsonFile, here: tuple[str, str] | None) -> dict[str, Any]:
+    """The rows of a file, which belong to the paper and profile `here`."""
     document = head(file)
-    check(file, ROWS, document)
+    whole_file(file, Rows)
     if here:
         placed(file, document, *here)
     seen: dict[tuple, int] = {}
@@ -77,10 +90,8 @@ def checked(file: JsonFile, here: tuple[str, str] | None) -> dict[str, Any]:
         for name, value in row["factors"].items():
             kind = {str: "a text", bool: "true or false"}.get(type(value), "a number")
             if kinds.setdefault((row["experiment"], name), kind) != kind:
-                file.fail(
-                    ("rows", i, "factors", name),
-                    f"{told(value)}; write {kinds[row['experiment'], name]} as in the other rows",
-                )
+                known = kinds[row["experiment"], name]
+                file.fail(("rows", i, "factors", name), f"{told(value)}; write {known} as in the other rows")
         key = row_key(row)
         if key in seen:
             file.fail(("rows", i), f"stands twice, first as rows[{seen[key]}] ({row['arm']}, seed {row['seed']})")

@@ -105,12 +105,15 @@ def decide(
 ) -> Decision:
     """Decide on one parameter: `values` per seed, or two unpaired samples whose difference it is (Welch).
 
-    `out`: seeds that count as outside R whatever their value.  `level` is for reproduced, `no_level` (the same unless
+    `out`: seeds that count as outside R whatever their value; where all do, nothing is left to test.  `level` is for reproduced, `no_level` (the same unless
     given) for not_reproduced.  `least`: with fewer seeds nothing is decided.  `sign`: the sign test in place of t.
     """
     n, no_level = len(values), level if no_level is None else no_level
     if n < least:
         return Decision("inconclusive", few(n, least), level=level, n=n, needed=least)
+    if len(out) == n:
+        why = f"all {n} runs diverged."
+        return Decision("not_reproduced", why, level=no_level, n=n, slack=-INF, p=1.0)
     if sign or out or not all(map(math.isfinite, [*values, *(other or ())])):
         paired = values if other is None else [a - b for a, b in zip(values, other, strict=True)]
         return _sign_decision(paired, region, level, no_level, out)
@@ -236,7 +239,9 @@ def _sign_decision(values: list[float], region: Region, level: float, no_level: 
         at = level if inside >= outside else no_level
         needed = _needed_sign(max(inside, outside) / n, at, n)
     count, side = (inside, "inside") if state == "reproduced" or inside > outside else (outside, "outside")
-    why = f"{count} of {n} seeds lie {side} {region.text} (exact sign test, p = {sign_p(count, n):.2g})."
+    at_most = 1 - (level if side == "inside" else no_level)
+    why = f"{count} of {n} seeds lie {side} {region.text} (exact sign test, p = {sign_p(count, n):.2g}"
+    why += f", where at most {at_most:.2g} decides)." if state == "inconclusive" else ")."
     if out or not all(map(math.isfinite, values)):
         why += " The sign test is used because a run diverged or never reached its target."
     if state == "inconclusive":

@@ -4,7 +4,10 @@ The convention of the suite (docs/conventions.md): a method computes in float32 
 dtype of its input, under autocast also.
 """
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +15,24 @@ from torch import Tensor, nn
 Shape = int | Sequence[int]
 
 
+def leaf(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function one node of torch.fx's graphs, whichever module calls it (torch.fx.wrap knows its own module only)."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if args and isinstance(args[0], torch.fx.Proxy):
+            return args[0].tracer.create_proxy("call_function", call, args, options)
+        return function(*args, **options)
+
+    return call
+
+
 def as_shape(normalized_shape: Shape) -> tuple[int, ...]:
     """Return normalized_shape as a tuple of Python integers; NumPy's integers are as good as Python's."""
     return tuple(map(int, normalized_shape if hasattr(normalized_shape, "__len__") else (normalized_shape,)))
 
 
-@torch.fx.wrap
+@leaf
 def wide(x: Tensor) -> Tensor:
     """Return `x` in float32 at least, in which a method computes.  Raise TypeError where `x` is not floating point."""
     if not x.is_floating_point():
@@ -25,7 +40,7 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@torch.fx.wrap
+@leaf
 def trailing_axes(x: Tensor, normalized_shape: Shape) -> tuple[int, ...]:
     """Return the axes (-k, ..., -1) of `x` that `normalized_shape` stands for.
 
@@ -39,7 +54,7 @@ def trailing_axes(x: Tensor, normalized_shape: Shape) -> tuple[int, ...]:
     return tuple(range(-len(shape), 0))
 
 
-@torch.fx.wrap
+@leaf
 def channels_first(x: Tensor, channels: int, axes: int = 3) -> Tensor:
     """Return x: (N, channels, *) in float32 at least.
 
@@ -117,6 +132,9 @@ class Affine(nn.Module):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    eps: float = (
+        math.nan
+    )  # of a norm without one: torch's encoders ask for it, and NaN tells them that no norm is alike
 
     def __init__(
         self,

@@ -4,14 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.papers.batchnorm.method import BatchNorm
+from repro.models.recompute import recomputing
 
 
-class TokenBatchNorm(BatchNorm):
-    """BatchNorm over the tokens of (..., n), each feature of the last axis with its own statistics."""
+def over_tokens(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return `kind`, a norm of (N, C), as a norm over the tokens of (..., C): every token is a case."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).view_as(x)
+    class OverTokens(kind):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(0, -2)).view_as(x)
+
+    OverTokens.__name__ = OverTokens.__qualname__ = f"Token{kind.__name__}"
+    return OverTokens
 
 
 class GhostBatchNorm(nn.BatchNorm2d):
@@ -27,7 +31,8 @@ class GhostBatchNorm(nn.BatchNorm2d):
         k = len(x) // self.size  # groups, whose channels stand side by side: image i is in group i modulo k
         mean, var, weight, bias = (t.repeat(k) for t in (self.running_mean, self.running_var, self.weight, self.bias))
         y = F.batch_norm(x.reshape(self.size, -1, *x.shape[2:]), mean, var, weight, bias, True, self.momentum, self.eps)
-        with torch.no_grad():
-            self.running_mean.copy_(mean.view(k, -1).mean(0))
-            self.running_var.copy_(var.view(k, -1).mean(0))
+        if not recomputing():
+            with torch.no_grad():
+                self.running_mean.copy_(mean.view(k, -1).mean(0))
+                self.running_var.copy_(var.view(k, -1).mean(0))
         return y.reshape(x.shape)

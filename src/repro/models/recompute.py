@@ -5,7 +5,7 @@ there from a buffer that has changed since.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,22 +44,24 @@ def kept(buffer: Tensor) -> Tensor:
 class Rewind:
     """The buffers from before the last forward passes, for those that run again.
 
-    A pass is known again by a fingerprint of its batch, such as its statistics: passes may run again in any order.
+    A pass is known again by a fingerprint of its batch, such as its statistics: passes may run again in any order.  The
+    fingerprint is a function, called only where a pass runs again or may do so.
     """
 
     def __init__(self, passes: int = 64):
         self.passes: deque[tuple[Tensor, list[Tensor]]] = deque(maxlen=passes)
 
-    def __call__(self, fingerprint: Tensor, buffers: Sequence[Tensor]) -> list[Tensor]:
+    def __call__(self, fingerprint: Callable[[], Tensor], buffers: Sequence[Tensor]) -> list[Tensor]:
         """Return copies of `buffers` as they were before the pass of this fingerprint, which may be the present one."""
         if recomputing():
+            now = fingerprint().detach()
             for i, (known, before) in enumerate(self.passes):
-                if torch.equal(known, fingerprint.detach()):
+                if torch.equal(known, now):
                     del self.passes[i]
                     return before
         before = [kept(buffer) for buffer in buffers]
         if to_be_recomputed():
-            self.passes.appendleft((fingerprint.detach().clone(), before))
+            self.passes.appendleft((fingerprint().detach().clone(), before))
         return before
 
     def __reduce__(self) -> tuple:  # a copy of a layer has passes of its own

@@ -2,7 +2,8 @@
 
     norm(n) -> Module                                    normalises n features
     act() -> Module                                      an element-wise non-linearity (a class or a function)
-    placement(sublayer, norm, dim, index, depth) -> Module    wraps a sub-layer of residual block `index` of `depth`
+    placement(sublayer, norm, dim, index, depth) -> Module    wraps a sub-layer of residual block `index` of `depth`;
+                                                              called with x and what else the sub-layer takes
     init(model, generator) -> None                       overwrites the weights of the finished model
 
 All weights are drawn from one explicit CPU generator when a layer is built; biases start at 0, and norms,
@@ -11,6 +12,7 @@ activations and placements draw nothing.  So two arms of the same seed start fro
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +103,8 @@ class Pre(nn.Module):
         super().__init__()
         self.norm, self.sublayer = norm(dim), sublayer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.sublayer(self.norm(x))
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return x + self.sublayer(self.norm(x), *args, **options)
 
 
 class Post(nn.Module):
@@ -112,8 +114,8 @@ class Post(nn.Module):
         super().__init__()
         self.sublayer, self.norm = sublayer, norm(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x + self.sublayer(x))
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return self.norm(x + self.sublayer(x, *args, **options))
 
 
 class Bare(nn.Module):
@@ -123,8 +125,8 @@ class Bare(nn.Module):
         super().__init__()
         self.sublayer = sublayer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.sublayer(x)
+    def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        return x + self.sublayer(x, *args, **options)
 
 
 PLACEMENTS: dict[str, Placement] = {"pre": Pre, "post": Post, "none": Bare}
