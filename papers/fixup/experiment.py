@@ -16,7 +16,8 @@ from repro.models.convnet import cifar_resnet
 from repro.models.mlp import ResidualMLP
 from repro.models.slots import Bare, fan_in, fan_out, identity, linear, scaled_gaussian
 from repro.papers.batchnorm import BatchNorm
-from repro.papers.fixup.method import fixup_groups, fixup_init_, fixup_resnet
+from repro.papers.fixup.method import fixup_groups, fixup_init_
+from repro.papers.fixup.networks import fixup_resnet
 from repro.tasks import Measures, Pictures, classify, classify_batch
 from repro.train import Diverged, generator, seed_of
 

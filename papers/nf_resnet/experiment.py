@@ -12,14 +12,13 @@ from repro.models.convnet import Slots, cifar_resnet
 from repro.models.slots import Init, draw_, fan_in, scaled_gaussian
 from repro.papers.nf_resnet.method import (
     NFBlock,
-    NFResNet,
     ScaledActivation,
     ScaledWSConv2d,
     ScaledWSLinear,
     activation_gamma,
-    nf_resnet,
-    signal_propagation_plot,
 )
+from repro.papers.nf_resnet.networks import NFResNet, nf_resnet
+from repro.papers.nf_resnet.plot import signal_propagation_plot
 from repro.tasks import Measures, Pictures, classify
 from repro.train import generator
 

@@ -12,7 +12,8 @@ from repro.models.convnet import cifar_resnet, seeded
 from repro.models.mlp import ResidualMLP
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.nf_resnet import NFBlock, ScaledActivation, ScaledWSLinear, nf_resnet
-from repro.papers.nfnet.method import AGC, VARIANTS, NFNetBlock, adaptive_clip_grad_, nfnet
+from repro.papers.nfnet.method import AGC, adaptive_clip_grad_
+from repro.papers.nfnet.networks import VARIANTS, NFNetBlock, nfnet
 from repro.tasks import PICTURES, Measures, Pictures, Timed, Worst, classify, timed
 from repro.train import cosine, cross_entropy, generator
 

@@ -1,17 +1,16 @@
 """Checks of what is stored: digests, verdicts and generated files re-derived; trials measured again."""
 
-import json
 import random
 import statistics
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from scipy import stats
 
 from repro import judge
+from repro.commands import judging
 from repro.errors import Failed, ReproError
-from repro.files.paths import results, results_name, row_key
+from repro.files.paths import JUDGED, results, row_key
 from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
@@ -19,7 +18,7 @@ from repro.run import measure as run
 from repro.run import plan, provenance
 from repro.run.engines import local
 from repro.spec.model import Paper
-from repro.store import Store, rows_digest, write_file
+from repro.store import Store, rows_digest
 
 Say = Callable[[str], None]
 NEEDED = {
@@ -35,33 +34,48 @@ NEEDED = {
 }  # to measure again
 
 
-def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
-    """Everything that does not hold, one line each; `rerun` random trials are measured again."""
-    found = index.check(root)
+def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | None = None) -> list[str]:
+    """Everything that does not hold, one line each; `rerun` random trials are measured again.
+
+    only: the paper to which generated files are restricted.
+    """
+    wrong = index.check(root, only)
     measured = []
     for paper in papers:
-        for profile in [p for p in paper.profiles if p != "smoke"]:
+        for profile in [p for p in JUDGED if p in paper.profiles]:
             path = results(paper.slug, profile, "rows", root)
             if not path.is_file():
                 continue
             try:
                 document = judge.load_rows(path)
                 if why := staleness(paper, profile, document):
-                    found.append(f"{paper.slug} {profile}: stale; {why}")
-                fresh = json.loads(json.dumps(judge.judge(paper, profile, document)))
-                if fresh != index.read_verdict(paper.slug, profile):
-                    found.append(f"{paper.slug} {profile}: the stored verdict differs from one made of its rows")
-                if quality.read(paper.slug, profile) not in (None, quality.assess(paper, profile, document)):
-                    found.append(f"{paper.slug} {profile}: the stored error rates differ from those made of its rows")
+                    wrong.append(f"{paper.slug} {profile}: stale; {why}")
+                fresh, rates = judge.judge(paper, profile, document), quality.assess(paper, profile, document)
+                if why := judging.stored_differs(paper, profile, fresh, rates):
+                    wrong.append(f"{paper.slug} {profile}: {why}")
                 measured.append((paper, profile, document))
             except ReproError as error:
-                found.append(str(error))
+                wrong.append(str(error))
             say(f"{paper.slug} {profile}: checked")
+        wrong += orphans(paper, root)
     if rerun:
-        found += _rerun(measured, rerun, root, say)
-    for line in found:
+        wrong += _rerun(measured, rerun, root, say)
+    for line in wrong:
         say(line)
-    return found
+    return wrong
+
+
+def orphans(paper: Paper, root: Path) -> list[str]:
+    """Verdicts, error rates and metrics without the rows of which they were made, or of no profile of the paper."""
+    lines = []
+    for path in sorted((root / "papers" / paper.slug / "results").glob("*.json")):
+        profile, _, kind = path.name.removesuffix(".json").partition(".")
+        shown = path.relative_to(root)
+        if profile not in paper.profiles or profile not in JUDGED:
+            lines.append(f"{shown}: {paper.slug} has no profile {profile}; delete the file")
+        elif kind != "rows" and not results(paper.slug, profile, "rows", root).is_file():
+            lines.append(f"{shown}: has no rows beside it; run `repro run {paper.slug} --profile {profile}`")
+    return lines
 
 
 def _comparable(document: dict) -> str | None:
@@ -137,7 +151,9 @@ def _rerun(measured: list[tuple], count: int, root: Path, say: Say) -> list[str]
                 f"{paper.slug} {profile}: measured on another device class or torch version, "
                 "compared by the interval of its seeds"
             )
-        units = [u for u in run.units_of(plan.entry(paper, profile), device) if not u["exclusive"]]
+        entry = plan.entry(paper, profile)
+        units = run.units_of(entry, device, trials=run.settled(entry, document["rows"]))
+        units = [unit for unit in units if not unit["exclusive"]]
         pool += [(unit, document, exact) for unit in units]
     found, done = [], 0
     for unit, document, exact in random.sample(pool, len(pool)):
@@ -170,7 +186,7 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
             f"{path}: measured on {document['provenance']['device_model']} with another torch or device class; "
             "refresh it there"
         )
-    units = run.units_of(entry, device)
+    units = run.units_of(entry, device, trials=run.settled(entry, document["rows"]))
     first = min(trial["seed"] for trial in entry["trials"])
     trace = [u for u in units if not u["exclusive"] and any(t["seed"] == first for t in u["trials"])]
     if not trace:
@@ -211,65 +227,10 @@ def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
         )
     assert rows_digest(document["rows"]) == record["digest"]
     run.write_rows(path, document)
-    fresh = judge.judge(paper, profile, document)
-    write_file(path.with_name(f"{profile}.quality.json"), quality.text(quality.assess(paper, profile, document)))
-    write_file(
-        path.with_name(f"{profile}.verdict.json"),
-        json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-    )
+    judging.write(paper, profile, judge.judge(paper, profile, document), quality.assess(paper, profile, document))
     if why := staleness(paper, profile, document):
         raise Failed(
             f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: "
             f"`repro run {paper.slug} --profile {profile}`"
         )
     say(f"{paper.slug} {profile}: fresh; {note}")
-
-
-CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
-
-
-def history(slug: str, profile: str, root: Path) -> list[list[str]]:
-    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; a star: the headline.
-
-    A claim that is there no more is `gone`; rules that changed after the rows were measured add `post hoc`.
-    """
-    name = results_name(slug, profile, "verdict")
-
-    def git(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-
-    log = git("log", "--reverse", "--format=%H %as", "--", name)
-    if log.returncode:
-        raise ReproError(f"{root}: no git repository, and verdicts change by commits; clone the suite to see them")
-    found, states = [], {}
-    for commit, date in (line.split() for line in log.stdout.splitlines()):
-        shown = git("show", f"{commit}:./{name}")
-        try:
-            stored = (
-                json.loads(shown.stdout)
-                if shown.returncode == 0
-                else {"claims": {}, "headline": None, "post_hoc": False}
-            )
-            now = {
-                claim: one["state"].replace("_", " ") + ", post hoc" * bool(stored["post_hoc"])
-                for claim, one in stored["claims"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a commit that was broken says nothing
-        for claim in [*now, *(states.keys() - now.keys())]:
-            was, state = states.get(claim, "–"), now.get(claim, "gone")
-            if state != was:
-                judged = stored["claims"].get(claim) or {}
-                found.append(
-                    [
-                        date,
-                        commit[:10],
-                        claim + "*" * (claim == stored["headline"]),
-                        was,
-                        state,
-                        index.estimate(judged),
-                        judged.get("why", ""),
-                    ]
-                )
-        states = {**{claim: "gone" for claim in states}, **now}
-    return found

@@ -144,9 +144,15 @@ def write(root: Path) -> tuple[list[Path], dict[str, str]]:
     return [path for path, _ in changed], faults
 
 
-def check(root: Path) -> list[str]:
-    """One line per generated file that differs from what the sources give, and per paper that cannot be read."""
+def check(root: Path, only: str | None = None) -> list[str]:
+    """One line per generated file that differs from what the sources give, and per paper that cannot be read.
+
+    only: the paper to whose own files this is restricted.
+    """
     files, faults = build(root)
+    if only is not None:
+        files = {path: text for path, text in files.items() if path.parent == root / "papers" / only}
+        faults = {slug: why for slug, why in faults.items() if slug == only}
     return [line for path, text in files.items() if (line := _difference(path, text, root))] + list(faults.values())
 
 

@@ -24,8 +24,8 @@ def paper_readme(paper: Paper, names: list[str]) -> str:
     lines += [escape(paper.summary), ""]
     lines += ["```python", f"from repro.papers.{slug} import {', '.join(names)}", "```", ""]
     lines += [
-        "The method is [method.py](method.py). What is measured is [experiment.py](experiment.py), and the rules are in "
-        "[paper.yaml](paper.yaml). Pitfalls are in [NOTES.md](NOTES.md), and the rendered page is "
+        "The method is [method.py](method.py). What is measured is [experiment.py](experiment.py), and the rules are "
+        "in [paper.yaml](paper.yaml). Pitfalls are in [NOTES.md](NOTES.md), and the rendered page is "
         f"[reports/papers/{slug}.html](../../reports/papers/{slug}.html).",
         "",
     ]
