@@ -267,7 +267,9 @@ def _edge(case: Case, seen: Seen, of: str = "") -> Stop | None:
     for (arm, cell), chosen in seen.chosen.items():
         place = f" at {levels_text(dict(sorted(cell)))}" if _varying(case, cell) else ""
         if chosen.edge and chosen.level is None and not of:
-            return Stop(f"the arm {arm} diverged at every level of {factor}{place} on the tuning seeds.", "edge_of_grid")
+            return Stop(
+                f"the arm {arm} diverged at every level of {factor}{place} on the tuning seeds.", "edge_of_grid"
+            )
         if chosen.edge and chosen.level is not None:
             return Stop(
                 f"the best {factor} of {of}{arm}{place}, {chosen.level}, lies at the edge of the grid, so that a better "
