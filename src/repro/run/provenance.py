@@ -294,13 +294,13 @@ def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, set[str]]:
 def arm_modules(module: str, arm: str) -> set[str]:
     """Modules that only this arm imports: those that a dictionary of arms names as "module:attribute".
 
-    An arm of the arena, "slot:slug.Name", names its own: `repro.papers.<slug>`.
+    An arm of the arena, "slot:slug.Name", names its own, `repro.papers.<slug>`, where there is such a paper.
     """
     path = module_file(module)
     if path is None:
         return set()
     own = re.fullmatch(r"\w+:(\w+)\.\w+", arm)
-    named = {f"repro.papers.{own[1]}"} if own and own[1] != "control" else set()
+    named = {f"repro.papers.{own[1]}"} if own and module_file(f"repro.papers.{own[1]}") else set()
     return named | _arm_modules(path, _stamp(path)).get(arm, set())
 
 

@@ -22,6 +22,7 @@ from repro.files.strict import NOT_TEXT, dotted
 
 Where = tuple[str | int, ...]
 ANCHOR = re.compile(r"(?:^|[\s\[{,:-])[&*][^\s,\[\]{}]", re.M)
+NESTED = re.compile(r"(?:[-?:][ \t]+){20}|^[ \t]{500}", re.M)
 PLAIN = [  # (tag, first characters, what matches) of the plain scalars of YAML 1.2 that are no texts
     ("null", "~nN", re.compile(r"~|null|Null|NULL")),
     ("bool", "tTfF", re.compile(r"true|True|TRUE|false|False|FALSE")),
@@ -72,9 +73,15 @@ class _Loader(CParser or object):
         return "tag:yaml.org,2002:" + ("seq" if kind is yaml.SequenceNode else "map")
 
 
+def _simple(text: str) -> bool:
+    """Whether the parser in C may read a text: no anchors, and it cannot nest so deep that C's stack ends."""
+    deep = text.count("[") + text.count("{") > 1000 or NESTED.search(text)
+    return not deep and not ANCHOR.search(text) and "%YAML" not in text
+
+
 def compose(text: str) -> Any:
     """The node tree of a YAML 1.2 text."""
-    if CParser and not ANCHOR.search(text) and "%YAML" not in text:
+    if CParser and _simple(text):
         loader = _Loader(text)
         try:
             return loader.get_single_node()
