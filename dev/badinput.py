@@ -516,8 +516,8 @@ HEAVY = "experiments.arena data.original data.rdata data.text"
 def _preload(torch_too: bool) -> None:
     """Import what the commands import, but nothing of the paper, which cases change."""
     from repro import cli
+    from repro.files.schema import adapter
     from repro.run import provenance
-    from repro.spec import checks as paper_checks
     from repro.spec import model
 
     for name in [*LIGHT.split(), *(HEAVY.split() if torch_too else ())]:
@@ -527,7 +527,7 @@ def _preload(torch_too: bool) -> None:
     provenance.source_digest("repro.experiments.arena")  # parses its sources once for all
     provenance.versions()
     for kind in (model.Paper, model.Params):
-        paper_checks._adapter(kind)
+        adapter(kind)
     with contextlib.suppress(Exception):
         cli.app(
             ["show", "--profile", "cpu"], standalone_mode=False

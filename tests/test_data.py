@@ -5,6 +5,8 @@ import io
 import json
 import lzma
 import os
+import pickle
+import struct
 import subprocess
 import sys
 import tarfile
@@ -18,10 +20,10 @@ import pytest
 import torch
 
 import repro.data
-from repro.data import digits, fashion_mnist, original, shakespeare, sources, synthetic, translation
+from repro.data import digits, fashion_mnist, gguf, idx, mnist, mnist1d, original, shakespeare, sources, translation
 from repro.data.archives import Archive, Unusable
 from repro.data.keel import stratified
-from repro.data.kinds import Images, Pairs, Tabular, Vocabulary, corpus
+from repro.data.kinds import Images, Pairs, Tabular, Vocabulary, corpus, sentences
 from repro.data.sources import Dataset, File, Source
 from repro.data.text import osis, plain, sword, web, without_repeats
 from repro.errors import ReproError
@@ -281,7 +283,7 @@ def test_registry():
 
 def test_core_imports_only_torch_and_numpy():
     code = (
-        "import sys, repro.data.original, repro.data.synthetic\n"
+        "import sys, repro.data.original, repro.data.mnist\n"
         "from repro.data import names, info\n"
         "[info(n) for n in names()]\n"
         "print([m for m in ('datasets', 'huggingface_hub', 'pandas', 'PIL', 'pyarrow', 'scipy') if m in sys.modules])"
@@ -370,7 +372,7 @@ def test_fashion_mnist_from_hub_rows_is_byte_for_byte_the_same(monkeypatch, tmp_
         for image, label in zip(images.numpy(), labels.tolist(), strict=True):
             yield {"image": Image.fromarray(image[0]), "label": label}
 
-    made = fashion_mnist._from_hub(load)
+    made = idx.from_hub(load)
     found = {name: hashlib.sha256(content).hexdigest() for name, content in made.items()}
     assert found == {f.name: f.sha256 for f in fashion_mnist.FILES}
 
@@ -446,7 +448,7 @@ def test_translation_splits_hold_nothing_in_common(tmp_path):
 
 def test_pairs_and_vocabulary():
     lines = ["Der Hund bellt.", "Der Hund schl\u00e4ft, der Hund!"]
-    side = translation._side([line.encode() for line in lines], "cpu")
+    side = sentences([line.encode() for line in lines], "cpu")
     pairs = Pairs({"train": side}, {"train": side})
     assert pairs.source["train"].lines() == lines and len(side) == 2
     vocabulary = Vocabulary(lines, size=6)
@@ -455,40 +457,115 @@ def test_pairs_and_vocabulary():
     assert side.tokens(None, 20)[0].tolist() == [1, *(b + 4 for b in lines[0].encode()), 2, 0, 0, 0]
 
 
-def test_synthetic_is_a_pure_function_of_the_seed():
-    makers = {
-        "gaussian": lambda n, s: (synthetic.gaussian(n, 5, s),),
-        "teacher": lambda n, s: synthetic.teacher(n, 5, s, noise=0.1),
-        "two_spirals": lambda n, s: synthetic.two_spirals(n, s),
-        "parity": lambda n, s: synthetic.parity(n, 9, s, bits=3),
-        "blobs": lambda n, s: synthetic.blobs(n, 4, s),
-    }
-    for make in makers.values():
-        state = torch.random.get_rng_state()
-        first = make(1_000, 3)
-        assert torch.equal(state, torch.random.get_rng_state())
-        assert all(torch.equal(a, b) for a, b in zip(first, make(1_000, 3), strict=True))
-        assert not torch.equal(first[0], make(1_000, 4)[0])
-        for n in (3, 100):  # more rows: the same problem, fresh samples
-            assert all(torch.allclose(a, b[:n], atol=1e-5) for a, b in zip(make(n, 3), first, strict=True))
+def idx_pickle(monkeypatch) -> bytes:
+    """A small MNIST in the package's form, whose md5 the module then asks for."""
+    rng = np.random.default_rng(0)
+    parts = [(rng.integers(0, 256, (n, 784), dtype=np.uint8), rng.integers(0, 10, n)) for n in (5, 2, 3)]
+    x, y = (np.concatenate([parts[0][i], parts[1][i]]) for i in (0, 1))
+    files = [idx.head(7, 28, 28) + x.tobytes(), idx.head(7) + y.astype(np.uint8).tobytes()]
+    files += [idx.head(3, 28, 28) + parts[2][0].tobytes(), idx.head(3) + parts[2][1].astype(np.uint8).tobytes()]
+    sums = {n: hashlib.md5(f).hexdigest() for n, f in zip(idx.NAMES, files, strict=True)}
+    monkeypatch.setattr(mnist, "MD5", sums)
+    return pickle.dumps([(p.astype(np.float32) / 256, labels) for p, labels in parts], protocol=2)
 
 
-def test_synthetic_values():
-    x, y = synthetic.parity(2_000, 6, seed=0, bits=2)
-    hits = [(i, j) for i in range(6) for j in range(i) if torch.equal((x[:, i] * x[:, j] < 0).long(), y)]
-    assert len(hits) == 1
-    with pytest.raises(ValueError, match="bits"):
-        synthetic.parity(3, 4, seed=0, bits=5)
-    x, y = synthetic.two_spirals(1_000, seed=0, noise=0.0)
-    radius, angle = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
-    turn = (angle - 2 * torch.pi * 1.75 * radius - torch.pi * y).remainder(2 * torch.pi)
-    assert torch.minimum(turn, 2 * torch.pi - turn).max() < 1e-4
-    _, y = synthetic.teacher(4_000, 16, seed=0)
-    assert 0.1 < y.std() < 4
-    x, y = synthetic.blobs(1_000, 8, seed=0, clusters=4, spread=0.01)
-    assert max(x[y == c].std(0).max() for c in range(4)) < 0.02
-    g = synthetic.gaussian(20_000, 2, seed=0, mean=3.0, std=2.0)
-    assert abs(g.mean() - 3) < 0.05 and abs(g.std() - 2) < 0.05
+def wheel(path: Path, member: str, content: bytes) -> Archive:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(member, content)
+    return Archive(path)
+
+
+def test_mnist_is_rebuilt_from_its_pickle_and_held_to_its_md5(monkeypatch, tmp_path):
+    packed = gzip.compress(idx_pickle(monkeypatch))
+    with wheel(tmp_path / "a.whl", mnist.MEMBER, packed) as archive:
+        made = mnist._from_pickle(archive)
+        raw = {name: torch.frombuffer(bytearray(content), dtype=torch.uint8) for name, content in made.items()}
+        x, y, test_x, test_y = idx.tensors(raw, idx.NAMES)
+        assert x.shape == (7, 1, 28, 28) and len(y) == 7 and len(test_x) == len(test_y) == 3
+        monkeypatch.setitem(mnist.MD5, idx.NAMES[1], "0" * 32)
+        with pytest.raises(Unusable, match="not the 0000"):
+            mnist._from_pickle(archive)
+
+
+@pytest.mark.parametrize("evil", [os.system, np.load, Path, getattr])
+def test_a_pickle_that_names_more_than_arrays_is_refused(evil):
+    class Bomb:
+        def __reduce__(self):
+            return evil, ("touch /tmp/never",)
+
+    with pytest.raises(Unusable, match="not part of an array"):
+        mnist.arrays(pickle.dumps([Bomb()]))
+
+
+def test_mnist1d_is_the_set_of_its_authors(tmp_path):
+    """The first and the last signal as the authors' code makes them (mnist1d 0.0.2.post1, seed 42), and its sums."""
+    x, y = mnist1d.generate()
+    assert x.shape == (5_000, 40) and abs(x.mean()) < 1e-12 and abs(x.std() - 1) < 1e-12
+    assert y[:8].tolist() == [2, 6, 4, 5, 6, 6, 6, 0] and np.bincount(y).tolist() == [500] * 10
+    assert np.allclose(
+        x[0, :4], [-0.3320056674, -0.4719103657, -0.7786970763, -1.0097408265], atol=1e-9
+    ) and np.allclose(x[-1, -4:], [0.4472328851, 0.6598756471, 0.8777343498, 1.1931518368], atol=1e-9)
+    data = mnist1d.load(cache=tmp_path)
+    assert (len(data.train_y), len(data.valid_y), len(data.test_y)) == (3_600, 400, 1_000)
+    assert torch.equal(data.test_x[-1, 0], torch.from_numpy(x[-1]).float())
+
+
+def packed_gguf(settings: dict, tensors: dict[str, tuple[int, list[int], bytes]]) -> torch.Tensor:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    def setting(value) -> bytes:
+        if isinstance(value, str):
+            return struct.pack("<I", 8) + text(value)
+        if isinstance(value, list):
+            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
+        return struct.pack("<If", 6, value) if isinstance(value, float) else struct.pack("<II", 4, value)
+
+    out = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(settings))
+    out += b"".join(text(name) + setting(value) for name, value in settings.items())
+    body = b""
+    for name, (kind, shape, raw) in tensors.items():
+        out += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], kind, len(body))
+        body += raw + bytes(-len(raw) % 32)
+    return torch.frombuffer(bytearray(out + bytes(-len(out) % 32) + body), dtype=torch.uint8)
+
+
+def test_gguf_is_read_as_its_blocks_say():
+    half = struct.Struct("<e")
+    q4 = half.pack(0.5) + half.pack(-3.0) + bytes(i | (15 - i) << 4 for i in range(16))
+    q8 = half.pack(0.25) + struct.pack("<32b", *range(-16, 16))
+    content = packed_gguf(
+        {"a.name": "x\u00e9", "a.list": ["b", "cc"], "a.count": 7, "a.eps": 0.5},
+        {
+            "plain": (0, [2, 3], struct.pack("<6f", *range(6))),
+            "half": (1, [2], half.pack(1.5) + half.pack(-2.0)),
+            "four": (3, [1, 32], q4),
+            "eight": (8, [2, 16], q8),
+        },
+    )
+    settings, tensors = gguf.read(content)
+    assert settings == {"a.name": "x\u00e9", "a.list": ["b", "cc"], "a.count": 7, "a.eps": 0.5}
+    assert tensors["plain"].tolist() == [[0, 1, 2], [3, 4, 5]] and tensors["half"].tolist() == [1.5, -2]
+    low = [0.5 * i - 3 for i in range(16)]
+    assert tensors["four"].tolist() == [low + low[::-1]]
+    assert tensors["eight"].flatten().tolist() == [0.25 * i for i in range(-16, 16)]
+    with pytest.raises(ReproError, match="fetch it again"):
+        gguf.read(content[:200])
+    with pytest.raises(ReproError, match="begin with GGUF"):
+        gguf.read(torch.zeros(64, dtype=torch.uint8))
+
+
+def test_a_set_is_loaded_once_however_it_is_asked_for():
+    calls = []
+
+    @sources.resident
+    def load(name, device="cpu", cache=None):
+        calls.append((name, device, cache))
+        return object()
+
+    assert load("a") is load("a", torch.device("cpu")) is load("a", device="cpu", cache=None)
+    assert load("b") is not load("a") and load("a", cache=Path("c")) is load("a", "cpu", "c")
+    assert calls == [("a", "cpu", None), ("b", "cpu", None), ("a", "cpu", "c")]
 
 
 # Original sets, from small parquet files
@@ -554,6 +631,56 @@ def test_original_text(tmp_path):
     assert bytes(data.valid.numpy()) == b"abc\n" and bytes(data.test.numpy()) == b"def\n"
 
 
+def test_original_text_of_one_split_is_cut(tmp_path):
+    parquet(tmp_path / "o" / "train.parquet", {"text": [f"document {i}" for i in range(30)]})
+    data = original.load("openwebtext", path=tmp_path / "o", limit=10_000)
+    assert bytes(data.valid.numpy()).split() == b"document 27 document 28 document 29".split()
+    assert bytes(data.test.numpy()).startswith(b"document 24") and bytes(data.train.numpy()).endswith(b"document 23\n")
+    with pytest.raises(ReproError, match="no text in the split"):
+        original.load("openwebtext", path=tmp_path / "o", limit=15)
+
+
+def test_original_ptb_and_faces_and_hundred_classes(tmp_path):
+    for split in ("train", "validation", "test"):
+        parquet(tmp_path / "ptb" / f"{split}.parquet", {"sentence": ["no it was n't <unk> monday", split]})
+    assert bytes(original.load("ptb", cache=tmp_path).test.numpy()) == b"no it was n't <unk> monday\ntest\n"
+    arrays, packed = pictures(20, "RGB", (178, 218), 3)
+    parquet(tmp_path / "celeba" / "train.parquet", {"image": packed})
+    faces = original.load("celeba", path=tmp_path / "celeba", size=16)
+    assert (len(faces.train_y), len(faces.valid_y), len(faces.test_y)) == (17, 1, 2)
+    assert faces.train_x.shape[1:] == (3, 16, 16) and faces.classes == 1
+    _, packed = pictures(4, "RGB", (32, 32), 4)
+    for split in ("train", "test"):
+        columns = {"img": packed, "fine_label": [99, 1, 2, 3], "coarse_label": [0, 0, 1, 1]}
+        parquet(tmp_path / "cifar100" / f"{split}.parquet", columns)
+    assert original.load("cifar100", path=tmp_path / "cifar100").test_y.tolist() == [99, 1, 2, 3]
+
+
+def test_original_pairs(tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = [{"de": f"guten tag {split}", "en": "good day"}, {"de": "nein .", "en": "no ."}]
+        parquet(tmp_path / f"{split}.parquet", {"translation": rows})
+    data = original.load("iwslt14-de-en", path=tmp_path)
+    assert data.source["valid"].lines() == ["guten tag validation", "nein ."]
+    assert data.target["test"].lines() == ["good day", "no ."] and len(data.source["train"]) == 2
+    assert len(original.load("iwslt14-de-en", path=tmp_path, limit=1).target["train"]) == 1
+    with pytest.raises(ReproError, match="call original.pairs"):
+        original.text("iwslt14-de-en", path=tmp_path)
+    parquet(tmp_path / "odd" / "train.parquet", {"translation": [{"fr": "a", "en": "b"}]})
+    with pytest.raises(ReproError, match="row 0 of train has no de and en"):
+        original.load("iwslt14-de-en", path=tmp_path / "odd")
+
+
+def test_a_set_that_was_a_script_is_read_from_the_parquet_of_its_configuration(monkeypatch, tmp_path):
+    hub, datasets = pytest.importorskip("repro.data.hub"), pytest.importorskip("datasets")
+    calls = []
+    monkeypatch.setattr(hub, "_connected", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: calls.append((a, o)) or [{"sentence": "a"}])
+    original.load("ptb", cache=tmp_path)
+    assert calls[0][0] == ("ptb-text-only/ptb_text_only",)
+    assert calls[0][1]["data_dir"] == "penn_treebank" and calls[0][1]["revision"] == "refs/convert/parquet"
+
+
 def test_original_errors(monkeypatch, tmp_path):
     def offline(*_, **__):
         raise Unusable("no connection and not in its cache")
@@ -589,7 +716,7 @@ def test_hub_fails_in_seconds_without_network(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["keel", "fashion_mnist_m", "prose", "translation"])
+@pytest.mark.parametrize("name", ["keel", "fashion_mnist_m", "prose", "translation", "mnist", "smollm2", "minilm"])
 def test_fetched_set(name):
     folder = repro.data.fetch(name)
     assert repro.data.info(name)["cached"] and folder.name == name
@@ -613,6 +740,20 @@ def test_fetched_set(name):
         assert abs(normal.mean()) < 0.02 and abs(normal.std() - 1) < 0.02
         digest = hashlib.sha256(data.test_x.numpy().tobytes()).hexdigest()
         assert digest.startswith("59d3c4f380d09c2f")
+    elif name == "mnist":
+        data = mnist.load()
+        assert data.train_x.shape == (55_000, 1, 28, 28) and len(data.test_y) == 10_000
+        assert abs(data.normalised(data.train_x).mean()) < 1e-3 and abs(data.normalised(data.train_x).std() - 1) < 1e-3
+    elif name == "smollm2":
+        from repro.data import smollm2
+
+        settings, tensors = smollm2.load()
+        assert len(tensors) == 272 and settings["llama.block_count"] == 30
+    elif name == "minilm":
+        from repro.data import minilm
+
+        pieces, tensors = minilm.load()
+        assert len(pieces) == 30_522 and len(tensors) == 104
     elif name == "prose":
         from repro.data import prose
 

@@ -13,6 +13,7 @@ from repro.models.norms import GhostBatchNorm
 from repro.models.slots import scaled_gaussian
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.evonorm.method import EvoNormB0, EvoNormS0
+from repro.tasks import Measures, Pictures, Worst, classify
 from repro.train import cosine, draws, generator
 
 # --- the arms --------------------------------------------------------------------------------------------------------
@@ -56,16 +57,17 @@ class Network:
     groups: int
 
 
-def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -> ConvNet:
-    """A CIFAR ResNet for grey images.  EvoNorms stand for norm and ReLU, and as gamma x + beta where no ReLU follows."""
+def network(arm: str, config: Network, source: torch.Generator, size: int = 1, channels: int = 1) -> ConvNet:
+    """A CIFAR ResNet.  EvoNorms stand for norm and ReLU, and as gamma x + beta where no ReLU follows."""
     evo = EVONORMS.get(arm)
     if evo is not None and issubclass(evo, EvoNormS0):
         evo = partial(evo, num_groups=config.groups)
-    norm = evo or (partial(GhostBatchNorm, size=size) if arm == "small" else nn.BatchNorm2d)
+    others = {"small": partial(GhostBatchNorm, size=size), "gn": partial(nn.GroupNorm, config.groups)}
+    norm = evo or others.get(arm, nn.BatchNorm2d)
     model = cifar_resnet(
         config.depth,
         width=config.width,
-        channels=1,
+        channels=channels,
         norm=norm,
         act=nn.SiLU if arm == "bn_silu" else nn.ReLU,
         bias=False,
@@ -92,10 +94,7 @@ class Independence(Network):
 
 def independence(arm: str, seed: int, config: Independence, device: torch.device) -> dict[str, float]:
     """In float64: an image among others and alone, in training; training against evaluation after some batches."""
-    source, found = (
-        generator("evonorm independence", seed),
-        {f"{name}_error": [] for name in ("layer", "network", "others", "mode")},
-    )
+    source, worst = generator("evonorm independence", seed), Worst()
     for _ in range(config.draws):
         layer = EVONORMS[arm](32) if arm in EVONORMS else nn.Sequential(nn.BatchNorm2d(32), nn.ReLU())
         for name, module, channels in (("layer", layer, 32), ("network", network(arm, config, source), 1)):
@@ -103,10 +102,10 @@ def independence(arm: str, seed: int, config: Independence, device: torch.device
             x, others = torch.randn(2, config.images, channels, 8, 8, generator=source, dtype=torch.float64).to(device)
             with torch.no_grad():
                 together, alone, again = module(x), module(x[:1]), module(torch.cat([x[:1], others[1:]]))
-                found[f"{name}_error"].append((together[:1] - alone).abs().max() / together[:1].abs().max())
-                found["others_error"].append((together[:1] - again[:1]).abs().max() / together[:1].abs().max())
-                found["mode_error"].append((module.eval()(x) - together).abs().max() / together.abs().max())
-    return {name: float(torch.stack(errors).max()) for name, errors in found.items()}
+                worst.relative(f"{name}_error", alone, together[:1])
+                worst.relative("others_error", again[:1], together[:1])
+                worst.relative("mode_error", module.eval()(x), together)
+    return worst
 
 
 # --- form ------------------------------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ class Form:
 
 def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, float]:
     """One layer without eps, in float64, over inputs of several sizes, shifts and contrasts, and several v."""
-    draw, errors = draws(device, "evonorm form", seed), {}
+    draw, worst, bends = draws(device, "evonorm form", seed), Worst(), []
     for scale, shift, v in list(product(SCALES, SHIFTS, SLOPES)) * config.draws:
         x = scale * (shift + (0.5 * draw(8, 4, 1, 1)).exp() * draw(8, 4, 8, 8))
         layer = (
@@ -137,7 +136,7 @@ def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, f
         line, low = x / batch, v * x + within <= batch
 
         def keep(name: str, error: Tensor, unit: Tensor) -> None:
-            errors.setdefault(name, []).append(float(error.abs().max() / unit.abs().max()))
+            worst.record(name, error.abs().max() / unit.abs().max())
 
         keep("bound_excess", (v * y - 1).clamp_min(0), torch.ones(1))
         keep("line_error", (y - line) * low, line)
@@ -146,42 +145,23 @@ def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, f
         keep("large_error", layer(1e8 / scale * x) - x.relu() / group, x / group)
         if shift == 0:
             pairs = zip(x.transpose(0, 1).flatten(1), y.transpose(0, 1).flatten(1), strict=True)
-            bends = [1 - float(torch.corrcoef(torch.stack(pair))[0, 1]) ** 2 for pair in pairs]
-            errors.setdefault("bend", []).append(math.fsum(bends) / len(bends))
-    return {name: (min if name == "bend" else max)(values) for name, values in errors.items()}
+            shares = [1 - float(torch.corrcoef(torch.stack(pair))[0, 1]) ** 2 for pair in pairs]
+            bends.append(math.fsum(shares) / len(shares))
+    return {**worst, "bend": min(bends)}
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Network):
-    pool: int
-    examples: int
-    test: int
-    steps: int
-    batch: int
+class Training(Pictures, Network):
     micro: int
-    lr: float
 
 
-def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
+def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """SGD with the same batches in every arm; `small` takes its statistics over `micro` images.  Test accuracy."""
-    data, model = (
-        fashion_mnist.load(device),
-        network(arm, config, generator("evonorm training", seed), config.micro).to(device),
-    )
+    model = network(arm, config, generator("evonorm training", seed), config.micro, config.channels)
     for block in model.blocks:
         nn.init.zeros_(block.norm2.weight)  # as the authors' code does with every norm at the end of a branch
-    fit(
-        model,
-        data.pooled("train", config.examples, config.pool),
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("evonorm batches", seed),
-        optimizer="momentum",
-        schedule=cosine(0.05),
-        weight_decay=1e-4,
-    )
-    return {"accuracy": evaluate_classifier(model, *data.pooled("test", config.test, config.pool))["accuracy"]}
+    how = {"optimizer": "momentum", "schedule": cosine(0.05), "weight_decay": 1e-4}
+    return classify(model, "evonorm batches", seed, config, device, **how)

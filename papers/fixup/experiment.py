@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.batched import fit_batched
-from repro.data import fashion_mnist
 from repro.models.convnet import cifar_resnet
 from repro.models.mlp import ResidualMLP
 from repro.models.slots import Bare, fan_in, fan_out, identity, linear, scaled_gaussian
 from repro.papers.batchnorm import BatchNorm
-from repro.papers.fixup.method import fixup_groups, fixup_init_, fixup_resnet
-from repro.train import Diverged, evaluate_classifier, fit, generator, seed_of
+from repro.papers.fixup.method import fixup_groups, fixup_init_
+from repro.papers.fixup.networks import fixup_resnet
+from repro.tasks import Measures, Pictures, classify, classify_batch
+from repro.train import Diverged, generator, seed_of
 
 CLASSES, WEIGHT_DECAY, HE = 10, 5e-4, scaled_gaussian(2**0.5)
 XAVIER = scaled_gaussian(1.0, lambda layer: (fan_in(layer) + fan_out(layer)) / 2)
@@ -132,25 +133,22 @@ class RootHalf(nn.Module):
         return x * 0.5**0.5
 
 
-@dataclass(frozen=True)
-class OneEpoch:
+@dataclass(frozen=True, kw_only=True)
+class OneEpoch(Pictures):
     width: int
-    examples: int  # of the epoch
-    test: int
-    batch: int
-    lr: float
     layers: int  # 2 L + 2
+    steps: int = 0  # 0: one epoch
 
 
-def deep_mlp(arm: str, layers: int, width: int, source: torch.Generator) -> ResidualMLP:
-    """784-width, L blocks x + W2 relu(W1 x + b1) + b2, width-10; BatchNorm at the start of each branch and at the end."""
+def deep_mlp(arm: str, config: OneEpoch, inputs: int, source: torch.Generator) -> ResidualMLP:
+    """inputs-width, L blocks x + W2 relu(W1 x + b1) + b2, width-10; BatchNorm at the start of each branch and at the end."""
     placement, norm = {"batchnorm": ("pre", BatchNorm), "root_half": ("post", lambda n: RootHalf())}.get(
         arm, ("none", identity)
     )
-    init, depth = fixup_init_ if arm in ("fixup", "no_rule2") else HE, (layers - 2) // 2
+    init, depth = fixup_init_ if arm in ("fixup", "no_rule2") else HE, (config.layers - 2) // 2
     model = ResidualMLP(
-        784,
-        width,
+        inputs,
+        config.width,
         depth,
         CLASSES,
         placement=placement,
@@ -164,26 +162,23 @@ def deep_mlp(arm: str, layers: int, width: int, source: torch.Generator) -> Resi
     return model
 
 
-def one_epoch_batch(arm: str, seeds: list[int], config: OneEpoch, device: torch.device) -> list[dict | Diverged]:
-    data = fashion_mnist.load(device)
-    x, y = data.normalised(data.train_x[: config.examples]).flatten(1), data.train_y[: config.examples]
-    test = data.normalised(data.test_x[: config.test]).flatten(1), data.test_y[: config.test]
-    models = [deep_mlp(arm, config.layers, config.width, generator("fixup epoch", seed)).to(device) for seed in seeds]
-    histories = fit_batched(
+def one_epoch_batch(arm: str, seeds: list[int], config: OneEpoch, device: torch.device) -> list[Measures | Diverged]:
+    """Test accuracy of deep residual perceptrons after `steps`, or one epoch."""
+    (x, y), (test_x, test_y) = config.load(device)
+    x, test_x = x.flatten(1), test_x.flatten(1)
+    models = [deep_mlp(arm, config, x.shape[1], generator("fixup epoch", seed)) for seed in seeds]
+    return classify_batch(
         models,
-        (x, y),
-        seeds=[seed_of("fixup epoch", seed) for seed in seeds],
-        steps=len(x) // config.batch,
-        batch=config.batch,
-        lr=config.lr,
+        "fixup epoch",
+        seeds,
+        config,
+        device,
+        data=((x, y), (test_x, test_y)),
+        steps=config.steps or len(x) // config.batch,
         optimizer="momentum",
         weight_decay=WEIGHT_DECAY,
         groups=fixup_groups if arm in ("fixup", "no_rule2") else None,
     )
-    return [
-        history if isinstance(history, Diverged) else {"accuracy": evaluate_classifier(model, *test)["accuracy"]}
-        for model, history in zip(models, histories, strict=True)
-    ]
 
 
 deepest_batch = one_epoch_batch
@@ -192,33 +187,42 @@ deepest_batch = one_epoch_batch
 # --- resnet: Table 1 --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Resnet:
+@dataclass(frozen=True, kw_only=True)
+class Resnet(Pictures):
+    """lr: a tenth of it for Xavier's initialisation, as the authors have it."""
+
     depth: int
     width: int
-    images: int  # at most, for training and for testing
-    steps: int
-    batch: int
-    lr: float  # a tenth of it for Xavier's initialisation
 
 
-def resnet(arm: str, seed: int, config: Resnet, device: torch.device) -> dict[str, float]:
-    """A CIFAR ResNet on Fashion-MNIST; `xavier` and `he` have neither normalization nor Fixup's scalars."""
-    data = fashion_mnist.load(device)
-    x, test_x = (data.normalised(part[: config.images]) for part in (data.train_x, data.test_x))
-    slots = {} if arm in ("fixup", "batchnorm") else {"norm": identity, "init": {"xavier": XAVIER, "he": HE}[arm]}
-    build, source = fixup_resnet if arm == "fixup" else cifar_resnet, generator("fixup resnet", seed)
-    model = build(config.depth, width=config.width, channels=1, generator=source, **slots).to(device)
-    fit(
-        model,
-        (x, data.train_y[: config.images]),
-        steps=config.steps,
-        batch=config.batch,
+def resnet_of(arm: str, config: Resnet, source: torch.Generator) -> nn.Module:
+    """A CIFAR ResNet; `xavier`, `he` and `root_half` have neither normalization nor Fixup's scalars."""
+    common = {"width": config.width, "channels": config.channels, "generator": source}
+    if arm in ("fixup", "no_rule2"):
+        model = fixup_resnet(config.depth, **common)
+        for block in model.blocks if arm == "no_rule2" else ():
+            block.conv1.weight.data *= len(model.blocks) ** 0.5
+        return model
+    if arm == "batchnorm":
+        return cifar_resnet(config.depth, **common)
+    model = cifar_resnet(config.depth, norm=identity, init=XAVIER if arm == "xavier" else HE, **common)
+    for block in model.blocks if arm == "root_half" else ():
+        block.act2 = nn.Sequential(RootHalf(), nn.ReLU())
+    return model
+
+
+def resnet(arm: str, seed: int, config: Resnet, device: torch.device) -> Measures:
+    """Test error of a CIFAR ResNet under the recipe of one cycle."""
+    return classify(
+        resnet_of(arm, config, generator("fixup resnet", seed)),
+        "fixup resnet",
+        seed,
+        config,
+        device,
+        score="error",
         weight_decay=WEIGHT_DECAY,
         lr=config.lr * (0.1 if arm == "xavier" else 1),
         optimizer="momentum",
         schedule="one_cycle",
-        seed=seed_of("fixup resnet", seed),
-        groups=fixup_groups if arm == "fixup" else None,
+        groups=fixup_groups if arm in ("fixup", "no_rule2") else None,
     )
-    return {"error": evaluate_classifier(model, test_x, data.test_y[: config.images])["error"]}

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repro.batched import fit_batched
-from repro.data import fashion_mnist, shakespeare
+from repro import trivial
 from repro.models.mlp import MLP
 from repro.models.rnn import RecurrentLM
 from repro.models.slots import identity
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm.method import LayerNorm
-from repro.train import Diverged, evaluate_classifier, evaluate_lm, fit, generator, seed_of
+from repro.tasks import Measures, Pictures, Text, classify_batch, learning, trained
+from repro.train import Diverged, History, evaluate_classifier, evaluate_lm, generator
 
 
 class FrozenLayerNorm(LayerNorm):
@@ -38,7 +38,13 @@ class FrozenLayerNorm(LayerNorm):
         return (a - mean) / deviation * self.weight + self.bias
 
 
-NORMS = {"layernorm": LayerNorm, "batchnorm": BatchNorm, "none": identity, "frozen_layernorm": FrozenLayerNorm}
+NORMS = {
+    "layernorm": LayerNorm,
+    "batchnorm": BatchNorm,
+    "batchnorm_all": BatchNorm,  # of the logits too
+    "none": identity,
+    "frozen_layernorm": FrozenLayerNorm,
+}
 
 
 @dataclass(frozen=True)
@@ -65,65 +71,58 @@ def company(arm: str, seed: int, config: Company, device: torch.device) -> dict[
     return {"company_gap": float(torch.stack(gaps).max())}
 
 
-@dataclass(frozen=True)
-class SmallBatch:
+@dataclass(frozen=True, kw_only=True)
+class SmallBatch(Pictures):
     width: int
-    examples: int
     seen: int  # images seen in training, equal at all batch sizes
-    lr: float
-    batch: int
+    test: int = 10_000
+    steps: int = 0  # 0: as many as `seen` asks for
 
 
-def small_batch_batch(arm: str, seeds: list[int], config: SmallBatch, device: torch.device) -> list[dict | Diverged]:
-    """784-width-width-10 with ReLU and Adam; norms on the two hidden layers, none on the logits (Section 6.6)."""
-    data = fashion_mnist.load(device)
-    train_x, train_y = data.flat(data.train_x[: config.examples]), data.train_y[: config.examples]
-    test_x, test_y = data.flat(data.test_x), data.test_y
-    widths = [784, config.width, config.width, 10]
-    models = [MLP(widths, norm=NORMS[arm], generator=generator("layernorm weights", seed)).to(device) for seed in seeds]
-    histories = fit_batched(
+def small_batch_batch(
+    arm: str, seeds: list[int], config: SmallBatch, device: torch.device
+) -> list[Measures | Diverged]:
+    """784-width-width-10 with ReLU and Adam; norms on the two hidden layers, in `batchnorm_all` on the logits too (Section 6.6)."""
+    (x, y), (test_x, test_y) = config.load(device)
+    x, test_x = x.flatten(1), test_x.flatten(1)
+    widths = [x.shape[1], config.width, config.width, 10]
+    models = [MLP(widths, norm=NORMS[arm], generator=generator("layernorm weights", seed)) for seed in seeds]
+    for model in models if arm == "batchnorm_all" else ():
+        model.head = nn.Sequential(model.head, BatchNorm(10))
+
+    def measure(model: nn.Module, history: History) -> Measures:
+        return {
+            "error": evaluate_classifier(model, test_x, test_y)["error"],
+            "train_nats": evaluate_classifier(model, x, y)["loss"],
+        }
+
+    return classify_batch(
         models,
-        (train_x, train_y),
-        seeds=[seed_of("layernorm small batch", seed) for seed in seeds],
-        steps=config.seen // config.batch,
-        batch=config.batch,
-        lr=config.lr,
+        "layernorm small batch",
+        seeds,
+        config,
+        device,
+        data=((x, y), (test_x, test_y)),
+        score="error",
+        measure=measure,
+        steps=config.steps or config.seen // config.batch,
         optimizer="adam",
     )
-    return [
-        history
-        if isinstance(history, Diverged)
-        else {
-            "error": evaluate_classifier(model, test_x, test_y)["error"],
-            "train_nats": evaluate_classifier(model, train_x, train_y)["loss"],
-        }
-        for model, history in zip(models, histories, strict=True)
-    ]
 
 
-@dataclass(frozen=True)
-class LSTM:
+@dataclass(frozen=True, kw_only=True)
+class LSTM(Text):
     layers: int
     width: int
-    context: int
-    batch: int
-    steps: int
     eval_every: int
-    lr: float
-    windows: int
 
 
-def lstm(arm: str, seed: int, config: LSTM, device: torch.device) -> dict[str, list[float]]:
+def lstm(arm: str, seed: int, config: LSTM, device: torch.device) -> Measures:
     """LSTM layers as in the supplement: norms on both projections apart, and on the cell on its way out."""
-    corpus = shakespeare.load(device)
-    model = RecurrentLM(
-        "lstm",
-        corpus.vocab,
-        config.width,
-        layers=config.layers,
-        norm=NORMS[arm],
-        generator=generator("layernorm lstm", seed),
-    ).to(device)
+    corpus, source = config.load(device), generator("layernorm lstm", seed)
+    model = RecurrentLM("lstm", corpus.vocab, config.width, layers=config.layers, norm=NORMS[arm], generator=source).to(
+        device
+    )
 
     def freeze(step: int, model: nn.Module, loss: Tensor) -> None:
         for layer in model.modules() if step == 0 else ():
@@ -133,18 +132,21 @@ def lstm(arm: str, seed: int, config: LSTM, device: torch.device) -> dict[str, l
     def evaluate(model: nn.Module) -> dict[str, float]:
         return evaluate_lm(model, corpus.valid, config.context, windows=config.windows)
 
-    history = fit(
+    history = trained(
         model,
         corpus.train,
-        context=config.context,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("layernorm lstm batches", seed),
+        "layernorm lstm batches",
+        seed,
+        config,
         optimizer="adam",
         clip=1.0,
         hook=freeze,
         evaluate=evaluate,
         eval_every=config.eval_every,
     )
-    return {"val_nats": history.curves["loss"], "steps": history.eval_steps}
+    return {
+        "val_nats": history.curves["loss"],
+        "steps": history.eval_steps,
+        **learning(history),
+        **trivial.text(corpus.train, corpus.valid, config.trivial),
+    }

@@ -9,15 +9,15 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from repro.experiments.decoder import TEXTS
+from repro import tasks, trivial
 from repro.models.gpt import GPT, Attention
 from repro.papers.ln_removal import method
-from repro.train import Source, cosine, cross_entropy, evaluate_lm, fit, generator, linear, seed_of
+from repro.train import History, Source, cosine, cross_entropy, evaluate_lm, generator, linear
 
 # --- folding ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     width: int
     depth: int
@@ -26,7 +26,7 @@ class Model:
     batch: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Folding(Model):
     vocab: int
 
@@ -84,29 +84,22 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
 # --- removal by fine-tuning ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Removal(Model):
-    text: str  # prose or shakespeare, as bytes
-    steps: int  # of pre-training
-    lr: float
+@dataclass(frozen=True, kw_only=True)
+class Removal(tasks.Text, Model):
     tuning_steps: int
     tuning_lr: float
     start: int  # first removal
     gaps: tuple[int, int, int]  # between removals of mlp, qk and v
     auxiliary: float  # weight of the auxiliary loss
-    windows: int  # held-out windows
-    amp: str  # dtype of autocast, or none
 
-    @property
-    def loop(self) -> dict:
-        amp = None if self.amp == "none" else getattr(torch, self.amp)
-        return {"context": self.context, "batch": self.batch, "clip": 1.0, "weight_decay": 0.01, "amp": amp}
+
+RECIPE = {"clip": 1.0, "weight_decay": 0.01}
 
 
 @lru_cache(maxsize=1)
-def pretrained(seed: int, config: Removal, device: torch.device) -> GPT:
+def pretrained(seed: int, config: Removal, device: torch.device) -> tuple[GPT, History]:
     """A Pre-LN decoder, the same for all arms of a seed; to be copied, not changed."""
-    corpus = TEXTS[config.text](device)
+    corpus = config.load(device)
     model = GPT(
         corpus.vocab,
         config.context,
@@ -118,9 +111,8 @@ def pretrained(seed: int, config: Removal, device: torch.device) -> GPT:
         embedding_std=0.02,
         generator=generator("ln_removal", seed),
     ).to(device)
-    order = seed_of("ln_removal pre-training", seed)
-    fit(model, corpus.train, steps=config.steps, lr=config.lr, seed=order, schedule=linear(0.1), **config.loop)
-    return model
+    name = "ln_removal pre-training"
+    return model, tasks.trained(model, corpus.train, name, seed, config, schedule=linear(0.1), **RECIPE)
 
 
 def tracked_loss(model: GPT, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -158,11 +150,11 @@ def attribution_error(model: GPT, x: Tensor, y: Tensor) -> float:
     return sum(errors) / len(errors)
 
 
-def removal(arm: str, seed: int, config: Removal, device: torch.device) -> dict[str, float | list[float]]:
+def removal(arm: str, seed: int, config: Removal, device: torch.device) -> tasks.Measures:
     """Held-out loss of one pre-trained model after: fine-tuning alone (vanilla), with removal (one_by_one, at_once), and
     removal without fine-tuning (untuned; all_but_final; tripled, where sigma_avg is three times too large)."""
-    corpus = TEXTS[config.text](device)
-    model, hook, loss = copy.deepcopy(pretrained(seed, config, device)), None, cross_entropy
+    corpus, (first, begun) = config.load(device), pretrained(seed, config, device)
+    model, hook, loss = copy.deepcopy(first), None, cross_entropy
     if arm != "vanilla":
         gaps = dict(zip(("gap_mlp", "gap_qk", "gap_v"), config.gaps, strict=True))
         schedule = method.removal_schedule(config.depth, start=config.start, **gaps)
@@ -172,18 +164,20 @@ def removal(arm: str, seed: int, config: Removal, device: torch.device) -> dict[
         loss = tracked_loss(model, config.auxiliary)
     evaluate = partial(evaluate_lm, tokens=corpus.valid, context=config.context, windows=config.windows)
     steps = config.tuning_steps if arm in ("vanilla", "one_by_one", "at_once") else 0
-    history = fit(
+    history = tasks.trained(
         model,
         corpus.train,
+        "ln_removal fine-tuning",
+        seed,
+        config,
         steps=steps,
         lr=config.tuning_lr,
-        seed=seed_of("ln_removal fine-tuning", seed),
         hook=hook,
         loss=loss,
         schedule=cosine(0.08, 0.5),
         evaluate=evaluate,
         eval_every=max(steps // 6, 1),
-        **config.loop,
+        **RECIPE,
     )
     if not steps:
         with torch.no_grad():  # one batch, for sigma_avg
@@ -202,4 +196,6 @@ def removal(arm: str, seed: int, config: Removal, device: torch.device) -> dict[
         "attribution_error": attribution_error(model, x, y),
         "steps": history.eval_steps or [0],
         "val_curve": history.curves.get("loss", [nats]),
+        **tasks.learning(begun),
+        **trivial.text(corpus.train, corpus.valid, config.trivial),
     }

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev
 
-from repro.experiments.decoder import LanguageModel, Measures, language_model, reversed_mix
+from repro.experiments.decoder import language_model, reversed_mix
 from repro.models.gpt import FeedForward
 from repro.models.slots import Bare, Post, Pre
 from repro.papers.layernorm import LayerNorm
 from repro.papers.mix_ln.method import MixLN
+from repro.tasks import Worst
 from repro.train import generator
 
 
@@ -84,13 +85,14 @@ def definition(arm: str, seed: int, config: Definition, device: torch.device) ->
         blocks.append(place(SelfAttention(layer), lambda n, layer=layer: layer.norm1, config.width, i, depth))
         blocks.append(place(feed_forward, lambda n, layer=layer: layer.norm2, config.width, i, depth))
     x, direction = torch.randn(2, 2, config.tokens, config.width, generator=source, dtype=torch.float64).to(device)
-    found = []
+    outcomes, worst = [], Worst()
     for stack in (nn.Sequential(*blocks), nn.Sequential(*layers)):
         y = stack(x)
         gradients = torch.autograd.grad((y * direction).sum(), parameters)
-        found.append((y.detach(), torch.cat([g.flatten() for g in gradients])))
-    errors = [(a - b).abs().max() / b.abs().max() for a, b in zip(*found, strict=True)]
-    return {"stack_error": float(torch.stack(errors).max())}
+        outcomes.append((y.detach(), torch.cat([g.flatten() for g in gradients])))
+    for got, want in zip(*outcomes, strict=True):
+        worst.relative("stack_error", got, want)
+    return worst
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,4 @@ def derivative(arm: str, seed: int, config: Derivative, device: torch.device) ->
     }
 
 
-def alpha_sweep(arm: str, seed: int, config: LanguageModel, device: torch.device) -> Measures:
-    """The shared language model at another depth."""
-    return language_model(arm, seed, config, device)
+alpha_sweep = language_model

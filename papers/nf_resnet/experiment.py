@@ -8,31 +8,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from repro.data import fashion_mnist
 from repro.models.convnet import Slots, cifar_resnet
 from repro.models.slots import Init, draw_, fan_in, scaled_gaussian
 from repro.papers.nf_resnet.method import (
     NFBlock,
-    NFResNet,
     ScaledActivation,
     ScaledWSConv2d,
     ScaledWSLinear,
     activation_gamma,
-    nf_resnet,
-    signal_propagation_plot,
 )
-from repro.train import evaluate_classifier, fit, generator, seed_of
+from repro.papers.nf_resnet.networks import NFResNet, nf_resnet
+from repro.papers.nf_resnet.plot import signal_propagation_plot
+from repro.tasks import Measures, Pictures, classify
+from repro.train import generator
 
 RELU_VARIANCE = 1 - 1 / math.pi  # of a layer with He weights behind a ReLU of N(0, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Propagation:
     blocks: tuple[int, ...]
     widths: tuple[int, ...]
     size: int
     batch: int
     alpha: float
+    wrap: bool = True  # padding of 3 x 3 convolutions: wrapped around, or zeros as in the paper
 
 
 def plain_weights(gain: float) -> Init:
@@ -59,8 +59,9 @@ def bn_block(c_in: int, c_out: int, stride: int, slots: Slots, index: int, depth
 
 
 def propagation_network(arm: str, config: Propagation, source: torch.Generator) -> NFResNet:
-    # Zeros around a small image would take variance away at its border, which the theory leaves out: wrap around.
-    scaled, plain = (partial(conv, padding_mode="circular") for conv in (ScaledWSConv2d, nn.Conv2d))
+    # Zeros around a small image take variance away at its border, which the theory leaves out: `wrap` around there.
+    mode = "circular" if config.wrap else "zeros"
+    scaled, plain = (partial(conv, padding_mode=mode) for conv in (ScaledWSConv2d, nn.Conv2d))
     if arm in ("bn", "relu_bn"):
         return NFResNet(
             config.blocks,
@@ -108,7 +109,7 @@ def propagation(arm: str, seed: int, config: Propagation, device: torch.device) 
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     width: int
     samples: int
@@ -145,7 +146,7 @@ AUTHORS = {
 TABLES = {"authors": AUTHORS, "uncentred": {**AUTHORS, "relu": math.sqrt(2)}, "misprint": {**AUTHORS, "silu": 2.218}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gamma:
     pass
 
@@ -155,40 +156,36 @@ def gamma(arm: str, seed: int, config: Gamma, device: torch.device) -> dict[str,
     return {"table_error": max(abs(value / activation_gamma(name) - 1) for name, value in TABLES[arm].items())}
 
 
-@dataclass(frozen=True)
-class SmallBatch:
+@dataclass(frozen=True, kw_only=True)
+class SmallBatch(Pictures):
+    """lr: at a batch of 32; it grows with the batch."""
+
     depth: int
     width: int
-    halve: bool  # images of 14 x 14
-    examples: int
-    test: int
-    epochs: int
-    lr: float  # at batch 32; it grows with the batch
-    batch: int
+    epochs: float
+    steps: int = 0  # 0: as many as the epochs have
 
 
-def small_batch(arm: str, seed: int, config: SmallBatch, device: torch.device) -> dict[str, float]:
+def small_batch(arm: str, seed: int, config: SmallBatch, device: torch.device) -> Measures:
     """Test accuracy after training on equally many examples whatever the batch size."""
-    data, source = fashion_mnist.load(device), generator("nf_resnet small batch", seed)
-    train_x, test_x = (data.normalised(x) for x in (data.train_x[: config.examples], data.test_x[: config.test]))
-    if config.halve:
-        train_x, test_x = F.avg_pool2d(train_x, 2), F.avg_pool2d(test_x, 2)
-    if arm == "nf":
-        model = nf_resnet(config.depth, width=config.width, channels=1, generator=source)
-    else:
-        norm = nn.BatchNorm2d if arm == "bn" else partial(nn.GroupNorm, 4)
-        model = cifar_resnet(
-            config.depth, width=config.width, channels=1, norm=norm, shortcut="project", generator=source
+    common = {"width": config.width, "channels": config.channels}
+    common["generator"] = generator("nf_resnet small batch", seed)
+    norms = {"bn": nn.BatchNorm2d, "groupnorm": partial(nn.GroupNorm, 4)}
+    if arm in norms:
+        model = cifar_resnet(config.depth, norm=norms[arm], shortcut="project", **common)
+    else:  # `no_ws`: the same without Scaled Weight Standardization
+        model = nf_resnet(
+            config.depth, **({} if arm == "nf" else {"conv": nn.Conv2d, "init": plain_weights(1.0)}), **common
         )
-    fit(
-        model.to(device),
-        (train_x, data.train_y[: config.examples]),
-        batch=config.batch,
-        steps=config.examples * config.epochs // config.batch,
+    return classify(
+        model,
+        "nf_resnet small batch",
+        seed,
+        config,
+        device,
+        steps=config.steps or int(config.examples * config.epochs) // config.batch,
         lr=config.lr * config.batch / 32,
-        seed=seed_of("nf_resnet small batch", seed),
         optimizer="nesterov",
         schedule="cosine",
         weight_decay=5e-5,
     )
-    return {"accuracy": evaluate_classifier(model, test_x, data.test_y[: config.test])["accuracy"]}

@@ -8,12 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from repro.data import digits, fashion_mnist
-from repro.models.convnet import seeded
+from repro.models.convnet import cifar_resnet, seeded
+from repro.models.mlp import ResidualMLP
+from repro.papers.batchnorm import BatchNorm
 from repro.papers.nf_resnet import NFBlock, ScaledActivation, ScaledWSLinear, nf_resnet
-from repro.papers.nfnet.method import AGC, VARIANTS, NFNetBlock, adaptive_clip_grad_, nfnet
-from repro.timing import compare
-from repro.train import cosine, cross_entropy, evaluate_classifier, fit, generator, seed_of
+from repro.papers.nfnet.method import AGC, adaptive_clip_grad_
+from repro.papers.nfnet.networks import VARIANTS, NFNetBlock, nfnet
+from repro.tasks import PICTURES, Measures, Pictures, Timed, Worst, classify, timed
+from repro.train import cosine, cross_entropy, generator
 
 # --- Eq. 3, unit by unit ---------------------------------------------------------------------------------------------
 
@@ -52,7 +54,7 @@ class Algebra:
 
 def algebra(arm: str, seed: int, config: Algebra, device: torch.device) -> dict[str, float]:
     """Length and direction of each unit's gradient after clipping, gradients log-uniform over 6 decades, in float64."""
-    source, errors = generator("nfnet algebra", seed), {"length_error": [], "untouched_error": [], "turn": []}
+    source, worst = generator("nfnet algebra", seed), Worst()
 
     def draw(shape: tuple[int, ...], low: float, high: float) -> Tensor:
         """Normal numbers, those of each unit times 10^u, u uniform from low to high."""
@@ -71,10 +73,10 @@ def algebra(arm: str, seed: int, config: Algebra, device: torch.device) -> dict[
         w, g, h = (t.detach().reshape(shape[0] if matrix else 1, -1) for t in (p, before, p.grad))
         bound = 0.01 * w.norm(dim=1).clamp(min=1e-3)
         raw, clipped = g.norm(dim=1), h.norm(dim=1)
-        errors["length_error"].append((clipped / torch.minimum(raw, bound) - 1).abs().max())
-        errors["untouched_error"].append(((h - g).norm(dim=1) / raw * (raw <= bound)).max())
-        errors["turn"].append((1 - (g * h).sum(1) / (raw * clipped)).abs().max())
-    return {name: float(torch.stack(found).max()) for name, found in errors.items()}
+        worst.absolute("length_error", clipped / torch.minimum(raw, bound), 1.0)
+        worst.record("untouched_error", (h - g).norm(dim=1) / raw * (raw <= bound))
+        worst.absolute("turn", (g * h).sum(1) / (raw * clipped), 1.0)
+    return worst
 
 
 # --- Table 3 ---------------------------------------------------------------------------------------------------------
@@ -119,7 +121,7 @@ def size(arm: str, seed: int, config: Size, device: torch.device) -> dict[str, l
 
 # --- training --------------------------------------------------------------------------------------------------------
 
-LAMBDAS = {"off": None, "off_small_lr": None, "agc_016": 0.16, "agc_004": 0.04, "agc_001": 0.01, "never_active": 10.0}
+LAMBDAS = {"agc_016": 0.16, "agc_004": 0.04, "agc_001": 0.01, "never_active": 10.0}  # the other arms have no AGC
 
 
 def nf_mlp(width: int, depth: int) -> nn.Sequential:
@@ -134,46 +136,61 @@ def nf_mlp(width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(body=nn.Sequential(*layers, ScaledActivation()), head=head))
 
 
-@dataclass(frozen=True)
-class Training:
-    data: str  # digits: a residual MLP; fashion_mnist: an NF-ResNet
+@dataclass(frozen=True, kw_only=True)
+class Training(Pictures):
+    """digits: a residual MLP; other pictures: an NF-ResNet.  The images beyond `examples` measure accuracy."""
+
     width: int
     depth: int
-    images: int  # seen in training; the others measure accuracy
-    batch: int
     epochs: int
     lr: float = 0.0
     small_lr: float = 0.0
+    bound: float = 1.0  # of the gradient's norm, in the arm norm_clip
+    steps: int = 0  # 0: as many as the epochs have
+    test: int = 10_000
 
 
-def large_lr(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
+def network(arm: str, config: Training, source: torch.Generator) -> nn.Module:
+    """The normalizer-free network, or with `bn` the same kind of network with BatchNorm."""
+    common = {"width": config.width, "channels": config.channels, "generator": source}
+    if config.data != "digits":
+        if arm == "bn":
+            return cifar_resnet(config.depth, shortcut="project", **common)
+        return seeded(partial(nf_resnet, config.depth, skip_gain=1.0, **common), source)
+    if arm == "bn":
+        return ResidualMLP(64, config.width, config.depth, 10, norm=BatchNorm, generator=source)
+    return seeded(partial(nf_mlp, config.width, config.depth), source)
+
+
+def large_lr(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """SGD with Nesterov momentum 0.9, 5 % of warm-up and cosine, clipped or not; accuracy on unseen images."""
-    data = {"digits": digits, "fashion_mnist": fashion_mnist}[config.data].load(device)
+    data, n = PICTURES[config.data](device), config.examples
     x, y = (torch.cat(parts) for parts in zip(*map(data.split, ("train", "valid", "test")), strict=True))
-    x, n, weights = data.normalised(x), config.images, generator("nfnet weights", seed)
-    resnet = partial(nf_resnet, config.depth, width=config.width, channels=1, skip_gain=1.0, generator=weights)
-    model = seeded(partial(nf_mlp, config.width, config.depth) if config.data == "digits" else resnet, weights).to(
-        device
-    )
+    x, unseen = data.normalised(x), slice(n, n + config.test)
+    if config.data == "digits":
+        x = x.flatten(1)
+    model = network(arm, config, generator("nfnet weights", seed)).to(device)
 
     def optimizer(groups: list[dict], lr: float) -> torch.optim.Optimizer:
         sgd = torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
-        return sgd if LAMBDAS[arm] is None else AGC(sgd, LAMBDAS[arm], exclude=[model.head.weight])
+        return AGC(sgd, LAMBDAS[arm], exclude=[model.head.weight]) if arm in LAMBDAS else sgd
 
-    fit(
+    return classify(
         model,
-        (x[:n], y[:n]),
-        steps=config.epochs * n // config.batch,
-        batch=config.batch,
+        "nfnet batches",
+        seed,
+        config,
+        device,
+        data=((x[:n], y[:n]), (x[unseen], y[unseen])),
+        steps=config.steps or config.epochs * n // config.batch,
         optimizer=optimizer,
         lr=config.small_lr if arm == "off_small_lr" else config.lr,
-        seed=seed_of("nfnet batches", seed),
+        clip=config.bound if arm == "norm_clip" else None,
         schedule=cosine(0.05),
     )
-    return {"accuracy": evaluate_classifier(model, x[n:], y[n:])["accuracy"]}
 
 
-def batch_size(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
+def batch_size(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """The same for an equal number of epochs at each batch size, with the paper's learning rate 0.1 batch / 256."""
     return large_lr(arm, seed, replace(config, lr=0.1 * config.batch / 256), device)
 
@@ -189,60 +206,42 @@ class BNBlock(NFNetBlock):
         return (x if self.projection is None else self.projection(z)) + self.branch(z)
 
 
-@dataclass(frozen=True)
-class Latency:
+@dataclass(frozen=True, kw_only=True)
+class Latency(Timed):
     mode: str  # eager or compile
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     pixels: int
     batch: int
-    blocks: int
-    aa_limit: float
+    calls: int = 5
 
 
-def latency_group(arms: list[str], seed: int, config: Latency, device: torch.device) -> dict[str, dict[str, float]]:
-    """Whole training steps in bfloat16 autocast on one random batch; `nf_again` is `nf` under another name."""
-    source = generator("nfnet latency", seed)
-    x = torch.randn(config.batch, 3, config.pixels, config.pixels, generator=source).to(
-        device, memory_format=torch.channels_last
-    )
+def training_step(arm: str, seed: int, config: Latency, device: torch.device) -> Callable[[], None]:
+    """A training step in bfloat16 autocast on one random batch; `nf_again` is `nf` once more."""
+    source, kind = generator("nfnet latency", seed), arm.removesuffix("_again")
+    x = torch.randn(config.batch, 3, config.pixels, config.pixels, generator=source)
+    x = x.to(device, memory_format=torch.channels_last)
     y = torch.randint(1000, (config.batch,), generator=source).to(device)
-
     norm = {
         "block": BNBlock,
         "conv": partial(nn.Conv2d, bias=False),
         "act": lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.GELU("tanh")),
     }
+    options = norm if kind == "bn" else {}
+    model = seeded(partial(nfnet, depths=config.depths, widths=config.widths, **options), source)
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    optimizer = AGC(optimizer, exclude=[model.head.weight]) if kind == "nf" else optimizer
+    run = torch.compile(model) if config.mode == "compile" else model
 
-    def step_of(kind: str) -> Callable[[], None]:
-        model = seeded(
-            partial(nfnet, depths=config.depths, widths=config.widths, **(norm if kind == "bn" else {})), source
-        )
-        model.to(device, memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-        optimizer = AGC(optimizer, exclude=[model.head.weight]) if kind == "nf" else optimizer
-        run = torch.compile(model) if config.mode == "compile" else model
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = cross_entropy(run(x), y)
+        loss.backward()
+        optimizer.step()
 
-        def step() -> None:
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = cross_entropy(run(x), y)
-            loss.backward()
-            optimizer.step()
+    return step
 
-        return step
 
-    made = {kind: step_of(kind) for kind in sorted({arm.removesuffix("_again") for arm in arms})}
-    timings = compare(
-        {arm: made[arm.removesuffix("_again")] for arm in arms},
-        reference="nf",
-        device=device,
-        blocks=config.blocks,
-        calls=5,
-        warmup=5,
-        seed=seed,
-        aa_limit=config.aa_limit,
-        memory=False,
-        copy_bytes=16 << 20,
-    )
-    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
+latency_group = timed(training_step, reference="nf", warmup=5, memory=False, copy_bytes=16 << 20)

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from repro import trivial
 from repro.batched import fit_batched
 from repro.data import fashion_mnist
 from repro.models.mlp import MLP
@@ -18,7 +19,8 @@ from repro.models.slots import identity, linear
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm import LayerNorm
 from repro.papers.online_norm.method import OnlineNorm, Stream, powers, recursion
-from repro.train import Diverged, History, evaluate_classifier, fit, generator, seed_of
+from repro.tasks import Measures, Worst, learning
+from repro.train import Diverged, History, draws, evaluate_classifier, fit, generator, seed_of
 
 BATCH = 32
 NORMS = {
@@ -34,12 +36,14 @@ NORMS = {
 # --- fmnist -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fmnist:
     examples: int
     test: int
     epochs: int
     every: int  # epochs between two evaluations
+    lr: float = 0.04
+    trivial: tuple[str, ...] = ("linear",)
 
 
 def xavier(model: MLP, source: torch.Generator) -> None:
@@ -67,8 +71,8 @@ def decayed(model: nn.Module) -> list[dict]:
     ]
 
 
-def recipe(config: Fmnist, device: torch.device) -> tuple[tuple[Tensor, Tensor], dict]:
-    """The training data, and the arguments of `fit`."""
+def recipe(config: Fmnist, device: torch.device) -> tuple[tuple[Tensor, Tensor], dict, Measures]:
+    """The training data, the arguments of `fit`, and what trivial predictors score."""
     data = fashion_mnist.load(device)
     x, y = (
         torch.cat([data.train_x, data.valid_x]),
@@ -76,43 +80,58 @@ def recipe(config: Fmnist, device: torch.device) -> tuple[tuple[Tensor, Tensor],
     )  # the official training images
     test = data.unit(data.test_x[: config.test]).flatten(1), data.test_y[: config.test]
     epoch = config.examples // BATCH
-    return (data.unit(x[: config.examples]).flatten(1), y[: config.examples]), {
+    train = data.unit(x[: config.examples]).flatten(1), y[: config.examples]
+    beside = trivial.classes(train, test, config.trivial)
+    settings = {
         "steps": config.epochs * epoch,
         "batch": BATCH,
-        "lr": 0.04,
+        "lr": config.lr,
         "optimizer": "sgd",
         "weight_decay": 1e-4,
         "groups": decayed,
         "evaluate": lambda model: {"accuracy": 100 * evaluate_classifier(model, *test)["accuracy"]},
         "eval_every": config.every * epoch,
     }
+    return train, settings, {name: 100 * share for name, share in beside.items()}
 
 
-def measures(history: History | Diverged, config: Fmnist) -> dict | Diverged:
+def measures(history: History | Diverged, config: Fmnist, beside: Measures) -> Measures | Diverged:
+    """Percent right after the last epoch, over the last third of the epochs, and along the run."""
     if isinstance(history, Diverged):
         return history
+    curve = history.curves["accuracy"]
     epochs = [steps // (config.examples // BATCH) for steps in history.eval_steps]
-    return {"accuracy": history.final["accuracy"], "curve": history.curves["accuracy"], "epoch": epochs}
+    late = [accuracy for accuracy, epoch in zip(curve, epochs, strict=True) if epoch > config.epochs * 2 // 3]
+    mean = sum(late) / len(late)
+    return {
+        "accuracy": curve[-1],
+        "late_accuracy": mean,
+        "curve": curve,
+        "epoch": epochs,
+        **learning(history),
+        **beside,
+    }
 
 
-def fmnist(arm: str, seed: int, config: Fmnist, device: torch.device) -> dict | Diverged:
+def fmnist(arm: str, seed: int, config: Fmnist, device: torch.device) -> Measures | Diverged:
     """One seed by itself: on a CPU its weights stay in the cache."""
-    data, settings = recipe(config, device)
-    return measures(fit(network(arm, seed, device), data, seed=seed_of("online_norm fmnist", seed), **settings), config)
+    data, settings, beside = recipe(config, device)
+    history = fit(network(arm, seed, device), data, seed=seed_of("online_norm fmnist", seed), **settings)
+    return measures(history, config, beside)
 
 
-def fmnist_batch(arm: str, seeds: list[int], config: Fmnist, device: torch.device) -> list[dict | Diverged]:
+def fmnist_batch(arm: str, seeds: list[int], config: Fmnist, device: torch.device) -> list[Measures | Diverged]:
     """All seeds in one pass, for a GPU."""
-    data, settings = recipe(config, device)
+    data, settings, beside = recipe(config, device)
     models = [network(arm, seed, device) for seed in seeds]
     histories = fit_batched(models, data, seeds=[seed_of("online_norm fmnist", seed) for seed in seeds], **settings)
-    return [measures(history, config) for history in histories]
+    return [measures(history, config, beside) for history in histories]
 
 
 # --- gradient: Section 3 ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gradient:
     features: int
     batch: int
@@ -124,15 +143,8 @@ def gradient(arm: str, seed: int, config: Gradient, device: torch.device) -> dic
 
     `no_control`: alpha_b = 1; `reset`: u and v forgotten after each batch.  q is rebuilt from dL/dx alone.
     """
-    source, a_b, shape = (
-        generator("online_norm gradient", seed),
-        1.0 if arm == "no_control" else 0.99,
-        (config.features,),
-    )
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=source, dtype=torch.float64).to(device)
-
+    draw, shape = draws(device, "online_norm gradient", seed), (config.features,)
+    a_b = 1.0 if arm == "no_control" else 0.99
     z, (mu, u, v, total, products) = draw(*shape), torch.zeros(5, *shape, dtype=torch.float64, device=device)
     s2, decays = torch.ones_like(mu), powers(config.batch, 0.9, z)
     for _ in range(config.length // config.batch):
@@ -153,7 +165,7 @@ def gradient(arm: str, seed: int, config: Gradient, device: torch.device) -> dic
 # --- variance: Section 3 ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Variance:
     length: int
     features: int
@@ -169,7 +181,7 @@ def variance(arm: str, seed: int, config: Variance, device: torch.device) -> dic
     x = 2 + 3 * torch.randn(
         config.length, config.features, generator=generator("online_norm variance", seed), dtype=torch.float64
     )
-    x, a, seen = x.to(device), config.alpha, []
+    x, a, seen, worst = x.to(device), config.alpha, [], Worst()
     mu, u, v = torch.zeros(3, config.features, dtype=x.dtype, device=device)
     s2 = torch.ones_like(mu)
     for part in x.split(config.batch):
@@ -180,10 +192,10 @@ def variance(arm: str, seed: int, config: Variance, device: torch.device) -> dic
             scale, new_s2 = s2s[:-1].sqrt(), s2s[-1]
         mu, s2 = new_mu, new_s2
         seen.append(torch.stack([mus, scale.square()], 1))
-    ours, error = torch.cat(seen), 0.0
+    ours = torch.cat(seen)
     for t in range(config.batch // 2, config.length, config.batch):
         weights = (1 - a) * a ** torch.arange(t - 1, -1, -1, dtype=x.dtype, device=device)
         mean = weights @ x[:t]
         wanted = torch.stack([mean, weights @ (x[:t] - mean).square() + a**t * (1 + mean.square())])
-        error = max(error, float(((ours[t] - wanted) / wanted[1].sqrt()).abs().max()))
-    return {"error": error}
+        worst.record("error", ((ours[t] - wanted) / wanted[1].sqrt()).abs())
+    return worst

@@ -16,6 +16,7 @@ from repro.models.slots import Norm
 from repro.papers.layernorm import LayerNorm
 from repro.papers.peri_ln.method import PeriLN, PostLN, PreLN
 from repro.papers.rmsnorm import RMSNorm
+from repro.tasks import Worst
 from repro.train import generator
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": partial(LayerNorm, bias=False)}
@@ -41,7 +42,7 @@ def built(kind: str, eps: float, source: torch.Generator, device: torch.device) 
 # --- Proposition 3.1 -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientScaling:
     norm: str
     dim: int
@@ -79,30 +80,27 @@ def gradient_scaling(arm: str, seed: int, config: GradientScaling, device: torch
     x, g = draw(config.cases, config.dim), F.normalize(draw(config.cases, config.dim), dim=-1)
     block = placement(nn.Identity(), built(config.norm, eps, source, device), config.dim, 0, 1)
     gain = max(float(p.detach().max()) for p in block.parameters())
-    gradients, share = [], 0.0
+    gradients, worst = [], Worst()
     for c in config.scales:
         leaf = w2.repeat(config.cases, 1, 1).requires_grad_()
         block.sublayer = LastMatrix(w1, leaf, c)
         (gradient,) = torch.autograd.grad((block(x) * g).sum(), leaf)
         h, a = (torch.linalg.vector_norm(t.detach(), dim=-1) for t in (block.sublayer.h, block.sublayer.a))
         limit = 4 * gain * config.dim**0.5 * h / a
-        share = max(share, float((gradient.flatten(1).norm(dim=1) / limit).max()))
+        worst.record("bound_share", gradient.flatten(1).norm(dim=1) / limit)
         gradients.append(gradient)
 
-    def moved(power: int) -> float:
-        """The largest ||G(c) / r^power - G(c_0)|| / ||G(c_0)||, r = c / c_0."""
-        first = gradients[0]
-        ratios = [c / config.scales[0] for c in config.scales]
-        errors = [float((g / r**power - first).norm() / first.norm()) for g, r in zip(gradients, ratios, strict=True)]
-        return max(errors)
-
-    return {"invariance_error": moved(0), "proportion_error": moved(1), "bound_share": share}
+    first = gradients[0]
+    for c, gradient in zip(config.scales, gradients, strict=True):
+        for name, power in (("invariance_error", 0), ("proportion_error", 1)):
+            worst.record(name, (gradient / (c / config.scales[0]) ** power - first).norm() / first.norm())
+    return worst
 
 
 # --- how far the stream can grow -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamBound:
     norm: str
     branch: str  # random: weights of every size; aligned: f(x) = x and gains of 1, the worst case

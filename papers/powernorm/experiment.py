@@ -8,19 +8,20 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from repro import tasks, trivial
 from repro.data import fashion_mnist, shakespeare
-from repro.data.kinds import Vocabulary
+from repro.data.kinds import Corpus, Vocabulary
 from repro.models.convnet import cifar_resnet
 from repro.models.gpt import GPT
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm import LayerNorm
 from repro.papers.powernorm.method import PowerNorm, PowerNormV
-from repro.train import evaluate_lm, fit, generator, seed_of
+from repro.train import draws, fit, generator, seed_of
 
 # --- the theorem on PN-V ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Smoothness:
     rows: tuple[int, ...]
     features: int
@@ -32,10 +33,7 @@ def smoothness(arm: str, seed: int, config: Smoothness, device: torch.device) ->
 
     gain_error: against gamma / psi; gain_over_bn: against BatchNorm's on the same inputs, the largest of all features.
     """
-    source, found = generator("powernorm smoothness", seed), {"pnv_error": [], "bn_error": []}
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=source, dtype=torch.float64).to(device)
+    draw, worst = draws(device, "powernorm smoothness", seed), tasks.Worst()
 
     def layer(kind: str, n: int) -> Callable[[Tensor], Tensor]:
         if kind == "detached":  # PN-V whose statistic takes no part in the gradient
@@ -52,19 +50,20 @@ def smoothness(arm: str, seed: int, config: Smoothness, device: torch.device) ->
             size = (x - centre).square().mean(0).sqrt()
             projection = (g * (x - centre) / size).mean(0)
             want = rows / size**2 * (g.square().mean(0) - projection.square() - lost)
-            found[name].append(((dx.square().sum(0) - want) / want).abs().max())
+            worst.record(name, ((dx.square().sum(0) - want) / want).abs())
     x, gains = config.mean + draw(config.features, config.rows[0]), []
     for kind in (arm, "batchnorm"):  # one feature at a time, with gamma = 1
         jacobians = [torch.autograd.functional.jacobian(layer(kind, 1), row[:, None]).squeeze() for row in x]
         gains.append(torch.linalg.matrix_norm(torch.stack(jacobians), 2))
-    found |= {"gain_error": [(gains[0] * x.square().mean(1).sqrt() - 1).abs()], "gain_over_bn": [gains[0] / gains[1]]}
-    return {name: float(torch.stack(each).max()) for name, each in found.items()}
+    worst.absolute("gain_error", gains[0] * x.square().mean(1).sqrt(), 1.0)
+    worst.record("gain_over_bn", gains[0] / gains[1])
+    return worst
 
 
 # --- the theorem on PN -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bounded:
     steps: int
     rows: int
@@ -106,12 +105,13 @@ def bounded(arm: str, seed: int, config: Bounded, device: torch.device) -> dict:
 
 
 @cache
-def text(device: torch.device, size: int, vocab: int) -> tuple[Tensor, Tensor]:
+def text(device: torch.device, size: int, vocab: int) -> Corpus:
     """The first `size` bytes of Shakespeare's training text, and of the held-out text, as words."""
     corpus = shakespeare.load()
     parts = [bytes(part[:size].tolist()).decode("ascii", "ignore") for part in (corpus.train, corpus.valid)]
     vocabulary = Vocabulary(parts[:1], vocab)
-    return tuple(torch.tensor(vocabulary.encode(part), device=device) for part in parts)
+    train, valid = (torch.tensor(vocabulary.encode(part), device=device) for part in parts)
+    return Corpus(train, valid, valid[:0], vocab=vocab)
 
 
 class Watched(BatchNorm):
@@ -136,43 +136,51 @@ class Watched(BatchNorm):
         return super().forward(rows).view_as(x)
 
 
-@dataclass(frozen=True)
-class LanguageModel:
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(tasks.Text):
+    """lr: of the text; the held-out windows are all there are."""
+
     text: int  # bytes
     vocab: int
     width: int
     depth: int
-    context: int
-    batch: int
-    steps: int
-    lr: float
+    heads: int = 4
+    windows: int = 10**9
+
+    def load(self, device: torch.device) -> Corpus:
+        return text(device, self.text, self.vocab)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fluctuation(LanguageModel):
     net: tuple[int, ...]  # the ResNet's depth, width, batch
     frozen: int  # batches after training, at fixed weights
+    images: int = 0  # 0: a hundred batches
 
 
-def fluctuation(arm: str, seed: int, config: Fluctuation, device: torch.device) -> dict:
+def fluctuation(arm: str, seed: int, config: Fluctuation, device: torch.device) -> tasks.Measures:
     """A post-norm Transformer on words (or words drawn evenly and independently), a ResNet on images: deviations
-    of the first norm's variances, medians over steps; frozen_deviation at fixed weights."""
+    of the first norm's variances, medians over steps; `frozen_...` at the weights that training has left."""
     source, order = generator("powernorm fluctuation", seed), seed_of("powernorm fluctuation batches", seed)
     norm = partial(Watched, sample=config.batch * config.context)
     if arm == "images":
         data, (depth, width, batch) = fashion_mnist.load(device), config.net
-        train = data.normalised(data.train_x[: 100 * batch]), data.train_y[: 100 * batch]
+        n = config.images or 100 * batch
+        train = data.normalised(data.train_x[:n]), data.train_y[:n]
+        beside = trivial.classes(train, train, ["linear"], measure="loss")
         model = cifar_resnet(depth, width=width, channels=1, norm=norm, generator=source)
         how = {"batch": batch, "lr": 0.1, "optimizer": "momentum"}
     else:
-        train = text(device, config.text, config.vocab)[0]
-        train = torch.randint(config.vocab, train.shape, generator=source).to(device) if arm == "uniform" else train
+        corpus = config.load(device)
+        train, uniform = corpus.train, arm == "uniform"
+        train = torch.randint(config.vocab, train.shape, generator=source).to(device) if uniform else train
+        beside = trivial.text(train, train if uniform else corpus.valid, config.trivial, vocab=config.vocab)
         model = GPT(
             config.vocab,
             config.context,
             config.width,
             config.depth,
-            heads=4,
+            heads=config.heads,
             norm=norm,
             placement="post",
             final_norm=False,
@@ -180,42 +188,29 @@ def fluctuation(arm: str, seed: int, config: Fluctuation, device: torch.device) 
             generator=source,
         )
         how = {"batch": config.batch, "lr": config.lr, "optimizer": "adam", "context": config.context}
-    fit(model.to(device), train, steps=config.steps, seed=order, **how)
+    history = fit(model.to(device), train, steps=config.steps, seed=order, **how)
     fit(model, train, steps=config.frozen, seed=order + 1, **{**how, "lr": 0.0})
-    seen = torch.stack(
-        next(layer.seen for layer in model.modules() if isinstance(layer, Watched))
-    )  # (steps + frozen, 2)
+    watched = next(layer for layer in model.modules() if isinstance(layer, Watched))
+    seen = torch.stack(watched.seen)  # (steps + frozen, 2)
     training, frozen = seen[config.steps // 5 : config.steps], seen[config.steps + config.frozen // 2 :]
-    medians = dict(zip(("deviation", "raw_deviation"), training.median(0).values.tolist(), strict=True))
-    return {**medians, "frozen_deviation": float(frozen[:, 0].median()), "curve": seen[: config.steps, 0].tolist()}
+    late = history.train_loss[-max(1, config.steps // 20) :]
+    names = ("deviation", "raw_deviation")
+    return {
+        **dict(zip(names, training.median(0).values.tolist(), strict=True)),
+        **dict(zip((f"frozen_{name}" for name in names), frozen.median(0).values.tolist(), strict=True)),
+        "curve": seen[: config.steps, 0].tolist(),
+        "train_nats": sum(late) / len(late),
+        **tasks.learning(history),
+        **beside,
+    }
 
 
-# --- language models -------------------------------------------------------------------------------------------------
-
-
-def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> dict:
+def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> tasks.Measures:
     """A decoder on words; perplexity of held-out text in eval mode, so by the running statistics."""
-    train, valid = text(device, config.text, config.vocab)
-    power = partial(PowerNorm, groups=4, warmup_iters=config.steps // 10)
+    power = partial(PowerNorm, groups=config.heads, warmup_iters=config.steps // 10)
     norm = {"layernorm": LayerNorm, "batchnorm": Watched, "pnv": PowerNormV, "pn": power}[arm]
-    model = GPT(
-        config.vocab,
-        config.context,
-        config.width,
-        config.depth,
-        heads=4,
-        norm=norm,
-        generator=generator("powernorm language model", seed),
-    ).to(device)
-    fit(
-        model,
-        train,
-        context=config.context,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        schedule="one_cycle",
-        seed=seed_of("powernorm language model batches", seed),
-        clip=1.0,
-    )
-    return {"perplexity": math.exp(min(evaluate_lm(model, valid, config.context)["loss"], 50.0))}
+    source = generator("powernorm language model", seed)
+    shape = config.vocab, config.context, config.width, config.depth
+    model, name = GPT(*shape, heads=config.heads, norm=norm, generator=source), "powernorm language model batches"
+    scores = tasks.language_model(model, name, seed, config, device, schedule="one_cycle", clip=1.0)
+    return tasks.perplexities(scores)

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from repro.data import shakespeare
+from repro import trivial
 from repro.models.gpt import GPT
 from repro.models.vit import vit
 from repro.papers.layernorm import LayerNorm, layer_norm
 from repro.papers.pre_rmsnorm.method import CRMSNorm, RMSNorm, ZeroMeanLinear, anatomy, to_pre_crmsnorm, to_pre_rmsnorm
-from repro.timing import compare
-from repro.train import Source, fit, generator, seed_of
+from repro.tasks import Measures, Text, Timed, Worst, learning, relative, timed, trained
+from repro.train import Source, generator
 
 # --- the two layers --------------------------------------------------------------------------------------------------
 
@@ -33,7 +33,7 @@ LAYERS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layers:
     widths: tuple[int, ...]
     draws: int
@@ -42,7 +42,7 @@ class Layers:
 def layers(arm: str, seed: int, config: Layers, device: torch.device) -> dict[str, float]:
     """ZeroMeanLinear against a linear layer less its mean, CRMSNorm against LayerNorm of (z, -sum z): relative errors of
     outputs and gradients, case by case, in float64."""
-    source, found = generator("pre_rmsnorm layers", seed), []
+    source, worst = generator("pre_rmsnorm layers", seed), Worst()
     for n in config.widths * config.draws:
         x, weight, other, upstream = torch.randn(4, n, n, generator=source, dtype=torch.float64).to(device)
         x = (x * 10 ** other[:, :1] + other[:, -1:]).requires_grad_()  # of many sizes and means
@@ -53,14 +53,14 @@ def layers(arm: str, seed: int, config: Layers, device: torch.device) -> dict[st
         y, whole = x @ weight.T + other[0], torch.cat([x, -x.sum(-1, keepdim=True)], -1)
         for outputs in ((linear(x), y - y.mean(-1, keepdim=True)), (norm(x), layer_norm(whole, n + 1)[..., :-1])):
             got, want = (torch.cat([out, *torch.autograd.grad(out, x, upstream, retain_graph=True)]) for out in outputs)
-            found.append(((got - want).abs().amax(1) / want.abs().amax(1)).max().detach())  # row by row
-    return {"layer_error": float(torch.stack(found).max())}
+            worst.record("layer_error", (got - want).abs().amax(1) / want.abs().amax(1))  # row by row
+    return worst
 
 
 # --- whole models ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     model: str  # gpt or vit
     width: int
@@ -138,75 +138,71 @@ def equivalence(arm: str, seed: int, config: Model, device: torch.device) -> dic
         )
     model, x = model.to(device).eval(), x.to(device, torch.float64 if x.is_floating_point() else None)
     with torch.no_grad():
-        want, got = model(x), CONVERSIONS[arm](model)(x)
-    return {"logit_error": float((got - want).abs().max() / want.abs().max())}
+        return {"logit_error": relative(CONVERSIONS[arm](model)(x), model(x))}
 
 
-@dataclass(frozen=True)
-class Training(Model):
+@dataclass(frozen=True, kw_only=True)
+class Training(Text, Model):
+    """A decoder; `lr` is one of the two rates, by the optimizer."""
+
     optimizer: str
-    steps: int
     adamw: float  # learning rates
     momentum: float
     weight_decay: float
+    lr: float = 0.0
+    context: int = 0
+    windows: int = 0
 
 
-def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float | list[float]]:
+def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """A Pre-LN decoder and the arm's, from the same start and with the same batches, in float64: how far they part."""
-    corpus = shakespeare.load(device)
+    corpus = config.load(device)
     model, _ = build(config, generator("pre_rmsnorm training", seed), partial(nn.LayerNorm, elementwise_affine=False))
     pair = [model.to(device, torch.float64), CONVERSIONS[arm](model)]
-    losses = [
-        fit(
-            each,
-            corpus.train,
-            context=config.length,
-            steps=config.steps,
-            batch=config.batch,
-            seed=seed_of("pre_rmsnorm batches", seed),
-            lr=getattr(config, config.optimizer),
-            optimizer=config.optimizer,
-            weight_decay=config.weight_decay,
-        ).train_loss
-        for each in pair
-    ]
+    how = {"optimizer": config.optimizer, "lr": getattr(config, config.optimizer), "context": config.length}
+    how |= {"weight_decay": config.weight_decay}
+    runs = [trained(each, corpus.train, "pre_rmsnorm batches", seed, config, **how) for each in pair]
+    losses = [run.train_loss for run in runs]
     x, _ = Source(corpus.valid, config.length, device).take(torch.arange(config.batch, device=device) * config.length)
     with torch.no_grad():
         want, got = (each(x) for each in pair)
     return {
-        "logit_gap": float((got - want).abs().max() / want.abs().max()),
+        "logit_gap": relative(got, want),
         "loss": losses[1],
         "loss_gap": [abs(a - b) for a, b in zip(*losses, strict=True)],
+        **learning(runs[1]),
+        **trivial.text(corpus.train, corpus.valid, config.trivial),
     }
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Speed(Model):
+@dataclass(frozen=True, kw_only=True)
+class Speed(Timed, Model):
     mode: str  # inference, or training: forward and backward
     dtype: str
     kernels: bool  # LayerNorm as torch's kernel, not of elementary operators as on a CPU torch's RMSNorm is
-    blocks: int
-    calls: int
-    aa_limit: float
 
 
 def passes(arm: str, seed: int, config: Speed, device: torch.device) -> Callable[[], None]:
-    """One pass of an arm.  In training, Pre-RMSNorm recentres its parameters each time."""
-    training, dtype = config.mode == "training", getattr(torch, config.dtype)
-    norm = nn.LayerNorm if config.kernels or arm == "kernel_ln" else LayerNorm
+    """One pass of an arm.  In training, Pre-RMSNorm recentres its parameters each time.
+
+    `..._compiled`: the same model under torch.compile, as in the authors' code, which compiles its norms.
+    """
+    training, dtype, kind = config.mode == "training", getattr(torch, config.dtype), arm.removesuffix("_compiled")
+    norm = nn.LayerNorm if config.kernels or kind == "kernel_ln" else LayerNorm
     model, x = build(config, generator("pre_rmsnorm speed", seed), partial(norm, elementwise_affine=False))
-    if arm == "pre_crmsnorm":
+    if kind == "pre_crmsnorm":
         model = to_pre_crmsnorm(model)
-    if arm == "pre_rmsnorm":
+    if kind == "pre_rmsnorm":
         model = to_pre_rmsnorm(model, online=training)
     model, x = model.to(device, dtype).train(training), x.to(device, dtype if x.is_floating_point() else None)
+    run = torch.compile(model) if kind != arm else model
 
     def call() -> None:
         with torch.set_grad_enabled(training):
-            out = model(x)
+            out = run(x)
         if training:
             model.zero_grad()
             out.float().square().mean().backward()
@@ -214,16 +210,4 @@ def passes(arm: str, seed: int, config: Speed, device: torch.device) -> Callable
     return call
 
 
-def speed_group(arms: list[str], seed: int, config: Speed, device: torch.device) -> dict[str, dict[str, float]]:
-    calls = {arm: passes(arm, seed, config, device) for arm in arms}
-    timings = compare(
-        calls,
-        reference="pre_ln",
-        device=device,
-        blocks=config.blocks,
-        calls=config.calls,
-        seed=seed,
-        aa_limit=config.aa_limit,
-        memory=False,
-    )
-    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
+speed_group = timed(passes, reference="pre_ln", memory=False)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro import tasks
 from repro.data import fashion_mnist
 from repro.models.convnet import seeded
 from repro.papers.region_norm.method import RegionNormB, RegionNormL, region_norm
-from repro.train import cosine, fit, generator, measured, seed_of
+from repro.train import cosine, draws, generator, measured
 
 EPS = 1e-12
 NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -40,7 +41,7 @@ def holes(count: int, low: float, high: float, source: torch.Generator, side: in
 # --- statistics: Section 3 --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Statistics:
     images: int
     channels: int
@@ -63,25 +64,25 @@ def statistics(arm: str, seed: int, config: Statistics, device: torch.device) ->
     )
     x = (data.unit(data.test_x[chosen]) + 0.05 * noise).double()  # noise: no region has one value alone
     mask = holes(config.images, config.hole, config.hole, source, 28).to(device).double()
-    p, valid, found = mask.mean((2, 3)), 1 - mask, {"region_error": 0.0, "shift_error": 0.0}
+    p, valid, worst = mask.mean((2, 3)), 1 - mask, tasks.Worst()
     for fill in (0.0, 0.5, 1.0):
         z = x * valid + fill * mask
         mean, variance = moments(z, valid)
         full_mean, full_variance = (1 - p) * mean + p * fill, (1 - p) * variance + p * (1 - p) * (mean - fill).square()
         shifted = torch.stack([(mean - full_mean) / (full_variance + EPS).sqrt(), variance / (full_variance + EPS)])
         after, maps = moments(norm(z, mask), valid), norm(F.conv2d(z, filters.double(), padding=1), mask)
-        found["shift_error"] = max(found["shift_error"], float((after - shifted).abs().max()))
+        worst.absolute("shift_error", after, shifted)
         for region in (mask, valid):
-            error = moments(maps, region) - torch.tensor([0.0, 1.0], dtype=x.dtype, device=device).view(2, 1, 1)
-            found["region_error"] = max(found["region_error"], float(error.abs().max()))
+            unit = torch.tensor([0.0, 1.0], dtype=x.dtype, device=device).view(2, 1, 1)
+            worst.absolute("region_error", moments(maps, region), unit)
     return {
-        **found,
+        **worst,
         "valid_mean": float(after[0].abs().mean()),
         "valid_variance": float(after[1].mean()),
     }  # holes of white
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OneRegion:
     batch: int
     channels: int
@@ -90,12 +91,8 @@ class OneRegion:
 
 def one_region(arm: str, seed: int, config: OneRegion, device: torch.device) -> dict[str, float]:
     """A mask that is 0, or 1, everywhere: against torch's instance norm and batch norm, outputs and gradients, in float64."""
-    source, shape, found = (
-        generator("region_norm one region", seed),
-        (config.batch, config.channels, config.side, config.side),
-        {},
-    )
-    x, upstream = torch.randn(2, *shape, generator=source, dtype=torch.float64).to(device)
+    draw, worst = draws(device, "region_norm one region", seed), tasks.Worst()
+    x, upstream = draw(2, config.batch, config.channels, config.side, config.side)
     x = (3 + 2 * x).requires_grad_()
 
     def run(y: Tensor) -> Tensor:
@@ -107,8 +104,9 @@ def one_region(arm: str, seed: int, config: OneRegion, device: torch.device) -> 
     }
     for name, other in {name: run(y) for name, y in wanted.items()}.items():
         masks = torch.zeros_like(x[:, :1]), torch.ones_like(x[:, :1])
-        found[name] = max(float((run(NORMS[arm](x, mask)) - other).abs().max()) for mask in masks)
-    return found
+        for mask in masks:
+            worst.absolute(name, run(NORMS[arm](x, mask)), other)
+    return worst
 
 
 # --- inpainting: Section 4 --------------------------------------------------------------------------------------------
@@ -120,6 +118,9 @@ LAYERS = {  # the norms of the first layers, and of the others
     "batch": (nn.BatchNorm2d, nn.BatchNorm2d),
     "encoder": (RegionNormB, Instance),
     "region": (RegionNormB, RegionNormL),
+    "region_batchwise": tuple(
+        partial(norm, batchwise=True) for norm in (RegionNormB, RegionNormL)
+    ),  # the authors' code
     "other_mask": (RegionNormB, RegionNormL),
 }
 
@@ -127,10 +128,10 @@ LAYERS = {  # the norms of the first layers, and of the others
 class Inpainter(nn.Module):
     """(B, 2, H, W), an image and the mask of its hole -> (B, 2, H, W), the whole image as the network has it, and the mask."""
 
-    def __init__(self, arm: str, c: int, blocks: int):
+    def __init__(self, arm: str, c: int, blocks: int, fill: float):
         super().__init__()
         early, late = LAYERS[arm]
-        self.other_mask, wide = arm == "other_mask", {"padding_mode": "reflect"}
+        self.other_mask, self.fill, wide = arm == "other_mask", fill, {"padding_mode": "reflect"}
         self.convs = nn.ModuleList(
             [nn.Conv2d(1, c, 7, padding=3, **wide), nn.Conv2d(c, 2 * c, 4, 2, 1), nn.Conv2d(2 * c, 4 * c, 4, 2, 1)]
         )
@@ -159,7 +160,7 @@ class Inpainter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         image, mask = x.split(1, 1)
-        h, told = image * (1 - mask) + mask, mask.roll(1, 0) if self.other_mask else mask  # the hole is white
+        h, told = image * (1 - mask) + self.fill * mask, mask.roll(1, 0) if self.other_mask else mask
         for conv, norm in zip(self.convs, self.norms, strict=True):
             h = conv(h)
             h = F.relu(norm(h, told) if isinstance(norm, RegionNormB) else norm(h))
@@ -168,16 +169,15 @@ class Inpainter(nn.Module):
         return torch.cat([(torch.tanh(self.decoder(h)) + 1) / 2, mask], 1)
 
 
-@dataclass(frozen=True)
-class Inpainting:
+@dataclass(frozen=True, kw_only=True)
+class Inpainting(tasks.Training):
     side: int  # of the images, a multiple of 4
     channels: int
     blocks: int
     examples: int
     test: int
-    steps: int
-    batch: int
-    lr: float
+    fill: float = 1.0  # grey value of the hole, 1 is white
+    trivial: tuple[str, ...] = ("mean", "nearest_neighbour")
 
 
 def l1(out: Tensor, target: Tensor) -> Tensor:
@@ -186,37 +186,53 @@ def l1(out: Tensor, target: Tensor) -> Tensor:
     return error.mean() + (error * mask).sum() / mask.sum()
 
 
-def inpainting(arm: str, seed: int, config: Inpainting, device: torch.device) -> dict[str, float]:
+def guesses(train: Tensor, test: Tensor, mask: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """PSNR in the holes of the mean training image, and of the mean of the five that are nearest in the known pixels."""
+    known, images, found = (1 - mask).flatten(1), train.flatten(1), {}
+    if "mean" in names:
+        found["trivial_mean"] = images.mean(0).expand(len(test), -1)
+    if "nearest_neighbour" in names:
+        gaps = known @ images.square().T - 2 * (known * test.flatten(1)) @ images.T
+        nearest = gaps.topk(min(5, len(images)), largest=False).indices
+        found["trivial_nearest_neighbour"] = torch.stack([images[index].mean(0) for index in nearest])
+    return {name: psnr(guess.view_as(test), test, mask) for name, guess in found.items()}
+
+
+def psnr(out: Tensor, target: Tensor, mask: Tensor) -> float:
+    """In the holes, over all their pixels together."""
+    return float(-10 * torch.log10(((out - target) * mask).square().sum() / mask.sum()))
+
+
+def inpainting(arm: str, seed: int, config: Inpainting, device: torch.device) -> tasks.Measures:
     """PSNR in the holes of test images, over all their pixels together, for holes of 10 to 50 % of the image, and by size."""
-    data = fashion_mnist.load(device)
-    model = seeded(
-        lambda: Inpainter(arm, config.channels, config.blocks), generator("region_norm inpainting", seed)
-    ).to(device)
+    data, source = fashion_mnist.load(device), generator("region_norm inpainting", seed)
+    model = seeded(lambda: Inpainter(arm, config.channels, config.blocks, config.fill), source).to(device)
     train, test = (
         F.interpolate(data.unit(x[:n]), config.side, mode="area")
         for x, n in ((data.train_x, config.examples), (data.test_x, config.test))
     )
-    fit(
+    history = tasks.trained(
         model,
         (train, train),
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("region_norm inpainting", seed),
+        "region_norm inpainting",
+        seed,
+        config,
         optimizer="adam",
         schedule=cosine(0.05),
         loss=l1,
         augment=lambda x, source: torch.cat([x, holes(len(x), 0.1, 0.5, source, config.side).to(x)], 1),
     )
 
-    def psnr(model: nn.Module, low: float, high: float) -> float:
-        mask, errors = holes(len(test), low, high, generator("region_norm holes", low, high), config.side).to(test), 0.0
+    def hidden(low: float, high: float) -> Tensor:
+        return holes(len(test), low, high, generator("region_norm holes", low, high), config.side).to(test)
+
+    def score(model: nn.Module, low: float, high: float) -> float:
+        mask, errors = hidden(low, high), 0.0
         for x, m in zip(test.split(500), mask.split(500), strict=True):
             errors = errors + ((model(torch.cat([x, m], 1))[:, :1] - x) * m).square().sum()
         return float(-10 * torch.log10(errors / mask.sum()))
 
-    found = measured(
-        lambda model: {"psnr": psnr(model, 0.1, 0.5), "small": psnr(model, 0.1, 0.2), "large": psnr(model, 0.4, 0.5)},
-        model,
-    )
-    return {**found, "drop": found["small"] - found["large"]}
+    sizes = {"psnr": (0.1, 0.5), "small": (0.1, 0.2), "large": (0.4, 0.5)}
+    found = measured(lambda model: {name: score(model, *size) for name, size in sizes.items()}, model)
+    beside = guesses(train, test, hidden(0.1, 0.5), config.trivial)
+    return {**found, "drop": found["small"] - found["large"], **tasks.learning(history), **beside}

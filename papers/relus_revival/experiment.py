@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.special import entr
 
-from repro.experiments.decoder import TEXTS
+from repro import tasks
 from repro.models.gpt import GPT
 from repro.models.slots import Act
 from repro.papers.relus_revival import method
-from repro.train import evaluate_lm, fit, generator, linear, seed_of
+from repro.train import generator, linear
 
 
 class Half(nn.Module):
@@ -29,7 +29,7 @@ class Half(nn.Module):
 ACTS: dict[str, Act] = {"gelu": nn.GELU, "relu": nn.ReLU, "half": Half}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     width: int
     depth: int
@@ -57,13 +57,13 @@ def build(act: Act, norm: str, seed: int, config: Model, vocab: int, device: tor
 # --- without training ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EntropyRange(Model):
     vocab: int
     scales: tuple[float, ...]  # of the queries' and keys' weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Start(EntropyRange):  # its scales are those of the stream; the first is tiny, the last huge
     norm: str
 
@@ -149,17 +149,12 @@ def entropy_range(arm: str, seed: int, config: EntropyRange, device: torch.devic
 # --- trained models --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LanguageModel(Model):
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(tasks.Text, Model):
     norm: str
-    text: str  # prose or shakespeare, as bytes
-    steps: int
-    lr: float
     warmup: float  # share of the steps; then linear to 0
     clip: float
     weight_decay: float  # of matrices
-    windows: int  # held-out windows
-    amp: str  # dtype of autocast, or none
 
 
 def groups(model: nn.Module) -> list[dict]:
@@ -168,40 +163,38 @@ def groups(model: nn.Module) -> list[dict]:
     return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
 
 
-def trained(act: Act, steps: int, seed: int, config: LanguageModel, device: torch.device) -> tuple[GPT, Tensor]:
-    """A byte-level language model after `steps`, and the held-out text."""
-    corpus = TEXTS[config.text](device)
+def trained(act: Act, steps: int, seed: int, config: LanguageModel, device: torch.device) -> tuple[GPT, tasks.Measures]:
+    """A byte-level language model after `steps`, and its scores."""
+    corpus = config.load(device)
     model = build(act, config.norm, seed, config, corpus.vocab, device)
-    fit(
+    scores = tasks.language_model(
         model,
-        corpus.train,
-        context=config.context,
+        "relus_revival batches",
+        seed,
+        config,
+        device,
         steps=steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("relus_revival batches", seed),
         weight_decay=config.weight_decay,
         groups=groups,
         schedule=linear(config.warmup),
         clip=config.clip,
-        amp=None if config.amp == "none" else getattr(torch, config.amp),
     )
-    return model, corpus.valid
+    return model, scores
 
 
-def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> dict[str, float | list[float]]:
+def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> tasks.Measures:
     """Held-out perplexity and the entropies of all heads on held-out text."""
     act, _, untrained = arm.partition("_")
-    model, held_out = trained(ACTS[act], 0 if untrained else config.steps, seed, config, device)
-    nats = evaluate_lm(model, held_out, config.context, windows=config.windows)["loss"]
+    model, scores = trained(ACTS[act], 0 if untrained else config.steps, seed, config, device)
+    held_out = config.load(device).valid
     tokens = held_out[: config.windows * config.context].view(config.windows, config.context).long()
     entropy = method.attention_entropy(model, tokens)
     top, half = float(entropy.max()), config.depth // 2
     whole, early = (method.entropy_bands(part, top) for part in (entropy, entropy[:half]))
     ratio = method.entropy_bands(method.attention_entropy(model, tokens, normalized=True))
     return {
-        "val_nats": nats,
-        "perplexity": math.exp(nats),
+        **tasks.perplexities(scores, most=math.inf),
+        "val_nats": scores["val_nats"],
         "block": list(range(1, config.depth + 1)),
         "layer_entropy": entropy.mean(1).tolist(),
         "head_entropy": entropy.flatten().tolist(),
@@ -212,15 +205,15 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slopes(LanguageModel):
     slope: float  # at the start
 
 
-def slopes(arm: str, seed: int, config: Slopes, device: torch.device) -> dict[str, float | list[float]]:
+def slopes(arm: str, seed: int, config: Slopes, device: torch.device) -> tasks.Measures:
     """A learnable negative slope per layer, after training, over what it started from."""
     make = partial(method.LearnableLeakyReLU, config.slope)
-    model, _ = trained(make, 0 if arm == "slope_untrained" else config.steps, seed, config, device)
+    model, scores = trained(make, 0 if arm == "slope_untrained" else config.steps, seed, config, device)
     found = [
         float(m.slope.detach()) / config.slope for m in model.modules() if isinstance(m, method.LearnableLeakyReLU)
     ]
@@ -228,4 +221,5 @@ def slopes(arm: str, seed: int, config: Slopes, device: torch.device) -> dict[st
         "block": list(range(1, config.depth + 1)),
         "slope_share": found,
         "mean_slope": sum(map(abs, found)) / len(found),
+        **scores,
     }

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repro.data import shakespeare
 from repro.models.gpt import GPT
 from repro.models.rnn import RNN
 from repro.models.slots import identity
 from repro.papers.layernorm import LayerNorm, layer_norm
 from repro.papers.rmsnorm.method import PartialRMSNorm, RMSNorm, rms_norm
-from repro.timing import compare
-from repro.train import cross_entropy, evaluate_lm, fit, generator, seed_of
+from repro.tasks import Measures, Text, Timed, Worst, language_model, timed
+from repro.train import cross_entropy, draws, generator
 
 
 class CentredRMSNorm(RMSNorm):
@@ -38,7 +37,7 @@ NORMS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Equivalence:
     widths: tuple[int, ...]
     draws: int
@@ -51,11 +50,11 @@ def sum_rms(a: Tensor) -> Tensor:
 
 def equivalence(arm: str, seed: int, config: Equivalence, device: torch.device) -> dict[str, float]:
     """norm(a - mean(a)) against LN(a): largest relative error of outputs and gradients; and the gap if a is not centred."""
-    source, errors, gaps = generator("rmsnorm equivalence", seed), [], []
+    draw, worst, gaps = draws(device, "rmsnorm equivalence", seed), Worst(), []
     for n in config.widths:
         norm = {"rmsnorm": lambda a, n=n: rms_norm(a, n, eps=0.0), "sum_rms": sum_rms}[arm]
         for _ in range(config.draws):
-            a, direction = (torch.randn(n, generator=source, dtype=torch.float64).to(device) for _ in range(2))
+            a, direction = draw(n), draw(n)
             # n = 2: the gradient of LN is 0 in exact arithmetic, so errors are relative to that of a / sigma.
             scale = direction.abs().max() / a.std(correction=0)
 
@@ -68,24 +67,20 @@ def equivalence(arm: str, seed: int, config: Equivalence, device: torch.device) 
 
             y, gradient = run(lambda x, norm=norm: norm(x - x.mean()))
             wanted_y, wanted_gradient = run(lambda x, n=n: layer_norm(x, n, eps=0.0))
-            errors += [
-                (y - wanted_y).abs().max() / wanted_y.abs().max(),
-                (gradient - wanted_gradient).abs().max() / scale,
-            ]
+            worst.relative("projection_error", y, wanted_y)
+            worst.record("projection_error", (gradient - wanted_gradient).abs().max() / scale)
             shifted = (a - a.mean()) / a.std(correction=0) + 1  # mean / deviation = 1
             gaps.append((norm(shifted) - layer_norm(shifted, n, eps=0.0)).abs().max())
-    return {"projection_error": float(torch.stack(errors).max()), "offset_gap": float(torch.stack(gaps).min())}
+    return {**worst, "offset_gap": float(torch.stack(gaps).min())}
 
 
-@dataclass(frozen=True)
-class RunningTime:
+@dataclass(frozen=True, kw_only=True)
+class RunningTime(Timed):
     model: str
     width: int
     depth: int
     length: int
     batch: int
-    blocks: int
-    aa_limit: float
 
 
 def training_step(arm: str, seed: int, config: RunningTime, device: torch.device) -> Callable[[], None]:
@@ -113,50 +108,18 @@ def training_step(arm: str, seed: int, config: RunningTime, device: torch.device
 CALLS = {"rnn": 4, "transformer": 1}  # steps per timed block, so that blocks last about as long
 
 
-def running_time_group(
-    arms: list[str], seed: int, config: RunningTime, device: torch.device
-) -> dict[str, dict[str, float]]:
-    steps = {arm: training_step(arm, seed, config, device) for arm in arms}
-    timings = compare(
-        steps,
-        reference="layernorm",
-        device=device,
-        blocks=config.blocks,
-        calls=CALLS[config.model],
-        warmup=10,
-        seed=seed,
-        aa_limit=config.aa_limit,
-    )
-    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
+running_time_group = timed(training_step, reference="layernorm", calls=lambda config: CALLS[config.model], warmup=10)
 
 
-@dataclass(frozen=True)
-class Quality:
+@dataclass(frozen=True, kw_only=True)
+class Quality(Text):
     depth: int
     width: int
-    context: int
-    batch: int
-    steps: int
-    lr: float
-    windows: int
+    heads: int = 4
 
 
-def quality(arm: str, seed: int, config: Quality, device: torch.device) -> dict[str, float]:
-    """A pre-norm decoder on the bytes of Shakespeare; held-out loss after the last step."""
-    corpus = shakespeare.load(device)
-    weights = generator("rmsnorm quality", seed)
-    model = GPT(
-        corpus.vocab, config.context, config.width, config.depth, heads=4, norm=NORMS[arm], generator=weights
-    ).to(device)
-    fit(
-        model,
-        corpus.train,
-        context=config.context,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("rmsnorm quality batches", seed),
-        optimizer="adamw",
-        schedule="one_cycle",
-    )
-    return {"val_nats": evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]}
+def quality(arm: str, seed: int, config: Quality, device: torch.device) -> Measures:
+    """A pre-norm decoder on the bytes of a text; held-out loss after the last step."""
+    shape, source = (256, config.context, config.width, config.depth), generator("rmsnorm quality", seed)
+    model = GPT(*shape, heads=config.heads, norm=NORMS[arm], generator=source)
+    return language_model(model, "rmsnorm quality batches", seed, config, device, schedule="one_cycle")

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.data.kinds import Corpus
-from repro.experiments.decoder import TEXTS, LanguageModel, Model, propagation
+from repro.experiments.decoder import LanguageModel, Model, propagation
 from repro.models.gpt import GPT
 from repro.models.slots import Placement, Post, Pre
 from repro.papers.rmsnorm import RMSNorm
 from repro.papers.sdd.method import PostSDD, PreSDD, SDDLinear
-from repro.train import cosine, draws, evaluate_lm, fit, generator, seed_of
+from repro.tasks import Measures, Worst, relative
+from repro.tasks import language_model as trained_model
+from repro.train import cosine, draws, generator
 
 
 def variant(forward: Callable[[SDDLinear, Tensor], Tensor]) -> type[SDDLinear]:
@@ -41,7 +43,7 @@ def built(arm: str, weight: Tensor, alpha: Tensor) -> SDDLinear:
     return layer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     inputs: int
     outputs: int
@@ -60,22 +62,23 @@ def scale(arm: str, seed: int, config: Scale, device: torch.device) -> dict[str,
         y = layer(x)
         return y.detach(), torch.autograd.grad((y * up).sum(), layer.weight)[0]
 
-    def relative(got: Tensor, want: Tensor) -> float:
-        return float((got - want).abs().max() / want.abs().max())
-
     (y, gradient), z = passed(1.0), x @ weight.T
     size, pulled = z.square().mean(-1, keepdim=True).sqrt(), alpha * up
     wanted = (pulled / size - z * (z * pulled).mean(-1, keepdim=True) / size**3).T @ x
+    worst = Worst()
+    for c in config.scales:
+        scaled_y, scaled_gradient = passed(c)
+        worst.relative("output_change", scaled_y, y)
+        worst.relative("gradient_change", c * scaled_gradient, gradient)
     return {
-        "output_change": max(relative(passed(c)[0], y) for c in config.scales),
-        "gradient_change": max(relative(c * passed(c)[1], gradient) for c in config.scales),
+        **worst,
         "radial_share": float((weight * gradient).sum().abs() / (weight.norm() * gradient.norm())),
         "equation_error": relative(gradient, wanted),
         "size_error": float(((y / alpha).square().mean(-1).sqrt() - 1).abs().max()),
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     width: int
     std: float  # times 1 / sqrt(width)
@@ -96,7 +99,7 @@ def chain(arm: str, seed: int, config: Chain, device: torch.device) -> dict[str,
     return {"log10_ratio": float(torch.stack(found).log10().mean())}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Expressiveness:
     width: int
     cases: int
@@ -153,7 +156,7 @@ def decoder(arm: str, seed: int, config: Model, vocab: int, device: torch.device
     ).to(device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerGradients(Model):
     vocab: int
 
@@ -169,7 +172,7 @@ def layer_gradients(
     return {name: found[name] for name in ("block", "gradient_norm", "gradient_cv", "gradient_last_over_first")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training(LanguageModel):
     condition: str  # base, or what is disturbed: no_warmup, small_init (a tenth), high_lr (five times)
 
@@ -180,29 +183,24 @@ def unigram(corpus: Corpus) -> float:
     return float(-(counts / counts.sum()).log()[corpus.valid.long()].mean())
 
 
-def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
+def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """A byte-level decoder under a condition of Table 2: held-out loss, and how far it is below the unigram's."""
-    corpus, disturbed = TEXTS[config.text](device), config.condition
+    corpus, disturbed = config.load(device), config.condition
     size, faster = 0.1 if disturbed == "small_init" else 1.0, 5.0 if disturbed == "high_lr" else 1.0
     model = decoder(arm, seed, replace(config, std=size * config.std), corpus.vocab, device)
-    fit(
+    scores = trained_model(
         model,
-        corpus.train,
-        context=config.context,
-        steps=config.steps,
-        batch=config.batch,
+        "sdd batches",
+        seed,
+        config,
+        device,
         lr=faster * config.lr,
-        seed=seed_of("sdd batches", seed),
         optimizer_options={"betas": (0.9, 0.95)},
         weight_decay=config.weight_decay,
         schedule=cosine(0.0 if disturbed == "no_warmup" else config.warmup, config.floor),
         clip=config.clip or None,
-        amp=None if config.amp == "none" else getattr(torch, config.amp),
     )
-    loss = evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]
-    return {"val_nats": loss, "gain": unigram(corpus) - loss}
+    return {**scores, "gain": unigram(corpus) - scores["val_nats"]}
 
 
-def loss(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
-    """The same, undisturbed, in a model and at learning rates of its own."""
-    return training(arm, seed, config, device)
+loss = training

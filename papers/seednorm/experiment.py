@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.experiments.decoder import TEXTS, LanguageModel
+from repro import tasks
+from repro.experiments.decoder import LanguageModel
 from repro.models.gpt import GPT
 from repro.papers.dyt import DyT
 from repro.papers.seednorm.method import SeeDNorm
-from repro.train import cosine, draws, evaluate_lm, fit, generator, seed_of
+from repro.tasks import relative
+from repro.train import cosine, draws, generator
 
 Layer = Callable[..., nn.Module]  # called as layer(width, ...)
 
@@ -57,11 +59,7 @@ def learned(arm: str, width: int, draw: Callable[..., Tensor], device: torch.dev
     return layer
 
 
-def relative(got: Tensor, want: Tensor) -> float:
-    return float(((got - want).abs().max() / want.abs().max()).detach())
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AtInit:
     heads: int
     widths: tuple[int, ...]
@@ -83,7 +81,7 @@ def at_init(arm: str, seed: int, config: AtInit, device: torch.device) -> dict[s
     return {"init_error": max(errors), "alpha_gradient": max(alpha), "beta_gradient": min(beta)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NormInformation:
     width: int
     tokens: int
@@ -113,7 +111,7 @@ def norm_information(
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InputGradient:
     width: int
     k: float
@@ -121,16 +119,28 @@ class InputGradient:
 
 
 def input_gradient(arm: str, seed: int, config: InputGradient, device: torch.device) -> dict[str, float]:
-    """The gradient with respect to the input k x, of the median token and in mean square over tokens; logarithms."""
+    """The gradient with respect to the input k x, of the median token and in mean square over tokens; logarithms.
+
+    The size is bimodal over tokens, and its median jumps between the modes.  `log_change` is the median over tokens of each
+    token's own change, log |gradient at k x| - log |gradient at x|.
+    """
     draw = draws(device, "seednorm input gradient", seed)
-    layer, x = learned(arm, config.width, draw, device), config.k * draw(config.tokens, config.width)
-    (gradient,) = torch.autograd.grad(layer(x.requires_grad_()), x, draw(config.tokens, config.width))
-    sizes = torch.linalg.vector_norm(gradient, dim=-1)
-    found = torch.stack([sizes.median(), sizes.square().mean().sqrt()]).clamp_min(1e-300).log().tolist()
-    return dict(zip(("log_gradient", "log_mean_gradient"), found, strict=True))
+    layer, x = learned(arm, config.width, draw, device), draw(config.tokens, config.width)
+    up = draw(config.tokens, config.width)
+
+    def sizes(k: float) -> Tensor:
+        scaled = (k * x).requires_grad_()
+        return torch.linalg.vector_norm(torch.autograd.grad(layer(scaled), scaled, up)[0], dim=-1)
+
+    at_k, at_one = sizes(config.k), sizes(1.0)
+    found = torch.stack([at_k.median(), at_k.square().mean().sqrt()]).clamp_min(1e-300).log().tolist()
+    changes = at_k.clamp_min(1e-300).log() - at_one.clamp_min(1e-300).log()
+    return dict(
+        zip(("log_gradient", "log_mean_gradient", "log_change"), (*found, float(changes.median())), strict=True)
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AlphaGradient:
     width: int
     heads: int
@@ -167,11 +177,10 @@ def decayed(model: nn.Module) -> list[dict]:
     return [{"params": parts[True]}, {"params": parts[False], "weight_decay": 0.0}]
 
 
-def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> dict[str, float]:
+def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> tasks.Measures:
     """A pre-norm decoder on the bytes of a text; held-out loss after the last step."""
-    corpus, weights = TEXTS[config.text](device), generator("seednorm language model", seed)
     model = GPT(
-        corpus.vocab,
+        256,
         config.context,
         config.width,
         config.depth,
@@ -179,23 +188,19 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
         gated=True,
         act=nn.SiLU,
         norm=NORMS[arm],
-        generator=weights,
+        generator=generator("seednorm language model", seed),
         std=config.std * (768 / config.width) ** 0.5,
         embedding_std=config.embedding_std,
-    ).to(device)
-    fit(
+    )
+    return tasks.language_model(
         model,
-        corpus.train,
-        context=config.context,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
+        "seednorm batches",
+        seed,
+        config,
+        device,
         groups=decayed,
-        seed=seed_of("seednorm batches", seed),
         weight_decay=config.weight_decay,
         schedule=cosine(config.warmup, config.floor),
         clip=config.clip,
         optimizer_options={"betas": (0.9, 0.95)},
-        amp=None if config.amp == "none" else getattr(torch, config.amp),
     )
-    return {"val_nats": evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]}

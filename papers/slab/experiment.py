@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repro.data import fashion_mnist
 from repro.models.convnet import seeded
-from repro.models.vit import vit, without_norms
+from repro.models.vit import scaled_to_width, vit, without_norms
 from repro.papers.slab.method import SLA, PRepBN, RepBN, fuse
-from repro.timing import compare
-from repro.train import cosine, evaluate_classifier, fit, generator, seed_of
+from repro.tasks import Measures, Pictures, Timed, Worst, classify, relative, timed
+from repro.train import cosine, generator
 
 # --- folding ---------------------------------------------------------------------------------------------------------
 
@@ -30,7 +29,7 @@ def folded(arm: str, norm: RepBN, linear: nn.Linear | None = None) -> nn.Module:
     return fuse(norm, linear)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Folding:
     widths: tuple[int, ...]
     draws: int
@@ -43,7 +42,7 @@ class Folding:
 def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[str, float]:
     """RepBN in evaluation against its folds, as shares of the largest output: alone, before a linear layer, in a ViT."""
     source, dtype = generator("slab folding", seed), getattr(torch, config.dtype)
-    found: dict[str, list[Tensor]] = {"norm_error": [], "linear_error": [], "network_error": []}
+    worst = Worst()
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source, dtype=torch.float64).to(device, dtype)
@@ -57,14 +56,11 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
             t.copy_(draw(len(t)))
         return norm
 
-    def record(name: str, got: Tensor, want: Tensor) -> None:
-        found[name].append((got - want).abs().max() / want.abs().max())
-
     for n in config.widths * config.draws:
         norm, linear = trained(RepBN(n)), seeded(partial(nn.Linear, n, n), source).to(device, dtype)
         x = norm.running_mean + norm.running_var.sqrt() * draw(config.rows, n)
-        record("norm_error", folded(arm, norm)(x), norm(x))
-        record("linear_error", folded(arm, norm, linear)(x), linear(norm(x)))
+        worst.relative("norm_error", folded(arm, norm)(x), norm(x))
+        worst.relative("linear_error", folded(arm, norm, linear)(x), linear(norm(x)))
     model = (
         vit(28, 7, n, config.depth, heads=2, classes=10, channels=1, norm=RepBN, generator=source)
         .to(device, dtype)
@@ -74,8 +70,8 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
         trained(norm)
     images = draw(config.rows, 1, 28, 28)
     want = model(images)
-    record("network_error", without_norms(model, partial(folded, arm))(images), want)
-    return {name: float(torch.stack(errors).max()) for name, errors in found.items()}
+    worst.relative("network_error", without_norms(model, partial(folded, arm))(images), want)
+    return worst
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -94,7 +90,7 @@ class Softmax(SLA):
         return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     dim: int
     heads: int
@@ -113,23 +109,35 @@ def attention(arm: str, seed: int, config: Attention, device: torch.device) -> d
         y = layer(x)
     layer.attend = partial(Quadratic.attend, layer)
     want = layer(x)
-    return {"operations": counter.get_total_flops(), "order_error": float((y - want).abs().max() / want.abs().max())}
+    return {"operations": counter.get_total_flops(), "order_error": relative(y, want)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionTime(Attention, Timed):
+    batch: int
+
+
+def attending(arm: str, seed: int, config: AttentionTime, device: torch.device) -> Callable[[], Tensor]:
+    """A forward pass of one attention layer without gradients."""
+    kind, source = {"sla": SLA, "quadratic": Quadratic, "softmax": Softmax}[arm], generator("slab attention", seed)
+    layer = seeded(partial(kind, config.dim, config.heads, (math.isqrt(config.tokens),) * 2), source).to(device)
+    x = torch.randn(config.batch, config.tokens, config.dim, generator=source).to(device)
+    return torch.no_grad()(partial(layer, x))
+
+
+attention_time_group = timed(attending, reference="softmax", memory=False)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, kw_only=True)
+class Training(Pictures):
     patch: int
     dim: int
     depth: int
-    examples: int
-    test: int
-    steps: int
-    batch: int
-    lr: float
     decay: float  # lambda reaches 0 at this share of the steps
+    scaled: bool = False  # initial weights scaled to the width
 
 
 def plain_batchnorm(n: int) -> RepBN:
@@ -139,89 +147,45 @@ def plain_batchnorm(n: int) -> RepBN:
     return norm
 
 
-def training(arm: str, seed: int, config: Training, device: torch.device) -> dict[str, float]:
-    """A ViT on Fashion-MNIST; test accuracy at the end, of the network with its norms merged where they can be."""
-    data = fashion_mnist.load(device)
+def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
+    """A ViT on pictures; test accuracy at the end, of the network with its norms merged where they can be."""
     prepbn, stuck = partial(PRepBN, total_steps=round(config.decay * config.steps)), partial(PRepBN, total_steps=10**12)
     norms = {"layernorm": nn.LayerNorm, "batchnorm": plain_batchnorm, "repbn": RepBN, "prepbn": prepbn, "stuck": stuck}
     model = vit(
-        28,
+        config.side,
         config.patch,
         config.dim,
         config.depth,
         heads=config.dim // 16,
         classes=10,
-        channels=1,
+        channels=config.channels,
         norm=norms[arm],
+        init=scaled_to_width if config.scaled else None,
         generator=generator("slab training", seed),
-    ).to(device)
-    train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(
-        model,
-        train,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("slab training batches", seed),
-        weight_decay=0.05,
-        schedule=cosine(0.05),
-        amp=torch.bfloat16 if device.type == "cuda" else None,
     )
-    if arm not in ("layernorm", "stuck"):
-        without_norms(model, fuse)
-    return {
-        "accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])[
-            "accuracy"
-        ]
-    }
+    merged = {} if arm in ("layernorm", "stuck") else {"finish": lambda model: without_norms(model, fuse)}
+    how = {"weight_decay": 0.05, "schedule": cosine(0.05), **merged}
+    return classify(model, "slab training batches", seed, config, device, **how)
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Latency:
+@dataclass(frozen=True, kw_only=True)
+class Latency(Timed):
     patch: int
     dim: int
     depth: int
-    calls: int
-    blocks: int
-    aa_limit: float
     batch: int
 
 
-def latency_group(arms: list[str], seed: int, config: Latency, device: torch.device) -> dict[str, dict[str, float]]:
-    """Forward passes of a ViT without gradients: with torch's LayerNorm, with RepBN as it is, with RepBN merged."""
-    source = generator("slab latency", seed)
+def forward_of(arm: str, seed: int, config: Latency, device: torch.device) -> Callable[[], Tensor]:
+    """A forward pass of a ViT without gradients: with torch's LayerNorm, with RepBN as it is, with RepBN merged."""
+    source, norm = generator("slab latency", seed), nn.LayerNorm if arm == "layernorm" else RepBN
     x = torch.randn(config.batch, 1, 28, 28, generator=source).to(device)
+    shape = {"heads": config.dim // 64, "classes": 10, "channels": 1}
+    model = vit(28, config.patch, config.dim, config.depth, norm=norm, generator=source, **shape).to(device).eval()
+    return torch.no_grad()(partial(without_norms(model, fuse) if arm == "merged" else model, x))
 
-    def forward_of(arm: str) -> Callable[[], Tensor]:
-        norm = nn.LayerNorm if arm == "layernorm" else RepBN
-        model = (
-            vit(
-                28,
-                config.patch,
-                config.dim,
-                config.depth,
-                heads=config.dim // 64,
-                classes=10,
-                channels=1,
-                norm=norm,
-                generator=source,
-            )
-            .to(device)
-            .eval()
-        )
-        return torch.no_grad()(partial(without_norms(model, fuse) if arm == "merged" else model, x))
 
-    timings = compare(
-        {arm: forward_of(arm) for arm in arms},
-        reference="layernorm",
-        device=device,
-        blocks=config.blocks,
-        calls=config.calls,
-        seed=seed,
-        aa_limit=config.aa_limit,
-        memory=False,
-    )
-    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
+latency_group = timed(forward_of, reference="layernorm", memory=False)

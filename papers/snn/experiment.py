@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from repro import trivial
 from repro.batched import fit_batched
 from repro.data import fashion_mnist, keel
 from repro.models.mlp import MLP, ResidualMLP
@@ -13,7 +14,8 @@ from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm import LayerNorm
 from repro.papers.snn.method import ALPHA, SELU, lecun_normal_, moment_map
 from repro.probes import Probe
-from repro.train import Diverged, cross_entropy, evaluate_classifier, generator, seed_of
+from repro.tasks import Measures, each, learning
+from repro.train import Diverged, History, cross_entropy, evaluate_classifier, generator, seed_of
 
 JACOBIAN, NORM = [[0.0, 0.088834], [0.0, 0.782648]], 0.7877  # as printed with Eq. 6
 LOW, HIGH = (-0.03106, 0.80009), (0.06773, 1.48617)  # of mean and variance, as printed in Theorem 1
@@ -38,7 +40,7 @@ def map_and_slopes(arm: str, *at: Tensor) -> tuple[Tensor, Tensor]:
 # --- fixed point: the map at (0, 1), and a network of 100 layers ------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FixedPoint:
     depth: int
     width: int  # and twice as many cases
@@ -69,7 +71,7 @@ def fixed_point(arm: str, seed: int, config: FixedPoint, device: torch.device) -
 # --- Theorems 1 to 3 --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Domain:
     grid: int  # points per axis of a grid over the four-dimensional domain, edges included
     points: int  # random points
@@ -153,7 +155,7 @@ def halved(x: Tensor, source: torch.Generator) -> Tensor:
     return 2 * x * (torch.rand(x.shape, generator=source) < 0.5).to(x)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tabular:
     layers: tuple[int, ...]
     rates: tuple[float, ...]
@@ -161,6 +163,7 @@ class Tabular:
     steps: int
     batch: int
     dataset: str
+    trivial: tuple[str, ...] = ("linear",)
 
 
 def tabular_batch(arm: str, seeds: list[int], config: Tabular, device: torch.device) -> list[dict | Diverged]:
@@ -191,46 +194,52 @@ def tabular_batch(arm: str, seeds: list[int], config: Tabular, device: torch.dev
             augment=halved if arm == "selu_he" else None,
         )
         for (i, _, _, valid), model, history in zip(runs, models, histories, strict=True):
-            scores[i] += (
-                [] if isinstance(history, Diverged) else [(evaluate_classifier(model, *valid)["error"], layers, model)]
-            )
+            if not isinstance(history, Diverged):
+                scores[i].append((evaluate_classifier(model, *valid)["error"], layers, model, history))
     best = [
         min(tried, key=lambda t: t[0], default=None) for tried in scores
     ]  # of equals the deeper and slower, as in the paper
-    return [
-        Diverged(0) if b is None else {"error": evaluate_classifier(b[2], *split[2:])["error"], "layers": b[1]}
-        for b, split in zip(best, splits, strict=True)
-    ]
+
+    def row(chosen: tuple, x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor) -> Measures:
+        error, beside = evaluate_classifier(chosen[2], test_x, test_y)["error"], learning(chosen[3])
+        beside |= trivial.classes((x, y), (test_x, test_y), config.trivial, measure="error")
+        return {"error": error, "layers": chosen[1], **beside}
+
+    return [Diverged(0) if b is None else row(b, *split) for b, split in zip(best, splits, strict=True)]
 
 
 # --- Figure 1: deep networks at a very small learning rate ------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Deep:
     width: int
     steps: int
     depth: int
+    lr: float = 1e-5  # the paper's
+    examples: int = 55_000
+    trivial: tuple[str, ...] = ("linear",)
 
 
-def deep_batch(arm: str, seeds: list[int], config: Deep, device: torch.device) -> list[dict | Diverged]:
-    """Plain SGD at the paper's rate on Fashion-MNIST: the loss and its step-to-step deviation over the last fifth of the steps."""
+def deep_batch(arm: str, seeds: list[int], config: Deep, device: torch.device) -> list[Measures | Diverged]:
+    """Plain SGD on Fashion-MNIST: the loss and its step-to-step deviation over the last fifth of the steps."""
     data = fashion_mnist.load(device)
     models = [network(arm, [784, *[config.width] * config.depth, 10], seed).to(device) for seed in seeds]
+    train = data.flat(data.train_x[: config.examples]), data.train_y[: config.examples]
     histories = fit_batched(
         models,
-        (data.flat(data.train_x), data.train_y),
+        train,
         seeds=[seed_of("snn deep", seed) for seed in seeds],
         steps=config.steps,
-        batch=128,
-        lr=1e-5,
+        batch=min(128, len(train[0])),
+        lr=config.lr,
         optimizer="sgd",
     )
+    beside = trivial.classes(train, train, config.trivial, measure="loss")
 
-    def row(losses: Tensor) -> dict[str, float]:
-        return {"train_nats": float(losses.mean()), "deviation": float(losses.diff().square().mean().sqrt())}
+    def row(model: nn.Module, history: History) -> Measures:
+        losses = torch.tensor(history.train_loss[-(config.steps // 5) :]).double()
+        deviation = losses.diff().square().mean().sqrt()
+        return {"train_nats": float(losses.mean()), "deviation": float(deviation), **beside}
 
-    return [
-        h if isinstance(h, Diverged) else row(torch.tensor(h.train_loss[-(config.steps // 5) :]).double())
-        for h in histories
-    ]
+    return each(models, histories, row)

@@ -7,26 +7,30 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from repro.data import fashion_mnist
 from repro.models.norms import over_tokens
 from repro.models.slots import Norm, linear
-from repro.models.vit import vit, without_norms
+from repro.models.vit import scaled_to_width, vit, without_norms
 from repro.papers.batchnorm.method import BatchNorm
 from repro.papers.unified_norm.method import UnifiedNorm, fuse_into_linear
-from repro.timing import compare, peak_bytes
-from repro.train import cosine, evaluate_classifier, fit, generator, seed_of
+from repro.tasks import Measures, Pictures, Timed, Worst, classify, relative, timed
+from repro.timing import peak_bytes
+from repro.train import cosine, generator
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ViT:
-    """For grey images of 28 x 28."""
+    """For grey images of 28 x 28, or those of a data set.  scaled: initial weights scaled to the width."""
 
     patch: int
     dim: int
     depth: int
+    heads: int = 4
+    scaled: bool = False
 
-    def build(self, norm: Norm, source: torch.Generator) -> nn.Module:
-        return vit(28, self.patch, self.dim, self.depth, heads=4, classes=10, channels=1, norm=norm, generator=source)
+    def build(self, norm: Norm, source: torch.Generator, side: int = 28, channels: int = 1) -> nn.Module:
+        shape = {"heads": self.heads, "classes": 10, "channels": channels, "norm": norm, "generator": source}
+        init = scaled_to_width if self.scaled else None
+        return vit(side, self.patch, self.dim, self.depth, init=init, **shape)
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------
@@ -52,27 +56,24 @@ def folding(arm: str, seed: int, config: ViT, device: torch.device) -> dict[str,
         made.running_psi2.copy_(0.1 + torch.rand(n, generator=source))
         return made
 
-    def error(one: Tensor, other: Tensor) -> float:
-        return float((one - other).abs().max() / other.abs().max())
-
-    found: dict[str, list[float]] = {"float64_error": [], "float32_error": []}
+    worst = Worst()
     for outputs in (3 * config.dim, 4 * config.dim, 10):  # queries, keys and values; feed-forward; head
         layer = linear(config.dim, outputs, bias=True, std=config.dim**-0.5, generator=source).to(device)
         before, x = norm(config.dim), torch.randn(1000, config.dim, generator=source, dtype=torch.float64).to(device)
         for name, dtype in (("float64_error", torch.float64), ("float32_error", torch.float32)):
             a, b, rounded = before.to(dtype), layer.to(dtype), x.to(dtype)
-            found[name].append(error(fold(a, b)(rounded), b(a(rounded))))
+            worst.relative(name, fold(a, b)(rounded), b(a(rounded)))
     model = config.build(norm, source).double().to(device).eval()
     images = torch.randn(500, 1, 28, 28, generator=source, dtype=torch.float64).to(device)
     y, z = model(images), without_norms(model, fold)(images)
     left = sum(isinstance(module, UnifiedNorm) for module in model.modules())
-    return {**{name: max(each) for name, each in found.items()}, "model_error": error(z, y), "norms_left": left}
+    return {**worst, "model_error": relative(z, y), "norms_left": left}
 
 
 # --- the threshold of the outlier filtration -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inequality:
     windows: int
     window: int  # M
@@ -92,7 +93,7 @@ def inequality(arm: str, seed: int, config: Inequality, device: torch.device) ->
     return {name: float((side / am).nan_to_num().max().clamp(min=0)) for name, side in sides.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Filtration:
     channels: int
     batches: int
@@ -137,48 +138,33 @@ def filtration(arm: str, seed: int, config: Filtration, device: torch.device) ->
 # --- a ViT: accuracy, memory, time -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Accuracy(ViT):
-    examples: int
-    test: int
-    steps: int
-    batch: int
-    lr: float
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Pictures, ViT):
+    warmup: float = 0.1  # of UN, as a share of the steps
 
 
-def accuracy(arm: str, seed: int, config: Accuracy, device: torch.device) -> dict[str, float]:
-    """Test accuracy after training on Fashion-MNIST; with UN after folding.  `unit`: the running value put back to 1 before."""
-    data, unified = (
-        fashion_mnist.load(device),
-        partial(UnifiedNorm, warmup_iters=config.steps // 10, outlier_filtration=True),
-    )
+def accuracy(arm: str, seed: int, config: Accuracy, device: torch.device) -> Measures:
+    """Test accuracy after training; with UN after folding.  `unit`: the running value put back to 1 before."""
+    warm, un = round(config.warmup * config.steps), arm in ("un", "unit", "un_unfiltered")
+    unified = partial(UnifiedNorm, warmup_iters=warm, outlier_filtration=arm != "un_unfiltered")
     norm = {"layernorm": nn.LayerNorm, "batchnorm": over_tokens(BatchNorm)}.get(arm, unified)
-    model = config.build(norm, generator("unified_norm accuracy", seed)).to(device)
-    train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-    fit(
-        model,
-        train,
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        schedule=cosine(0.1),
-        weight_decay=0.05,
-        seed=seed_of("unified_norm batches", seed),
-    )
-    if arm == "unit":
-        model.apply(lambda module: module.reset_running_stats() if isinstance(module, UnifiedNorm) else None)
-    model = without_norms(model, fuse_into_linear) if norm is unified else model
-    return {
-        "accuracy": evaluate_classifier(model, data.normalised(data.test_x[: config.test]), data.test_y[: config.test])[
-            "accuracy"
-        ]
-    }
+    model = config.build(norm, generator("unified_norm accuracy", seed), config.side, config.channels)
+
+    def finish(model: nn.Module) -> nn.Module:
+        if arm == "unit":
+            model.apply(lambda module: module.reset_running_stats() if isinstance(module, UnifiedNorm) else None)
+        return without_norms(model, fuse_into_linear) if un else model
+
+    how = {"schedule": cosine(0.1), "weight_decay": 0.05, "finish": finish}
+    return classify(model, "unified_norm batches", seed, config, device, **how)
 
 
-@dataclass(frozen=True)
-class Cost(ViT):
+@dataclass(frozen=True, kw_only=True)
+class Cost(Timed, ViT):
     batch: int
     dtype: str
+    blocks: int = 20
+    calls: int = 5
     aa_limit: float = 0.02  # of the speed alone
 
 
@@ -194,15 +180,4 @@ def memory(arm: str, seed: int, config: Cost, device: torch.device) -> dict[str,
     return {"peak_bytes": float(peak_bytes(inference(arm, seed, config, device), device))}
 
 
-def speed_group(arms: list[str], seed: int, config: Cost, device: torch.device) -> dict[str, dict[str, float]]:
-    timings = compare(
-        {arm: inference(arm, seed, config, device) for arm in arms},
-        reference="layernorm",
-        device=device,
-        blocks=20,
-        calls=5,
-        warmup=10,
-        seed=seed,
-        aa_limit=config.aa_limit,
-    )
-    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
+speed_group = timed(inference, reference="layernorm", warmup=10)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro import tasks
 from repro.data import fashion_mnist
 from repro.models.convnet import ConvNet, cifar_resnet
 from repro.models.norms import GhostBatchNorm
 from repro.papers.weight_standardization.method import BatchChannelNorm, WSConv2d, standardize
-from repro.train import cross_entropy, draws, evaluate_classifier, fit, generator, measured, seed_of
+from repro.train import cosine, cross_entropy, draws, evaluate_classifier, generator, measured
 
 # --- identities ------------------------------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ STANDARDIZE = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Identities:
     draws: int
     eps: float
@@ -45,10 +46,10 @@ class Identities:
 
 def identities(arm: str, seed: int, config: Identities, device: torch.device) -> dict[str, float]:
     """Random convolutions under a random loss, filter by filter: what WS forgets, and the gradient that reaches W."""
-    draw, found = draws(device, "weight_standardization identities", seed), {}
+    draw, worst = draws(device, "weight_standardization identities", seed), tasks.Worst()
 
     def keep(name: str, errors: Tensor) -> None:
-        found.setdefault(name, []).append(errors.detach().abs().max())
+        worst.record(name, errors.abs())
 
     ws = partial(STANDARDIZE[arm], eps=config.eps)
     for outputs, inputs, kernel in SHAPES * config.draws:
@@ -56,7 +57,7 @@ def identities(arm: str, seed: int, config: Identities, device: torch.device) ->
         w = (draw(outputs, inputs, kernel, kernel) / n**0.5).requires_grad_()
         scale, shift = 2 + 8 * draw(outputs, 1, 1, 1).sigmoid(), draw(outputs, 1, 1, 1)
         w_hat = ws(w)
-        keep("invariance_error", (ws(scale * w + shift) - w_hat).abs().max() / w_hat.abs().max())
+        worst.relative("invariance_error", ws(scale * w + shift), w_hat)
         y = F.conv2d(draw(2, inputs, 6, 6), w_hat, padding="same")
         below, above = torch.autograd.grad((draw(*y.shape) * y.sin()).sum(), (w, w_hat))
         g, above, v, v_hat = (t.detach().flatten(1) for t in (below, above, w, w_hat))
@@ -67,7 +68,7 @@ def identities(arm: str, seed: int, config: Identities, device: torch.device) ->
         wanted = above.square().sum(1) - above.sum(1).square() / n - (above * v_hat).sum(1).square() / n
         keep("norm_error", (root * length).square() / wanted - 1)
         keep("norm_share", root * length / above.norm(dim=1))
-    return {name: float(torch.stack(errors).max()) for name, errors in found.items()}
+    return worst
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -81,15 +82,15 @@ class UnequalConv2d(nn.Conv2d):
         return self._conv_forward(x, (self.weight - self.weight.detach().mean(0)) / divisor, self.bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Network:
     depth: int
     width: int
     groups: int
 
 
-def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -> ConvNet:
-    """A CIFAR ResNet for grey images with the norm and the convolutions of an arm; `size`: images per worker."""
+def network(arm: str, config: Network, source: torch.Generator, size: int = 1, channels: int = 1) -> ConvNet:
+    """A CIFAR ResNet with the norm and the convolutions of an arm; `size`: images per worker."""
     norm = {
         "gn": lambda n: nn.GroupNorm(config.groups, n),
         "bn": nn.BatchNorm2d,
@@ -98,12 +99,11 @@ def network(arm: str, config: Network, source: torch.Generator, size: int = 1) -
         "est": partial(BatchChannelNorm, num_groups=config.groups, estimate=True),
     }[arm.split("_")[0]]
     conv = WSConv2d if arm.endswith("_ws") else UnequalConv2d if arm.endswith("_unequal") else nn.Conv2d
-    return cifar_resnet(
-        config.depth, width=config.width, channels=1, norm=norm, conv=conv, shortcut="project", generator=source
-    )
+    options = {"width": config.width, "channels": channels, "shortcut": "project", "generator": source}
+    return cifar_resnet(config.depth, norm=norm, conv=conv, **options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accumulation(Network):
     batch: int
     micro: int
@@ -150,7 +150,7 @@ def singularities(model: ConvNet, x: Tensor) -> dict[str, float | list]:
     return {"distance": float(by_norm.mean()), "off": float(torch.stack(off).mean()), "distances": by_norm.tolist()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Initial(Network):
     pool: int
     test: int
@@ -162,28 +162,26 @@ def initial(arm: str, seed: int, config: Initial, device: torch.device) -> dict[
     return singularities(model, fashion_mnist.load(device).pooled("test", config.test, config.pool)[0])
 
 
-@dataclass(frozen=True)
-class MicroBatch(Initial):
-    examples: int
-    steps: int
-    batch: int
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch(tasks.Pictures, Network):
     micro: int
-    lr: float
+    warmup: float = 0.0  # share of the steps
 
 
-def micro_batch(arm: str, seed: int, config: MicroBatch, device: torch.device) -> dict[str, float | list]:
+def micro_batch(arm: str, seed: int, config: MicroBatch, device: torch.device) -> tasks.Measures:
     """SGD with the same batches in every arm: what differs is over how many images a norm takes its statistics."""
-    model = network(arm, config, generator("weight_standardization micro_batch", seed), config.micro).to(device)
-    fit(
+    source, (train, (x, y)) = generator("weight_standardization micro_batch", seed), config.load(device)
+    model = network(arm, config, source, config.micro, config.channels)
+    scores = tasks.classify(
         model,
-        fashion_mnist.load(device).pooled("train", config.examples, config.pool),
-        steps=config.steps,
-        batch=config.batch,
-        lr=config.lr,
-        seed=seed_of("weight_standardization batches", seed),
+        "weight_standardization batches",
+        seed,
+        config,
+        device,
+        data=(train, (x, y)),
         optimizer="momentum",
-        schedule="cosine",
+        schedule=cosine(config.warmup),
         weight_decay=1e-4,
     )
-    x, y = fashion_mnist.load(device).pooled("test", config.test, config.pool)
-    return {**evaluate_classifier(model, x, y), **measured(lambda m: singularities(m, x[:1000]), model)}
+    score = evaluate_classifier(model, x, y)
+    return {**scores, **score, **measured(lambda m: singularities(m, x[:1000]), model)}

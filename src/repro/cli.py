@@ -3,18 +3,17 @@
 Every command imports what it needs when it is called: `repro list` starts no torch.
 """
 
-import os
 import sys
+from typing import Annotated
 
 import typer
 
-from repro.commands import arena, judging, measure, papers, publishing, system
+from repro.commands import arena, common, judging, measure, outcomes, papers, publishing, system
 from repro.commands.common import KEEP, MEASURE, READ, WRITE
-from repro.errors import ReproError, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Reference implementations of deep-network methods, each with a verdict.",
@@ -24,13 +23,16 @@ COMMANDS = {
         "list": papers.list_papers,
         "show": papers.show,
         "history": papers.history,
-        "cite": publishing.cite_paper,
+        "trial": papers.trial,
+        "cite": publishing.cite_papers,
         "recommend": arena.recommend,
     },
     MEASURE: {
         "run": measure.run,
         "judge": judging.judge,
         "plan": measure.plan_trials,
+        "tune": measure.tune,
+        "rehearse": measure.rehearse,
         "reproduce": measure.reproduce,
         "arena": arena.arena,
     },
@@ -49,35 +51,20 @@ for panel, commands in COMMANDS.items():
         app.command(name, rich_help_panel=panel)(command)
 app.add_typer(system.data, name="data", rich_help_panel=KEEP)
 
-USAGE_ERROR = typer.BadParameter.__base__  # click's, or that of the copy of click that typer carries
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", is_eager=True, callback=common.print_version),
+    ] = False,
+) -> None:
+    """Reference implementations of deep-network methods, each with a verdict."""
 
 
 def main() -> None:
-    """Entry point: whatever is wrong with what was given is one line on standard error and a non-zero exit code."""
-    try:
-        code = app(standalone_mode=False, prog_name="repro")
-        sys.stdout.flush()
-    except ReproError as error:
-        code = error.exit_code
-        print(one_line(error), file=sys.stderr)
-    except USAGE_ERROR as error:
-        code = error.exit_code
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()
-        else:
-            path = error.ctx.command_path if error.ctx else "repro"
-            print(one_line(f"{error.format_message()} (`{path} --help` tells more)"), file=sys.stderr)
-    except SyntaxError as error:  # of a method.py or experiment.py, which are read as they stand
-        code = 2
-        place = f"{error.filename or 'a Python file'}:{error.lineno}"
-        print(one_line(f"{place}: {error.msg}; correct this line"), file=sys.stderr)
-    except BrokenPipeError:  # `repro list | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except OSError as error:
-        code = 2
-        print(one_line(f"{error.filename or 'a file'}: {error.strerror or error}"), file=sys.stderr)
-    sys.exit(code if isinstance(code, int) else 0)
+    """Run the command: whatever is wrong with what was given is one line on standard error and a code other than 0."""
+    sys.exit(outcomes.code_of(lambda: app(standalone_mode=False, prog_name="repro"), sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -200,7 +200,11 @@ def language_model(
     corpus = corpus or config.load(device)
     history = trained(model.to(device), corpus.train, name, seed, config, **options)
     loss = evaluate_lm(model, corpus.valid, config.context, windows=config.windows)["loss"]
-    return {"val_nats": loss, **learning(history), **trivial.text(corpus.train, corpus.valid, config.trivial)}
+    return {
+        "val_nats": loss,
+        **learning(history),
+        **trivial.text(corpus.train, corpus.valid, config.trivial, vocab=corpus.vocab),
+    }
 
 
 def perplexities(measures: Measures, most: float = 50.0) -> Measures:
@@ -224,6 +228,8 @@ def timed(passes: Callable[..., Callable[[], object]], *, reference: str, **opti
     def group(arms: list[str], seed: int, config: Timed, device: torch.device) -> dict[str, Measures]:
         chosen = {"blocks": config.blocks, "calls": config.calls, "aa_limit": config.aa_limit, **options}
         chosen = {name: value(config) if callable(value) else value for name, value in chosen.items()}
+        if "bytes_moved" in chosen:
+            chosen["bytes_moved"] = {arm: size for arm, size in chosen["bytes_moved"].items() if arm in arms}
         calls = {arm: passes(arm, seed, config, device) for arm in arms}
         timings = compare(calls, reference=reference, device=device, seed=seed, **chosen)
         return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}

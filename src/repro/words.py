@@ -11,6 +11,9 @@ STATES = {
     "inconclusive": "inconclusive",
     "not_run": "not run",
     "untested": "not tested",
+    "verified": "verified",
+    "violated": "violated",
+    "incomplete": "incomplete",
 }
 SIGNS = {
     "reproduced": "✓",
@@ -20,7 +23,18 @@ SIGNS = {
     "untested": "–",
     "stale": "↻",
     "post_hoc": "†",
+    "verified": "=",
+    "violated": "≠",
+    "incomplete": "–",
 }
+MARKS = {
+    "not_shown": "not shown here: no arm that is known to show the effect shows it in this setting",
+    "phenomenon_only": "phenomenon only: the method without its idea meets the rule too",
+    "not_learnt": "the baseline has not learnt: it does not beat the trivial predictor",
+    "edge_of_grid": "edge of the grid: the best level of the tuned factor is the first or the last that was tried",
+}
+SCALES = {"scaled": "at small scale", "proxy": "on another task", "analytic": "in calculation"}
+SMALLER = {"reproduced": "supported", "not_reproduced": "contradicted", "inconclusive": "undecided"}
 FIDELITY = {
     "analytic": "analytic: an identity or a fixed point, which needs no training",
     "same": "same: the paper's own setting",
@@ -58,6 +72,32 @@ def exactly(value: float) -> str:
     digits = mantissa.rstrip("0").rstrip(".").replace("-", "−")
     ten = f"10{str(int(power)).translate(_SUPERSCRIPT)}"
     return ten if digits == "1" else f"{digits} × {ten}"
+
+
+def verdict_words(state: str, mark: str | None = None, fidelity: str | None = None) -> str:
+    """Return a verdict as people read it: `reproduced` at the paper's own scale alone, else `supported at small scale`.
+
+    The mark `not_shown` reads "not shown here" and `phenomenon_only` "phenomenon only"; both name the scale as well.
+    What is no state of a claim (not run, untested, verified, violated) reads as it is.
+    """
+    scale = SCALES.get(fidelity or "")
+    if state not in SMALLER:
+        return STATES.get(state, state)
+    if state == "inconclusive" and mark in ("not_shown", "phenomenon_only"):
+        word = {"not_shown": "not shown here", "phenomenon_only": "phenomenon only"}[mark]
+        return f"{word}, {scale}" if scale else word
+    return f"{SMALLER[state]} {scale}" if scale else STATES[state]
+
+
+def sentence(text: str) -> str:
+    """Return a reason with a capital at its beginning and a full stop at its end."""
+    text = text.strip()
+    if not text:
+        return text
+    first = (
+        text if text.split(" ", 1)[0].isidentifier() and "_" in text.split(" ", 1)[0] else text[0].upper() + text[1:]
+    )
+    return first if first[-1] in ".!?" else f"{first}."
 
 
 def percent(level: float) -> str:
@@ -122,15 +162,15 @@ def rule_text(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]
     if rule.get("per") is not None:
         some = f"at {rule['at_least']} or more levels of" if rule.get("at_least") else "at every"
         told.append(f"{some} {rule['per']}")
-    if select := rule.get("select"):
-        told.append(f"with {select['factor']} chosen on the tuning seeds")
+    if rule.get("statistic") == "sign":
+        told.append("judged by the exact sign test")
     if rule["kind"] != "identity":
         paired = "" if not against else ", not paired" if rule.get("pair") is False else ", paired by seed"
         told.append(f"at level {percent(rule.get('level') or 0.95)}{paired}")
-    sentence = "; ".join(told) + "."
+    text = "; ".join(told) + "."
     if rule.get("name"):
-        return f"{rule['name']}: {sentence}"
-    return sentence if sentence.startswith(rule["measure"]) else sentence[0].upper() + sentence[1:]
+        return f"{rule['name']}: {text}"
+    return text if text.startswith(rule["measure"]) else text[0].upper() + text[1:]
 
 
 def _subject(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
@@ -157,6 +197,17 @@ def _statement(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]
     better, worse = ("higher", "lower") if higher else ("lower", "higher")
     margin = exactly(rule.get("margin") or 0) + (f" {unit}" if unit else "")
     more = f" by more than {margin}" if rule.get("margin") else ""
+    if kind == "identity" and rule.get("bound") is None:
+        return f"{subject} is {region_text(rule, unit)} on every row"
+    if kind == "failures":
+        past = f"below {exactly(rule['below'])}" if rule.get("below") is not None else f"above {exactly(rule['above'])}"
+        share = f"the share of runs of {rule['arm']} that fail (diverge, or end with {rule['measure']} {past})"
+        return f"{share} is {f'smaller than that of {against}' if against else region_text(rule)}"
+    if kind == "ranks":
+        return (
+            f"{rule['arm']} ranks before {listed(rule['others'])} in {rule['measure']}, over all levels of "
+            f"{rule['over']} (Friedman's test, then Wilcoxon's of each pair)"
+        )
     if kind == "identity":
         return f"|{rule['measure']}| of {rule['arm']} stays below {exactly(rule['bound'])} on every row"
     if kind == "bound":
@@ -188,14 +239,16 @@ def _statement(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]
 
 def control_text(control: Mapping[str, Any]) -> str:
     """`layernorm in place of rmsnorm`."""
-    words = [f"{new} in place of {old}" for old, new in (control.get("replace") or {}).items()]
+    swaps = (control.get("replace") or {}).items()
+    words = [f"{new} in place of {old}" for old, new in swaps if old != new or not control.get("seed_offset")]
+    words += [new for old, new in swaps if old == new and control.get("seed_offset")]
     if control.get("at"):
         words.append(f"at {levels(control['at'])}")
     if control.get("experiment"):
         words.append(f"on {control['experiment']}")
     if control.get("seed_offset"):
-        words.append("other seeds")
+        words.append("under other seeds")
     return ", ".join(words) or "the same rule"
 
 
-EXPECTED = {"not_reproduced": "not reproduced", "not_met": "anything but reproduced"}
+EXPECTED = {"not_reproduced": "not reproduced", "not_met": "anything but reproduced", "violated": "violated"}

@@ -1,14 +1,16 @@
 """What the commands share: their options, how they find papers and results, how they print."""
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
-from repro.errors import ReproError
+from repro.errors import ReproError, one_line
 from repro.files import paths
 from repro.files.paths import PROFILES
 
@@ -23,6 +25,15 @@ def end_with_parent(wanted: bool) -> None:
         from repro.run.engines.worker import die_with_parent
 
         die_with_parent()
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, where the option asks for it."""
+    if wanted:
+        from repro import __version__
+
+        say(f"repro {__version__}")
+        raise typer.Exit
 
 
 Slugs = Annotated[list[str] | None, typer.Argument(metavar="SLUG...", help="The papers, such as rmsnorm.")]
@@ -60,13 +71,15 @@ def dump(value: object) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:
-    """Print a table for people: with rich on a terminal, as aligned plain lines elsewhere."""
+    """Print a table for people: with rich on a terminal, as aligned lines elsewhere; the first column is whole."""
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        shown = Table(*head, box=None, pad_edge=False, header_style="bold")
+        shown = Table(box=None, pad_edge=False, header_style="bold")
+        for i, title in enumerate(head):
+            shown.add_column(title, no_wrap=i == 0, overflow="fold")
         for row in rows:
             shown.add_row(*(Text(str(cell)) for cell in row))
         Console().print(shown)
@@ -75,6 +88,21 @@ def table(head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(str(row[i])) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         say("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def paragraph(text: str, first: str = "", rest: str | None = None) -> None:
+    """Print a text within the width of the terminal, its first line after `first`, the others after `rest`."""
+    width = max(40, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    rest = " " * len(first) if rest is None else rest
+    lines = textwrap.wrap(
+        " ".join(str(text).split()),
+        width,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    say("\n".join(lines) or first.rstrip())
 
 
 def duration(seconds: float) -> str:
@@ -110,13 +138,40 @@ def profile_of(given: str | None) -> str:
     return profile
 
 
-def papers(slugs: list[str] | None, every: bool) -> list:
-    """The papers that a command was asked for."""
+class Faults:
+    """Papers that could not be read or measured, named as they are met; the others go on."""
+
+    def __init__(self) -> None:
+        self.code = 0
+
+    def add(self, error: ReproError) -> None:
+        print(one_line(error), file=sys.stderr)
+        self.code = max(self.code, error.exit_code)
+
+    def end(self) -> None:
+        """End the command with a code other than 0 where there was one."""
+        if self.code:
+            raise typer.Exit(self.code)
+
+
+def papers(slugs: list[str] | None, every: bool, faults: Faults | None = None) -> list:
+    """The papers that a command was asked for; with `faults` one that cannot be read stops no other."""
     from repro.spec import load as spec
 
     if not slugs and not every:
         raise ReproError("which papers? name them, such as `rmsnorm`, or write --all")
-    return [spec.load(slug) for slug in (spec.slugs() if every else dict.fromkeys(slugs or ()))]
+    if slugs and every:
+        raise ReproError("papers are named and --all is written; write one of the two")
+    wanted = spec.slugs() if every else list(dict.fromkeys(slugs or ()))
+    loaded = []
+    for slug in wanted:
+        try:
+            loaded.append(spec.load(slug))
+        except ReproError as error:
+            if faults is None or len(wanted) == 1:
+                raise
+            faults.add(error)
+    return loaded
 
 
 def needs(paper, profile: str) -> None:
@@ -134,26 +189,32 @@ def results(slug: str, profile: str, kind: str) -> Path:
     return paths.results(slug, profile, kind, root())
 
 
-def verdict_table(paper, verdict: dict, committed: dict | None = None, compare: bool = False) -> None:
-    """Print the claims of a verdict, beside the committed ones where they are compared."""
-    from repro.publish import index
+def verdict_table(paper, verdict: dict) -> None:
+    """Print the claims and identities of a verdict."""
+    from repro.publish.evidence import ours
+    from repro.words import number, verdict_words
 
     rows = []
-    for name, claim in verdict["claims"].items():
-        value = paper.claims[name].paper_value
-        star = "*" if verdict["headline"] == name else " "
+    for name, judged in verdict["claims"].items():
+        claim = paper.claims[name]
+        value = claim.paper_value.text or number(claim.paper_value.value)
         row = [
-            star + name,
-            value.text or index.number(value.value),
-            index.estimate(claim),
-            claim["state"].replace("_", " "),
+            name + "*" * (verdict["headline"] == name),
+            short(value),
+            short(ours(judged)),
+            verdict_words(judged["state"], judged.get("mark"), claim.fidelity),
         ]
-        if compare:
-            before = (committed or {"claims": {}})["claims"].get(name)
-            state = before["state"] if before else "none"
-            row += [state.replace("_", " "), "agree" if state == claim["state"] else "DIFFER"]
-        rows.append([cell if len(cell) <= 60 else cell[:59] + "…" for cell in row])
-    head = ["claim (* headline)", "the paper", "here", "verdict"] + (["committed", ""] if compare else [])
-    table(head, rows)
+        rows.append(row)
+    if rows:
+        table(["claim (* headline)", "the paper", "here", "verdict"], rows)
+    if identities := verdict.get("identities"):
+        table(["identity", ""], [[name, verdict_words(one["state"])] for name, one in identities.items()])
     if verdict["post_hoc"]:
-        say("post hoc: rules, headline or seeds were changed after these rows were measured")
+        say("Post hoc: rules, headline or seeds were changed after these rows were measured.")
+
+
+def short(text: str, most: int = 60) -> str:
+    """A cell of a table."""
+    from repro.publish.markdown import short as cut
+
+    return cut(text, most)

@@ -8,16 +8,19 @@ from typing import Annotated
 import typer
 
 from repro.commands import common
-from repro.commands.common import All, AsJson, Profile, Slug, Slugs, dump, say, table
+from repro.commands.common import All, AsJson, Profile, Slug, Slugs, WithParent, dump, say, table
 from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED
 
 
-def _measured(slugs: list[str] | None, every: bool, profile: str | None) -> Iterator[tuple]:
-    """Yield (paper, profile, rows document) for all that was asked for; --all leaves out what has no rows."""
+def _measured(slugs: list[str] | None, every: bool, profile: str | None, faults: common.Faults) -> Iterator[tuple]:
+    """Yield (paper, profile, rows document) for all that was asked for; --all leaves out what has not run.
+
+    A paper whose files cannot be read is named, and the others go on.
+    """
     from repro.judge import load_rows
 
-    for one in common.papers(slugs, every):
+    for one in common.papers(slugs, every, faults):
         judged = [p for p in JUDGED if p in one.profiles]
         for p in [common.profile_of(profile)] if profile or not every else judged:
             if every and p not in one.profiles:
@@ -26,10 +29,15 @@ def _measured(slugs: list[str] | None, every: bool, profile: str | None) -> Iter
             if p == "smoke":
                 raise ReproError("--profile smoke: smoke rows are never judged; write cpu or gpu")
             rows = common.results(one.slug, p, "rows")
-            if rows.exists():
-                yield one, p, load_rows(rows)
-            elif not every:
-                raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
+            try:
+                if rows.exists():
+                    yield one, p, load_rows(rows)
+                elif not every or common.results(one.slug, p, "verdict").exists():
+                    raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
+            except ReproError as error:
+                if not every and len(slugs or ()) == 1:
+                    raise
+                faults.add(error)
 
 
 def judge(
@@ -39,35 +47,68 @@ def judge(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing, and fail if a stored verdict differs from a fresh one.")
     ] = False,
+    as_json: AsJson = False,
+    with_parent: WithParent = False,
 ) -> None:
     """Decide every claim from its measured rows."""
     from repro import judge as judging
     from repro.judge import quality
-    from repro.publish import index
-    from repro.store import write_file
 
-    differing = []
-    for one, p, document in _measured(slugs, every, profile):
+    faults, differing, made = common.Faults(), [], []
+    for one, p, document in _measured(slugs, every, profile, faults):
         fresh, rates = judging.judge(one, p, document), quality.assess(one, p, document)
         if check:
-            same = index.read_verdict(one.slug, p) == json.loads(json.dumps(fresh))
-            known = quality.read(one.slug, p) in (None, rates)  # None: judged before there were any
-            say(
-                f"{one.slug} {p}: {'the stored verdict holds' if same else 'the stored verdict DIFFERS'}"
-                + ("" if known else ", its stored error rates DIFFER")
-            )
-            differing += [] if same and known else [f"{one.slug} {p}"]
+            wrong = stored_differs(one, p, fresh, rates)
+            if not as_json:
+                say(f"{one.slug} {p}: {wrong or 'the stored verdict holds'}")
+            differing += [f"{one.slug} {p}"] if wrong else []
+            made.append({"paper": one.slug, "profile": p, "holds": wrong is None, "why": wrong})
             continue
-        write_file(common.results(one.slug, p, "quality"), quality.text(rates))
-        text = json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False)
-        write_file(common.results(one.slug, p, "verdict"), text + "\n")
-        say(f"{one.slug} {p}")
-        common.verdict_table(one, fresh)
+        write(one, p, fresh, rates)
+        made.append(fresh)
+        if not as_json:
+            say(f"{one.slug} {p}")
+            common.verdict_table(one, fresh)
+    if as_json:
+        dump(made)
     if differing:
         raise Failed(
             f"stored verdicts differ from the rows: {', '.join(differing)}; "
             "run `repro judge` on them and look at the change"
         )
+    faults.end()
+
+
+def write(paper, profile: str, fresh: dict, rates: dict) -> None:
+    """Write the verdict, its error rates, and what `dvc metrics` shows of it."""
+    from repro.judge import quality
+    from repro.store import write_file
+
+    head = fresh["claims"].get(fresh["headline"]) or {}
+    metrics = {"state": head.get("state"), "estimate": head.get("estimate")}
+    write_file(common.results(paper.slug, profile, "quality"), quality.text(rates))
+    text = json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False)
+    write_file(common.results(paper.slug, profile, "verdict"), text + "\n")
+    write_file(common.results(paper.slug, profile, "metrics"), json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+
+
+def stored_differs(paper, profile: str, fresh: dict, rates: dict) -> str | None:
+    """How the stored verdict differs from a fresh one; None where it holds.  Numbers agree within a tolerance."""
+    from repro.judge import difference, quality
+    from repro.publish.evidence import read_verdict
+
+    try:
+        known = read_verdict(paper, profile)
+        if known is None:
+            return "no verdict is stored"
+        if place := difference(known, json.loads(json.dumps(fresh))):
+            return f"the stored verdict DIFFERS in {place}"
+        stored = quality.read(paper.slug, profile)
+        if stored is not None and (place := difference(stored, json.loads(json.dumps(rates)), 1e-6)):
+            return f"the stored error rates DIFFER in {place}"
+    except ReproError as error:
+        return str(error)
+    return None
 
 
 def show_quality(
@@ -85,8 +126,8 @@ def show_quality(
     from repro.judge import quality
     from repro.store import write_file
 
-    rates, days = [], []
-    for one, p, document in _measured(slugs, every, profile):
+    rates, days, faults = [], [], common.Faults()
+    for one, p, document in _measured(slugs, every, profile, faults):
         judging.judge(one, p, document)  # refuses what is not judged, with the reason
         rates.append(quality.assess(one, p, document))
         days.append(document["provenance"].get("started"))
@@ -103,6 +144,7 @@ def show_quality(
         raise Failed(
             f"{wrong} claims would be called reproduced too often where they are false; see ABOVE in the table"
         )
+    faults.end()
 
 
 def verify(
@@ -110,14 +152,23 @@ def verify(
         str | None, typer.Argument(metavar="[SLUG]", help="The paper to check, in place of all of them.")
     ] = None,
     rerun: Annotated[int, typer.Option(min=0, help="Measure this many random trials again.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Derive every digest, verdict and generated file again, offline."""
     from repro.commands import verify as checks
+    from repro.run.processes import orderly
 
-    faults = checks.verify(common.papers([slug] if slug else None, slug is None), common.root(), rerun, say)
-    if faults:
-        raise Failed(f"{len(faults)} of the checks failed, first: {faults[0]}")
-    say("all checks passed")
+    faults = common.Faults()
+    with orderly():
+        papers = common.papers([slug] if slug else None, slug is None, faults)
+        wrong = checks.verify(papers, common.root(), rerun, (lambda text: None) if as_json else say, slug)
+    if as_json:
+        dump({"ok": not wrong and not faults.code, "wrong": wrong})
+    if wrong:
+        raise Failed(f"{len(wrong)} of the checks failed, first: {wrong[0]}")
+    faults.end()
+    if not as_json:
+        say("all checks passed")
 
 
 def refresh(slug: Slug, profile: Profile = None) -> None:

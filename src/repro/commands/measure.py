@@ -1,13 +1,14 @@
-"""`repro run`, `plan` and `reproduce`: from a paper to its rows."""
+"""`repro run`, `tune`, `rehearse`, `plan` and `reproduce`: from a paper to its rows."""
 
 import sys
+import time
 from typing import Annotated
 
 import typer
 
 from repro.commands import common
 from repro.commands.common import All, AsJson, Device, Force, Profile, Slug, Slugs, WithParent, dump, say, table
-from repro.errors import ReproError, one_line
+from repro.errors import Failed, ReproError
 
 
 def run(
@@ -38,28 +39,44 @@ def run(
     force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, as units end.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1e6, help="Stop after so many minutes with what is finished; run again to go on."),
+    ] = None,
     with_parent: WithParent = False,
 ) -> None:
     """Measure the trials that are missing, and write the rows."""
-    from repro.run import core, engines, plan, progress
+    from repro.run import engines, measure, plan, progress
+    from repro.run.processes import orderly
     from repro.spec.load import load_params
     from repro.store import Store
 
-    root, profile = common.root(), common.profile_of(profile)
+    root, profile, faults = common.root(), common.profile_of(profile), common.Faults()
+    if quiet and as_json:
+        raise ReproError("--quiet and --json contradict each other; write one of the two")
+    if engine == "local" and address:
+        raise ReproError("--address is of a Ray cluster; write --engine ray as well")
+    if engine == "ray" and minutes:
+        raise ReproError("--minutes is not offered with --engine ray; submit the job with a time limit instead")
     params = load_params(root)
-    chosen = common.papers(slugs, every)
+    chosen = common.papers(slugs, every, faults)
     if not every:
         for one in chosen:
             common.needs(one, profile)
-    device = core.resolve_device(device or params.device, profile, here=engine != "ray")
-    code, state, jobs = None, root / ".repro", jobs or core.default_jobs(device)
-    with engines.chosen(engine, device, jobs, address) as where:
+    device = measure.resolve_device(device or params.device, profile, here=engine != "ray")
+    state, jobs = root / ".repro", jobs or measure.default_jobs(device)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    with orderly(), engines.chosen(engine, device, jobs, address) as where:
         for one in chosen:
             if profile not in one.profiles:
                 continue
+            if deadline is not None and time.monotonic() > deadline:
+                say(f"stopped after {minutes:g} minutes, before {one.slug}; the same command goes on")
+                break
             entry = plan.entry(one, profile, seeds or params.seeds)
+            path = common.results(one.slug, profile, "rows")
             try:
-                document = core.measure(
+                document = measure.measure(
                     entry,
                     store=Store(state / "trials"),
                     state=state,
@@ -67,20 +84,85 @@ def run(
                     jobs=jobs,
                     force=force,
                     progress=progress.choose(quiet, as_json),
+                    results=path,
+                    deadline=deadline,
                     **where,
                 )
-                core.write_rows(common.results(one.slug, profile, "rows"), document)
+                measure.write_rows(path, document)
             except ReproError as error:
                 if len(chosen) == 1:
                     raise
-                print(one_line(error), file=sys.stderr)
-                code = max(code or 0, error.exit_code)
+                faults.add(error)
                 continue
             seconds, limit = document["provenance"]["seconds"], params.time_limit.get(profile)
-            if not (quiet or as_json) and limit and seconds > limit * jobs:
+            if quiet or as_json:
+                continue
+            if missing := document["provenance"].get("missing"):
+                say(f"{one.slug} {profile}: {missing} trials are still to be measured; run the same command again")
+            if refusal := document["provenance"].get("git"):
+                say(f"note: the rows name no commit; {refusal}")
+            if limit and seconds > limit * jobs:
                 say(f"note: {one.slug} took {seconds:.0f} s of work; the {profile} profile promises {limit} s")
-    if code:
-        raise typer.Exit(code)
+    faults.end()
+
+
+def tune(
+    slugs: Slugs = None,
+    every: All = False,
+    profile: Profile = None,
+    device: Device = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=999, help="Use this many worker processes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the tuning seeds alone, and show the level that each arm gets."""
+    from repro.commands import tuning
+    from repro.run.processes import orderly
+
+    faults, lines = common.Faults(), []
+    profile = common.profile_of(profile)
+    with orderly():
+        for one in common.papers(slugs, every, faults):
+            if every and profile not in one.profiles:
+                continue
+            common.needs(one, profile)
+            lines += tuning.tune(one, profile, common.root(), device, jobs, quiet=as_json)
+    if as_json:
+        dump(lines)
+    elif lines:
+        table(tuning.HEAD, [tuning.line(one) for one in lines])
+    else:
+        say("no experiment of these papers is tuned at this profile")
+    faults.end()
+
+
+def rehearse(
+    slugs: Slugs = None,
+    every: All = False,
+    profile: Annotated[str, typer.Option(help="Rehearse the profile gpu or paper.")] = "gpu",
+    as_json: AsJson = False,
+) -> None:
+    """Build every arm of a large profile and take two steps on this machine.
+
+    Shapes, names, settings, parameter counts, memory and cost are right before a GPU is paid for.
+    """
+    try:
+        from repro.run import rehearse as rehearsal
+    except ImportError:
+        raise Failed("this checkout has no rehearsal (src/repro/run/rehearse.py)") from None
+    faults, lines = common.Faults(), []
+    for one in common.papers(slugs, every, faults):
+        if every and profile not in one.profiles:
+            continue
+        common.needs(one, profile)
+        try:
+            lines += rehearsal.rehearse(one, profile)
+        except ReproError as error:
+            faults.add(error)
+    if as_json:
+        dump(lines)
+    else:
+        table(rehearsal.HEAD, [rehearsal.line(one) for one in lines])
+    faults.end()
 
 
 def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None, as_json: AsJson = False) -> None:
@@ -88,8 +170,8 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     from repro.run import plan
     from repro.spec.load import load_params
 
-    profile = common.profile_of(profile)
-    chosen = common.papers(slugs, every)
+    profile, faults = common.profile_of(profile), common.Faults()
+    chosen = common.papers(slugs, every, faults)
     if not every:
         for one in chosen:
             common.needs(one, profile)
@@ -102,6 +184,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         for cost in _costs(one, profile, seeds):
             costs.append(cost)
             work = "unknown" if cost.seconds is None else common.duration(cost.seconds)
+            work += " of a GPU" if cost.of == "gpu" and cost.seconds is not None else ""
             path = _path(one.settings(profile, cost.experiment))
             lines.append([one.slug, cost.experiment, str(cost.trials), path, work, cost.basis])
     if not lines:
@@ -110,7 +193,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     work = common.duration(sum(cost.seconds or 0.0 for cost in costs))
     unknown = sum(cost.seconds is None for cost in costs)
     say(
-        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one process"
+        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"
         + (f"; {unknown} experiments have no rate yet" if unknown else "")
     )
 
@@ -118,11 +201,12 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
 def _costs(one, profile: str, seeds: int | None) -> list:
     """What each experiment of a paper costs at a profile, from the rows that are stored."""
     from repro.judge import load_rows
-    from repro.run import plan
+    from repro.run import plan, rehearse
 
-    paths = {p: common.results(one.slug, p, "rows") for p in dict.fromkeys((profile, "cpu", "gpu"))}
+    paths = {p: common.results(one.slug, p, "rows") for p in dict.fromkeys((profile, "long", "cpu"))}
     rows = {p: load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
-    return plan.costs(one, profile, rows.__getitem__, seeds)
+    rehearsed = rehearse.read(common.root() / ".repro", one.slug, profile)
+    return plan.costs(one, profile, lambda p: rows.get(p, []), seeds, rehearsed)
 
 
 def _path(setting) -> str:
@@ -134,18 +218,34 @@ def _path(setting) -> str:
     return f"{setting.ranks} ranks" if setting.ranks else "single"
 
 
-def reproduce(slug: Slug, profile: Profile = None) -> None:
-    """Measure a paper on this machine, and compare with its verdict."""
-    from repro.commands import reproduce as steps
-    from repro.spec.load import load
+def reproduce(
+    slug: Slug,
+    profile: Profile = None,
+    device: Device = None,
+    jobs: Annotated[int | None, typer.Option(min=1, max=999, help="Use this many worker processes.")] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Render the page of these results.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a paper on this machine, and compare with its verdict.
 
-    fresh, committed, page = steps.reproduce(slug, common.profile_of(profile), common.root(), say)
+    Everything is kept apart, under .repro/here: what is committed stays as it is.
+    """
+    from repro.commands import reproduce as steps
+    from repro.run.processes import orderly
+
+    print_line = (lambda text="": print(text, file=sys.stderr, flush=True)) if as_json else say
+    with orderly():
+        done = steps.reproduce(slug, common.profile_of(profile), common.root(), print_line, device, jobs, page)
+    if as_json:
+        return dump(done.plain())
     say()
-    common.verdict_table(load(slug), fresh, committed, compare=True)
-    states = {name: claim["state"] for name, claim in fresh["claims"].items()}
-    before = {name: claim["state"] for name, claim in (committed or {"claims": {}})["claims"].items()}
-    if committed is None:
-        say("\nno verdict of this profile is committed")
-    else:
-        say(f"\nthis machine and the committed verdict {'agree' if states == before else 'DIFFER'}")
-    say(f"report: {page}")
+    table(["claim (* headline)", "here", "committed", ""], [one.cells() for one in done.compared])
+    for one in done.compared:
+        if one.why:
+            common.paragraph(f"{one.name}: {one.why}", "  ", "    ")
+    say()
+    say(done.summary())
+    say(f"rows: {done.rows}")
+    say(f"verdict: {done.verdict}")
+    if done.page:
+        say(f"page: {done.page}")

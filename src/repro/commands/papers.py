@@ -1,14 +1,27 @@
-"""`repro list`, `show` and `history`: what the papers are and what their verdicts say."""
+"""`repro list`, `show`, `history` and `trial`: what the papers are and what their verdicts say."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from repro.commands.common import AsJson, Profile, Slug, dump, profile_of, root, say, table, verdict_table
-from repro.errors import ReproError
-from repro.files.paths import JUDGED
+from repro.commands.common import (
+    AsJson,
+    Faults,
+    Profile,
+    Slug,
+    dump,
+    paragraph,
+    profile_of,
+    root,
+    say,
+    table,
+    verdict_table,
+)
+from repro.errors import Failed, ReproError
+from repro.files.paths import JUDGED, STATES
 
-STATES = ("reproduced", "not_reproduced", "inconclusive", "not_run")
+WANTED = (*STATES, "not_run")
 
 
 def list_papers(
@@ -18,50 +31,35 @@ def list_papers(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every paper with its family, headline and verdicts."""
-    from repro.publish import index
-    from repro.spec import load as spec
+    """List every paper with its verdict, of the strongest evidence."""
+    from repro.publish.evidence import evidence
+    from repro.spec.load import slugs
     from repro.spec.model import FAMILIES
 
-    if verdict is not None and verdict.replace(" ", "_") not in STATES:
-        raise ReproError(f"--verdict {verdict}: unknown verdict; write one of {', '.join(STATES)}")
-    chosen = []
-    for slug in spec.slugs():
-        one = spec.load(slug)
-        states = {}
-        for profile in JUDGED:
-            if profile in one.profiles:
-                stored = index.read_verdict(slug, profile)
-                head = stored["claims"].get(stored["headline"]) if stored else None
-                states[profile] = head["state"] if head else "not_run"
-        row = {
-            "slug": slug,
-            "title": one.title,
-            "year": one.year,
-            "family": one.family,
-            "withdrawn": one.withdrawn,
-            "headline": {p: one.headline_for(p) for p in states},
-            "verdicts": states,
-        }
-        if (family is None or one.family == family) and (
-            verdict is None or verdict.replace(" ", "_") in states.values()
-        ):
-            chosen.append(row)
+    state = verdict and verdict.replace(" ", "_").replace("-", "_")
+    if state is not None and state not in WANTED:
+        raise ReproError(f"--verdict {verdict}: unknown verdict; write one of {', '.join(WANTED)}")
     if family is not None and family not in FAMILIES:
         raise ReproError(f"--family {family}: unknown family; write one of {', '.join(FAMILIES)}")
+    faults, shown = Faults(), []
+    for one in map(evidence, slugs()):
+        if one.fault:
+            faults.add(ReproError(one.fault))
+        chosen = family in (None, one.family) and state in (None, *(one.states or {}).values())
+        shown += [one] if chosen else []
     if as_json:
-        return dump(chosen)
-    lines = [
-        [
-            row["slug"] + " (withdrawn)" * bool(row["withdrawn"]),
-            row["title"],
-            row["family"],
-            row["headline"].get("cpu") or row["headline"].get("gpu") or "",
-            *(row["verdicts"].get(p, "–").replace("_", " ") for p in ("cpu", "gpu")),
-        ]
-        for row in chosen
-    ]
-    table(["paper", "title", "family", "headline", "cpu", "gpu"], lines)
+        dump([asdict(one) for one in shown])
+    else:
+        head = ["paper", "verdict", "headline", "ours", "title"]
+        table(head, [_line(one) for one in shown])
+    faults.end()
+
+
+def _line(one) -> list[str]:
+    slug = one.slug + " (withdrawn)" * bool(one.withdrawn)
+    if one.fault:
+        return [slug, "cannot be read", one.headline, "", one.title]
+    return [slug, one.words.replace("`", ""), one.headline, one.estimate if one.judged else "", one.title]
 
 
 def show(
@@ -71,16 +69,17 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a paper's equation and claims, with its numbers beside ours."""
-    from repro.publish import index
+    from repro.publish.evidence import read_verdict
     from repro.spec.load import load
+    from repro.spec.model import as_dict
 
     one = load(slug)
     profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
-    verdicts = {p: index.read_verdict(slug, p) for p in profiles}
+    verdicts = {p: read_verdict(one, p) for p in profiles}
     if as_json:
-        return dump({"paper": one.model_dump(), "verdicts": verdicts})
+        return dump({"paper": as_dict(one), "verdicts": verdicts})
     if not verdict:
-        return _show(one, profiles, verdicts)
+        return _show(one, verdicts)
     for p, stored in verdicts.items():
         if stored is None:
             raise ReproError(
@@ -89,46 +88,88 @@ def show(
         verdict_table(one, stored)
 
 
-def _show(one, profiles: list[str], verdicts: dict[str, dict | None]) -> None:
+def _show(one, verdicts: dict[str, dict | None]) -> None:
     """Print everything about a paper that people read."""
+    from repro.publish.plaintext import equation
+
+    source = f" arXiv:{one.arxiv}." if one.arxiv else f" {one.doi or one.url or ''}"
+    paragraph(one.title)
+    paragraph(f"{', '.join(one.authors)}. {one.venue}.{source}")
+    say()
+    paragraph(one.summary)
+    say()
+    page = f"reports/papers/{one.slug}.html"
+    paragraph(equation(one.equation) or f"The equation is in papers/{one.slug}/method.py and on {page}.", "  ")
+    for name, claim in one.claims.items():
+        say()
+        headline = ", headline" if name == one.headline else ""
+        say(f"{name} ({claim.fidelity}{headline}; {claim.where})")
+        _claim(one, name, verdicts)
+    if one.identities:
+        say("\nIdentities, which are exact statements and hold on every row or not at all:")
+    for name, identity in one.identities.items():
+        states = [
+            f"{v['identities'][name]['state']} ({p})"
+            for p, v in verdicts.items()
+            if v and name in v.get("identities", {})
+        ]
+        say(f"\n{name} ({identity.where})")
+        paragraph(identity.statement, "  states   ")
+        paragraph(", ".join(states) or "not run", "  here     ")
+
+
+def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
+    """Print one claim: the paper's number, ours, the rule and its controls."""
     from repro import words
-    from repro.publish import index
+    from repro.publish.evidence import ours
     from repro.spec.model import as_dict
 
-    measures = one.model_dump()["measures"]
-    say(f"{one.title}\n{', '.join(one.authors)}. {one.venue}." + (f" arXiv:{one.arxiv}" if one.arxiv else ""))
-    say(f"\n{one.summary}\n\n  {' '.join(one.equation.split())}\n")
-    for name, claim in one.claims.items():
-        value = claim.paper_value.text or index.number(claim.paper_value.value)
-        say(f"{name} ({claim.fidelity}; {claim.where})\n  claim    {claim.statement}\n  paper    {value}")
-        if claim.untested:
-            say(f"  untested {claim.untested}")
-        printed: set[str] = set()
-        for p in profiles:
-            judged = (verdicts[p] or {"claims": {}})["claims"].get(name)
-            if judged:
-                say(f"  {p:<8} {index.estimate(judged)}: {judged['state'].replace('_', ' ')}; {judged['why']}")
-            elif one.rules(name, p):
-                say(f"  {p:<8} not run")
-            for text in [words.rule_text(as_dict(rule), measures) for rule in one.rules(name, p)]:
-                if text not in printed:
-                    say(f"  rule     {text}")
-                printed.add(text)
-            for control in judged["controls"] if judged else ():
-                state = f"{control['state'].replace('_', ' ')} ({'as' if control['ok'] else 'NOT as'} expected)"
-                say(f"  control  {words.control_text(control)}: {state}")
-        say()
+    claim = one.claims[name]
+    measures = {key: as_dict(value) for key, value in one.measures.items()}
+    paragraph(claim.statement, "  claim    ")
+    paragraph(claim.paper_value.text or words.number(claim.paper_value.value), "  paper    ")
+    if claim.untested:
+        return paragraph(claim.untested, "  untested ")
+    printed: set[str] = set()
+    for p, verdict in verdicts.items():
+        judged = (verdict or {"claims": {}})["claims"].get(name)
+        if judged:
+            state = words.verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
+            paragraph(f"{state}. {ours(judged)}. {words.sentence(judged['why'])}", f"  {p:<8} ")
+        elif one.rules(name, p):
+            say(f"  {p:<8} not run")
+        for text in [words.rule_text(as_dict(rule), measures) for rule in one.rules(name, p)]:
+            if text not in printed:
+                paragraph(text, "  rule     ")
+            printed.add(text)
+        for control in judged["controls"] if judged else ():
+            state = f"{words.verdict_words(control['state'])}, {'as' if control['ok'] else 'NOT as'} expected"
+            paragraph(f"{words.control_text(control)}: {state}", "  control  ")
 
 
 def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:
     """Show how a paper's verdicts changed, commit by commit."""
-    from repro.commands import verify as checks
+    from repro.commands import history as past
     from repro.spec.load import load
 
     one = load(slug)
-    changes = checks.history(slug, profile_of(profile), root())
+    changes, note = past.changes(slug, profile_of(profile), root())
     if as_json:
-        return dump([dict(zip(checks.CHANGE, line, strict=True)) for line in changes])
-    table(checks.CHANGE, changes)
+        return dump([dict(zip(past.CHANGE, line, strict=True)) for line in changes])
+    table(past.CHANGE, changes)
+    if note:
+        say(note)
     if one.withdrawn:
         say(f"withdrawn: {one.withdrawn}")
+
+
+def trial(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The key of a trial, or the beginning of one.")],
+) -> None:
+    """Show the trial of a key that a page or a command printed."""
+    from repro.commands import trials
+
+    found = trials.find(key, root())
+    if not found:
+        raise Failed(f"{key[:80]}: no trial with such a key is stored or committed here")
+    dump(found)

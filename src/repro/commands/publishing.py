@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 
-from repro.commands.common import Slug, WithParent, root, say
+from repro.commands.common import All, Faults, Slug, Slugs, WithParent, papers, root, say
 from repro.errors import Failed, ReproError
-from repro.files.paths import JUDGED
 
 
 def new(slug: Slug) -> None:
@@ -15,27 +14,37 @@ def new(slug: Slug) -> None:
 
     for path in scaffold.write(slug, root()):
         say(f"wrote {path.relative_to(root())}")
-    say(f"fill them, then: repro run {slug} --profile smoke && repro index")
+    say(f"fill them in, then: repro index && repro run {slug} --profile smoke")
 
 
 def generate(
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing, and fail if a generated file is out of date.")
     ] = False,
+    only_sources: Annotated[
+        bool, typer.Option("--sources", help="Write sources.json alone, by which DVC knows what changed.")
+    ] = False,
 ) -> None:
     """Write all that is generated: DVC stages, READMEs, package files."""
     from repro.publish import index
 
-    here = root()
+    here, faults = root(), Faults()
+    if check and only_sources:
+        raise ReproError("--check and --sources contradict each other; write one of the two")
+    if only_sources:
+        return say(f"wrote {index.sources(here).relative_to(here)}")
     if not check:
-        for path in index.write(here):
+        written, unread = index.write(here)
+        for path in written:
             say(f"wrote {path.relative_to(here)}")
-        return
+        for why in unread.values():
+            faults.add(ReproError(why))
+        return faults.end()
     outdated = index.check(here)
     for line in outdated:
         say(line)
     if outdated:
-        raise Failed(f"{len(outdated)} generated files are out of date; run `repro index` and commit them")
+        raise Failed(f"{len(outdated)} of what is generated is out of date or cannot be read; run `repro index`")
     say("everything generated is up to date")
 
 
@@ -51,34 +60,54 @@ def report(
 ) -> None:
     """Render the pages of papers, arena and index."""
     from repro import report as pages
+    from repro.run.processes import orderly
     from repro.spec import load as spec
 
-    here = root()
-    if track:
-        from repro.arena import protocol
+    here, faults = root(), Faults()
+    if sum((slug is not None, index_only, track is not None)) > 1:
+        raise ReproError("a paper, --index and --arena contradict each other; write one of the three")
+    with orderly():
+        if track:
+            from repro.arena import protocol
 
-        if track not in protocol.tracks(here):
-            raise ReproError(f"--arena {track}: no such track; write one of {', '.join(protocol.tracks(here))}")
-        return say(f"rendered {pages.render_arena(track, here)}")
-    if slug:
-        spec.load(slug)
-    if not index_only:
-        for one in [slug] if slug else spec.slugs():
-            say(f"rendered {pages.render_paper(one, here)}")
-    if not index_only and not slug:
-        for name in sorted({path.name.partition(".")[0] for path in (here / "arena").glob("*.table.json")}):
-            say(f"rendered {pages.render_arena(name, here)}")
-    if index_only or not slug:
+            if track not in protocol.tracks(here):
+                raise ReproError(f"--arena {track}: no such track; write one of {', '.join(protocol.tracks(here))}")
+            return say(f"rendered {pages.render_arena(track, here)}")
+        if slug:
+            spec.load(slug)
+            return say(f"rendered {pages.render_paper(slug, here)}")
+        if not index_only:
+            for one in spec.slugs():
+                try:
+                    say(f"rendered {pages.render_paper(one, here)}")
+                except ReproError as error:
+                    faults.add(error)
+            for name in sorted({path.name.partition(".")[0] for path in (here / "arena").glob("*.table.json")}):
+                say(f"rendered {pages.render_arena(name, here)}")
         say(f"rendered {pages.render_index(here)}")
+    faults.end()
 
 
-def cite_paper(
-    slug: Slug, cff: Annotated[bool, typer.Option("--cff", help="Print the Citation File Format.")] = False
+def cite_papers(
+    slugs: Slugs = None,
+    every: All = False,
+    cff: Annotated[bool, typer.Option("--cff", help="Print the Citation File Format.")] = False,
 ) -> None:
-    """Print BibTeX of a paper and of its implementation here."""
-    from repro.publish import cite, index
-    from repro.spec.load import load
+    """Print BibTeX of papers and of their implementations here."""
+    from repro.publish import cite
+    from repro.publish.evidence import STRONGEST, read_verdict
 
-    one = load(slug)
-    verdict = next((v for p in reversed(JUDGED) if (v := index.read_verdict(slug, p))), None)
-    say(cite.cff(one) if cff else cite.bibtex(one, verdict))
+    faults = Faults()
+    chosen = papers(slugs, every, faults)
+    if cff and len(chosen) != 1:
+        raise ReproError("--cff cites one paper; name one")
+    for i, one in enumerate(chosen):
+        try:
+            verdict = next((v for p in STRONGEST if p in one.profiles and (v := read_verdict(one, p))), None)
+        except ReproError as error:
+            if len(chosen) == 1:
+                raise
+            faults.add(error)
+            verdict = None
+        say("\n" * bool(i) + (cite.cff(one) if cff else cite.bibtex(one, verdict)))
+    faults.end()

@@ -1,74 +1,181 @@
-"""`make reproduce PAPER=...`: fetch data, force the paper's stages through DVC, render, compare with git."""
+"""`make reproduce PAPER=...`: measure a paper here, apart from what is committed, and compare claim by claim.
+
+Everything lies in a small checkout of its own, `.repro/here/<profile>`: the paper's files, its rows, its verdict, its
+page, and a store that holds nothing but what was measured here.  Git sees none of it.
+"""
 
 import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from repro import data
-from repro.errors import Failed, ReproError
+from repro import data, judge
+from repro.errors import ReproError
 from repro.files.paths import results, results_name
-from repro.run import provenance
-from repro.spec import load as paper
-from repro.store import write_file
+from repro.files.verdict import stored
+from repro.judge import quality
+from repro.run import measure, plan, progress, provenance
+from repro.spec import load as spec
+from repro.spec.model import Paper
+from repro.store import Store, write_file
+from repro.words import verdict_words
+
+Say = Callable[[str], None]
 
 
-def data_sets(slug: str, profile: str) -> list[str]:
+@dataclass(frozen=True)
+class Compared:
+    """One claim or identity: its state here and the committed one."""
+
+    name: str
+    headline: bool
+    here: str
+    committed: str | None
+    outcome: str  # agrees, differs, could not be measured here, not committed
+    why: str = ""
+
+    def cells(self) -> list[str]:
+        return [self.name + "*" * self.headline, self.here, self.committed or "none", self.outcome]
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What was made here, and how it compares."""
+
+    paper: str
+    profile: str
+    rows: Path
+    verdict: Path
+    page: Path | None
+    compared: list[Compared]
+
+    def plain(self) -> dict[str, Any]:
+        return {**asdict(self), "rows": str(self.rows), "verdict": str(self.verdict), "page": str(self.page or "")}
+
+    def summary(self) -> str:
+        """One sentence on all claims."""
+        outcomes = [one.outcome for one in self.compared]
+        parts = [f"{outcomes.count(kind)} {kind}" for kind in dict.fromkeys(outcomes)]
+        return f"{self.paper} {self.profile}, {len(outcomes)} statements: {', '.join(parts)}."
+
+
+def reproduce(
+    slug: str, profile: str, root: Path, say: Say, device: str | None = None, jobs: int | None = None, page: bool = True
+) -> Reproduced:
+    """Measure and judge one paper at one profile apart from the committed results, and compare with them."""
+    paper = spec.load(slug)
+    if profile not in paper.profiles or profile == "smoke":
+        judged = [p for p in paper.profiles if p != "smoke"]
+        raise ReproError(f"--profile {profile}: {slug} has no verdict at it; write one of {', '.join(judged)}")
+    for name in data_sets(paper, profile):
+        say(f"data {name}: {data.fetch(name)}")
+    here = prepare(slug, profile, root)
+    rows, verdict = (results(slug, profile, kind, here) for kind in ("rows", "verdict"))
+    params = spec.load_params(root)
+    where = measure.resolve_device(device or params.device, profile)
+    document = measure.measure(
+        plan.entry(paper, profile, params.seeds),
+        store=Store(root / ".repro" / "here" / "trials"),
+        state=root / ".repro",
+        device=where,
+        jobs=jobs or measure.default_jobs(where),
+        progress=progress.choose() if say.__module__ == "repro.commands.common" else measure.Progress(say=say),
+    )
+    measure.write_rows(rows, document)
+    fresh = judge.judge(paper, profile, document)
+    write_file(verdict, json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_file(results(slug, profile, "quality", here), quality.text(quality.assess(paper, profile, document)))
+    made = None
+    if page:
+        from repro.report import render_paper
+
+        made = render_paper(slug, here)
+    return Reproduced(
+        slug, profile, rows, verdict, made, compare(paper, fresh, document, committed(slug, profile, root))
+    )
+
+
+def prepare(slug: str, profile: str, root: Path) -> Path:
+    """The small checkout in which the results of this machine lie, with the paper's files as they are now."""
+    here = root / ".repro" / "here" / profile
+    folder = here / "papers" / slug
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted((root / "papers" / slug).iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    (here / "notebooks").mkdir(exist_ok=True)
+    for path in (root / "notebooks").glob("*.ipynb"):
+        shutil.copyfile(path, here / "notebooks" / path.name)
+    return here
+
+
+def data_sets(paper: Paper, profile: str) -> list[str]:
     """The data sets that the experiments of one paper import."""
-    one = paper.load(slug)
     modules: set[str] = set()
-    for name in one.experiments_in(profile):
-        setting = one.settings(profile, name)
-        modules |= set(provenance.experiment_modules(slug, {"module": setting.module, "arms": setting.arms}))
+    for name in paper.experiments_in(profile):
+        setting = paper.settings(profile, name)
+        modules |= set(provenance.experiment_modules(paper.slug, {"module": setting.module, "arms": setting.arms}))
     imported = {name.rpartition(".")[2] for name in provenance.closure(*modules) if name.startswith("repro.data.")}
     return sorted(imported & set(data.names()))
 
 
-def committed_verdict(slug: str, profile: str, root: Path) -> dict | None:
-    """The verdict in git's HEAD, or None."""
-    name = f"HEAD:./{results_name(slug, profile, 'verdict')}"
-    shown = subprocess.run(["git", "-C", str(root), "show", name], capture_output=True, text=True)
-    return json.loads(shown.stdout) if shown.returncode == 0 else None
+def committed(slug: str, profile: str, root: Path) -> dict | None:
+    """The verdict of git's HEAD, or where there is no git that of the paper's folder; None where there is none."""
+    try:
+        text = provenance.git("show", f"HEAD:./{results_name(slug, profile, 'verdict')}", folder=root)
+        return json.loads(text)
+    except (ReproError, ValueError):
+        pass
+    try:
+        found = stored(slug, profile, root)
+    except ReproError:
+        return None
+    return found[0] if found else None
 
 
-@contextmanager
-def _profile_set(profile: str, root: Path) -> Iterator[None]:
-    """DVC's stages exist for the profile of params.yaml: set it for the time of the run, then put it back."""
-    path = root / "params.yaml"
-    before = path.read_text(encoding="utf-8")
-    now = re.sub(r"^profile:.*$", f"profile: {profile}", before, count=1, flags=re.M)
-    if now != before and paper.load_params(root).profile != profile:
-        write_file(path, now)
-        try:
-            yield
-        finally:
-            write_file(path, before)
-    else:
-        yield
+def compare(paper: Paper, fresh: dict, document: dict, before: dict | None) -> list[Compared]:
+    """Every claim and identity beside the committed verdict."""
+    found = []
+    for kind in ("claims", "identities"):
+        known = (before or {}).get(kind) or {}
+        for name, judged in (fresh.get(kind) or {}).items():
+            claim = paper.claims.get(name)
+            fidelity = claim.fidelity if claim else None
+            there = known.get(name) or {}
+            outcome, why = _outcome(judged, there, _invalid(paper, name, document))
+            found.append(
+                Compared(
+                    name,
+                    name == fresh["headline"],
+                    verdict_words(judged["state"], judged.get("mark"), fidelity),
+                    verdict_words(there["state"], there.get("mark"), fidelity) if there.get("state") else None,
+                    outcome,
+                    why,
+                )
+            )
+    return found
 
 
-def dvc(*words: str, root: Path) -> None:
-    """Run DVC in the checkout with this environment's commands first on the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env={**os.environ, "PATH": path})
-    if done.returncode:
-        raise Failed(f"`dvc {' '.join(words)}` ended with code {done.returncode}; what it printed above says why")
+def _outcome(judged: dict, there: dict, invalid: str | None) -> tuple[str, str]:
+    if invalid and judged["state"] != there.get("state"):
+        return "could not be measured here", invalid
+    if not there.get("state"):
+        return "not committed", ""
+    if judged["state"] == there["state"]:
+        return "agrees", ""
+    return "differs", str(judged.get("why", ""))
 
 
-def reproduce(slug: str, profile: str, root: Path, say: Callable[[str], None]) -> tuple[dict, dict | None, Path]:
-    """Fresh verdict, committed verdict (or None) and the path of the rendered page."""
-    if profile not in paper.load(slug).profiles or profile == "smoke":
-        judged = [p for p in paper.load(slug).profiles if p != "smoke"]
-        raise ReproError(f"--profile {profile}: {slug} has no verdict at it; write one of {', '.join(judged)}")
-    for name in data_sets(slug, profile):
-        say(f"data {name}: {data.fetch(name)}")
-    committed = committed_verdict(slug, profile, root)
-    with _profile_set(profile, root):
-        dvc("repro", "-f", f"papers/{slug}", root=root)
-        dvc("repro", f"reports/papers/{slug}", root=root)
-    fresh = json.loads(results(slug, profile, "verdict", root).read_text(encoding="utf-8"))
-    return fresh, committed, root / "reports" / "papers" / f"{slug}.html"
+def _invalid(paper: Paper, name: str, document: dict) -> str | None:
+    """Why rows of a claim, or of its controls, are no measurements on this machine, and what would help."""
+    claim = paper.claims.get(name) or paper.identities.get(name)
+    places = {claim.experiment, *(getattr(c, "experiment", None) for c in claim.controls)}
+    bad = [row for row in document["rows"] if row["experiment"] in places and row["status"] == "invalid"]
+    if not bad:
+        return None
+    help_ = (
+        "End what else runs on this machine, or raise the number of blocks in paper.yaml, and run the command again."
+    )
+    return f"{len(bad)} measurements failed their own check ({bad[0].get('why', 'no reason given')}). {help_}"

@@ -34,9 +34,18 @@ def data_fetch(
         say(f"{name}: {data.fetch(name)}")
 
 
-def doctor() -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Say what works on this machine, what does not, and what to do."""
-    from repro.commands import doctor as checks
+    from dataclasses import asdict
 
-    if not checks.report(root(), say):
+    from repro.commands.doctor import checks
+
+    made = []
+    for check in checks(root()):
+        made.append(check)
+        if not as_json:
+            say(str(check))
+    if as_json:
+        dump([asdict(check) for check in made])
+    if any(check.ok is False for check in made):
         raise typer.Exit(1)

@@ -1,132 +1,71 @@
 """Checks of what is stored: digests, verdicts and generated files re-derived; trials measured again."""
 
-import json
 import random
-import statistics
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from scipy import stats
-
 from repro import judge
+from repro.commands import judging
 from repro.errors import Failed, ReproError
-from repro.files.paths import results, results_name, row_key
+from repro.files.paths import JUDGED, results
 from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
+from repro.run import again, plan
 from repro.run import measure as run
-from repro.run import plan, provenance
-from repro.run.engines import local
 from repro.spec.model import Paper
-from repro.store import Store, rows_digest, write_file
 
 Say = Callable[[str], None]
-NEEDED = {
-    "config",
-    "device",
-    "device_class",
-    "device_model",
-    "notes",
-    "sources",
-    "started",
-    "trials",
-    "versions",
-}  # to measure again
 
 
-def verify(papers: list[Paper], root: Path, rerun: int, say: Say) -> list[str]:
-    """Everything that does not hold, one line each; `rerun` random trials are measured again."""
-    found = index.check(root)
+def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | None = None) -> list[str]:
+    """Everything that does not hold, one line each; `rerun` random trials are measured again.
+
+    only: the paper to which generated files are restricted.
+    """
+    wrong = index.check(root, only)
     measured = []
     for paper in papers:
-        for profile in [p for p in paper.profiles if p != "smoke"]:
+        for profile in [p for p in JUDGED if p in paper.profiles]:
             path = results(paper.slug, profile, "rows", root)
             if not path.is_file():
                 continue
             try:
                 document = judge.load_rows(path)
                 if why := staleness(paper, profile, document):
-                    found.append(f"{paper.slug} {profile}: stale; {why}")
-                fresh = json.loads(json.dumps(judge.judge(paper, profile, document)))
-                if fresh != index.read_verdict(paper.slug, profile):
-                    found.append(f"{paper.slug} {profile}: the stored verdict differs from one made of its rows")
-                if quality.read(paper.slug, profile) not in (None, quality.assess(paper, profile, document)):
-                    found.append(f"{paper.slug} {profile}: the stored error rates differ from those made of its rows")
+                    wrong.append(f"{paper.slug} {profile}: stale; {why}")
+                fresh, rates = judge.judge(paper, profile, document), quality.assess(paper, profile, document)
+                if why := judging.stored_differs(paper, profile, fresh, rates):
+                    wrong.append(f"{paper.slug} {profile}: {why}")
                 measured.append((paper, profile, document))
             except ReproError as error:
-                found.append(str(error))
+                wrong.append(str(error))
             say(f"{paper.slug} {profile}: checked")
+        wrong += orphans(paper, root)
     if rerun:
-        found += _rerun(measured, rerun, root, say)
-    for line in found:
+        wrong += _rerun(measured, rerun, root, say)
+    for line in wrong:
         say(line)
-    return found
+    return wrong
 
 
-def _comparable(document: dict) -> str | None:
-    """The device on which these rows can be measured again bit for bit, or None."""
-    if NEEDED - document["provenance"].keys():
-        return None
-    device = document["provenance"]["device"]
-    same = device == "cpu" and document["provenance"]["device_class"] == provenance.device_class("cpu")
-    return device if same and document["provenance"]["versions"]["torch"] == provenance.versions()["torch"] else None
-
-
-def remeasure(units: list[dict], document: dict, root: Path, exact: bool = True) -> list[str]:
-    """Measure units again, outside the store; one line per trial that is not what its row says.
-
-    exact: bit for bit; else (another device class or torch) each number must lie where the other seeds' rows let one
-    more seed be expected.
-    """
-    rows, found = {row_key(row): row for row in document["rows"]}, []
-
-    def done(unit: dict, answer: dict) -> None:
-        for trial, result in zip(unit["trials"], answer.get("results", [{}] * len(unit["trials"])), strict=True):
-            row, told = (
-                rows.get(row_key(trial)),
-                f"{document['paper']}: {trial['experiment']} {trial['arm']} seed {trial['seed']}",
-            )
-            if exact and (
-                row is None
-                or {k: row.get(k) for k in ("status", "measures")} != {k: result.get(k) for k in ("status", "measures")}
-            ):
-                found.append(f"{told} differs")
-            if not exact and (
-                apart := _unexpected(
-                    result,
-                    [r for key, r in rows.items() if key[:2] + key[3:] == row_key(trial)[:2] + row_key(trial)[3:]],
-                )
-            ):
-                found.append(f"{told} differs in {', '.join(apart)}")
-
-    local.run_units(units, jobs=run.default_jobs("cpu"), state=root / ".repro", done=done)
-    return found
-
-
-def _unexpected(result: dict, rows: list[dict]) -> list[str]:
-    """Measures of a trial outside the prediction interval (99.9 %, Student's t) of one more seed, given a cell's rows.
-
-    Numbers that no seed changes must agree to one part in a thousand; cells of fewer than three rows tell nothing.
-    """
-    if result.get("status") not in {row["status"] for row in rows}:
-        return ["status"]
-    found = []
-    for name, value in result.get("measures", {}).items():
-        known = [row["measures"][name] for row in rows if type(row["measures"].get(name)) in (int, float)]
-        if len(known) < 3 or type(value) not in (int, float):
-            continue
-        n, mean, spread = len(known), statistics.fmean(known), statistics.stdev(known)
-        reach = stats.t.ppf(0.9995, n - 1) * spread * (1 + 1 / n) ** 0.5 + 1e-3 * abs(mean) + 1e-9
-        if abs(value - mean) > reach:
-            found.append(name)
-    return found
+def orphans(paper: Paper, root: Path) -> list[str]:
+    """Verdicts, error rates and metrics without the rows of which they were made, or of no profile of the paper."""
+    lines = []
+    for path in sorted((root / "papers" / paper.slug / "results").glob("*.json")):
+        profile, _, kind = path.name.removesuffix(".json").partition(".")
+        shown = path.relative_to(root)
+        if profile not in paper.profiles or profile not in JUDGED:
+            lines.append(f"{shown}: {paper.slug} has no profile {profile}; delete the file")
+        elif kind != "rows" and not results(paper.slug, profile, "rows", root).is_file():
+            lines.append(f"{shown}: has no rows beside it; run `repro run {paper.slug} --profile {profile}`")
+    return lines
 
 
 def _rerun(measured: list[tuple], count: int, root: Path, say: Say) -> list[str]:
     pool = []
     for paper, profile, document in measured:
-        device, exact = document["provenance"]["device"], _comparable(document) is not None
+        device, exact = document["provenance"]["device"], again.same_machine(document) is not None
         try:
             run.resolve_device(device, profile)
         except ReproError:
@@ -135,141 +74,40 @@ def _rerun(measured: list[tuple], count: int, root: Path, say: Say) -> list[str]
         if not exact:
             say(
                 f"{paper.slug} {profile}: measured on another device class or torch version, "
-                "compared by the interval of its seeds"
+                "compared by the spread of its seeds"
             )
-        units = [u for u in run.units_of(plan.entry(paper, profile), device) if not u["exclusive"]]
+        units = again.units_of(plan.entry(paper, profile), document, device)
         pool += [(unit, document, exact) for unit in units]
     found, done = [], 0
     for unit, document, exact in random.sample(pool, len(pool)):
         if done >= count:
             break
-        found += remeasure([unit], document, root, exact)
+        found += again.compare([unit], document, root / ".repro", exact)
         done += len(unit["trials"])
     say(f"{done} trials measured again, {len(found)} differ")
     return found
 
 
 def refresh(paper: Paper, profile: str, root: Path, say: Say) -> None:
-    """Mark stale rows fresh when the units of the first seed, measured again, are bitwise equal to their rows."""
+    """Mark stale rows fresh when a trace of every arm, measured again, is bitwise equal to its rows."""
     path = results(paper.slug, profile, "rows", root)
+    again_command = f"run `repro run {paper.slug} --profile {profile}`"
     if not path.is_file():
-        raise ReproError(f"{path}: no rows to refresh; run `repro run {paper.slug} --profile {profile}`")
+        raise ReproError(f"{path}: no rows to refresh; {again_command}")
     document = judge.load_rows(path)
-    again = f"run `repro run {paper.slug} --profile {profile}`"
-    if missing := NEEDED - document["provenance"].keys():
-        raise ReproError(f"{path}: provenance: '{min(missing)}' is missing; {again}")
-    entry = plan.entry(paper, profile)
     why = staleness(paper, profile, document)
     if why is None:
         return say(f"{paper.slug} {profile}: the rows are fresh already")
-    if run.entry_configs(entry) != document["provenance"]["config"]:
-        raise ReproError(f"{path}: {why}; other settings need a run: `repro run {paper.slug} --profile {profile}`")
-    device = _comparable(document)
-    if device is None:
-        raise ReproError(
-            f"{path}: measured on {document['provenance']['device_model']} with another torch or device class; "
-            "refresh it there"
+    say(f"{paper.slug} {profile}: {why}")
+    try:
+        document = again.refresh(
+            plan.entry(paper, profile), document, state=root / ".repro", again=again_command, say=say
         )
-    units = run.units_of(entry, device)
-    first = min(trial["seed"] for trial in entry["trials"])
-    trace = [u for u in units if not u["exclusive"] and any(t["seed"] == first for t in u["trials"])]
-    if not trace:
-        raise ReproError(
-            f"{path}: holds timings alone, which are never compared; run `repro run {paper.slug} --profile {profile}`"
-        )
-    say(f"{paper.slug} {profile}: {why}; measuring {sum(len(u['trials']) for u in trace)} trials again")
-    if found := remeasure(trace, document, root):
-        raise Failed(
-            f"{len(found)} trials are not what they were ({found[0]}); run `repro run {paper.slug} --profile {profile}`"
-        )
-    note = f"source changed; {sum(len(u['trials']) for u in trace)} trials measured again, bitwise equal"
-    # A timing cannot be proved unchanged: its rows stay stale until they are measured again.
-    timed = {name for name, setting in entry["experiments"].items() if setting["exclusive"]}
-    keys = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"] if not unit["exclusive"]}
-    record = document["provenance"]
-    record["sources"] |= {name: digest for name, digest in run.entry_sources(entry).items() if name not in timed}
-    record["notes"] = [*record["notes"], note]
-    record["trials"] = [
-        keys.get(row_key(row), key) for row, key in zip(document["rows"], record["trials"], strict=True)
-    ]
-    store = Store(root / ".repro" / "trials")
-    for row, key in zip(document["rows"], record["trials"], strict=True):
-        if row["experiment"] in timed:
-            continue
-        store.put(
-            key,
-            {
-                "row": row,
-                "notes": record["notes"],
-                "config": entry["experiments"][row["experiment"]]["config"],
-                "registered": {paper.slug: document["registered"]},
-                "device": record["device_model"],
-                "versions": record["versions"],
-                "measured": record["started"],
-            },
-            replace=True,
-        )
-    assert rows_digest(document["rows"]) == record["digest"]
+    except ReproError as error:
+        raise type(error)(f"{path}: {error}") from error
     run.write_rows(path, document)
-    fresh = judge.judge(paper, profile, document)
-    write_file(path.with_name(f"{profile}.quality.json"), quality.text(quality.assess(paper, profile, document)))
-    write_file(
-        path.with_name(f"{profile}.verdict.json"),
-        json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-    )
+    judging.write(paper, profile, judge.judge(paper, profile, document), quality.assess(paper, profile, document))
+    note = document["provenance"]["notes"][-1]
     if why := staleness(paper, profile, document):
-        raise Failed(
-            f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: "
-            f"`repro run {paper.slug} --profile {profile}`"
-        )
+        raise Failed(f"{paper.slug} {profile}: {note}, but {why}; timings must be measured: {again_command}")
     say(f"{paper.slug} {profile}: fresh; {note}")
-
-
-CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
-
-
-def history(slug: str, profile: str, root: Path) -> list[list[str]]:
-    """A line (CHANGE) for every change of a claim's state since its first verdict, oldest first; a star: the headline.
-
-    A claim that is there no more is `gone`; rules that changed after the rows were measured add `post hoc`.
-    """
-    name = results_name(slug, profile, "verdict")
-
-    def git(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-
-    log = git("log", "--reverse", "--format=%H %as", "--", name)
-    if log.returncode:
-        raise ReproError(f"{root}: no git repository, and verdicts change by commits; clone the suite to see them")
-    found, states = [], {}
-    for commit, date in (line.split() for line in log.stdout.splitlines()):
-        shown = git("show", f"{commit}:./{name}")
-        try:
-            stored = (
-                json.loads(shown.stdout)
-                if shown.returncode == 0
-                else {"claims": {}, "headline": None, "post_hoc": False}
-            )
-            now = {
-                claim: one["state"].replace("_", " ") + ", post hoc" * bool(stored["post_hoc"])
-                for claim, one in stored["claims"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a commit that was broken says nothing
-        for claim in [*now, *(states.keys() - now.keys())]:
-            was, state = states.get(claim, "–"), now.get(claim, "gone")
-            if state != was:
-                judged = stored["claims"].get(claim) or {}
-                found.append(
-                    [
-                        date,
-                        commit[:10],
-                        claim + "*" * (claim == stored["headline"]),
-                        was,
-                        state,
-                        index.estimate(judged),
-                        judged.get("why", ""),
-                    ]
-                )
-        states = {**{claim: "gone" for claim in states}, **now}
-    return found

@@ -14,16 +14,20 @@ from repro.errors import ReproError
 REGISTRY = {
     "fashion_mnist": "repro.data.fashion_mnist",
     "fashion_mnist_m": "repro.data.fashion_mnist_m",
+    "mnist": "repro.data.mnist",
+    "mnist1d": "repro.data.mnist1d",
     "digits": "repro.data.digits",
     "keel": "repro.data.keel",
     "shakespeare": "repro.data.shakespeare",
     "prose": "repro.data.prose",
     "translation": "repro.data.translation",
+    "smollm2": "repro.data.smollm2",
+    "minilm": "repro.data.minilm",
 }
 
 
 def names() -> list[str]:
-    """The data sets that can be fetched and checked (not `synthetic`, which is computed, nor `original`)."""
+    """The data sets that can be fetched and checked (not those of `original`)."""
     return list(REGISTRY)
 
 

@@ -3,7 +3,6 @@
 Meant for tests and the smallest experiments. The first 1,297 images train, the next 250 validate, the last 250 test.
 """
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from repro.data.archives import gunzip
 from repro.data.kinds import Images
-from repro.data.sources import Dataset, File, Source
+from repro.data.sources import Dataset, File, Source, resident
 
 MEMBER = "sklearn/datasets/data/digits.csv.gz"
 SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
@@ -35,14 +34,10 @@ DATASET = Dataset(
 )
 
 
+@resident
 def load(device: torch.device | str = "cpu", cache: str | Path | None = None) -> Images:
     """The set on `device`, fetched if it is not in the cache; the same object at every call of a process."""
-    return _load(str(device), None if cache is None else str(cache))
-
-
-@cache
-def _load(device: str, folder: str | None) -> Images:
-    text = bytes(DATASET.read(folder)["digits.csv"].numpy()).decode()
+    text = bytes(DATASET.read(cache)["digits.csv"].numpy()).decode()
     rows = np.array([line.split(",") for line in text.split()], dtype=np.float64).astype(np.uint8)
     x = torch.from_numpy(rows[:, :64].reshape(-1, 1, 8, 8).copy()).to(device)
     y = torch.from_numpy(rows[:, 64].astype(np.int64)).to(device)

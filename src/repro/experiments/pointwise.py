@@ -10,7 +10,6 @@ amplitude a.  DyT is a tanh(k x), k = alpha; DyISRU is a k x / sqrt(1 + (k x)^2)
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from statistics import median
 
@@ -18,57 +17,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data import fashion_mnist
+from repro import trivial
 from repro.models.slots import identity
-from repro.models.vit import vit
-from repro.timing import compare
-from repro.train import evaluate_classifier, fit, generator, seed_of
+from repro.models.vit import scaled_to_width, vit
+from repro.tasks import PICTURES, Measures, Pictures, Timed, learning, timed, trained
+from repro.train import evaluate_classifier, generator
 
 SHAPES: dict[str, Callable[[Tensor], Tensor]] = {"dyt": torch.tanh, "dyisru": lambda u: u * (1 + u * u).rsqrt()}
 EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 0.99, 0.997, 0.999)  # of bins
 
 
-@dataclass(frozen=True)
-class Scatter:
+@dataclass(frozen=True, kw_only=True)
+class Scatter(Pictures):
+    """The accuracy is that of the last `test` test images; the first `images` are those whose activations are fitted."""
+
     dim: int
     depth: int
     patch: int
-    examples: int
-    steps: int
-    batch: int
-    lr: float
-    images: int  # held-out images whose activations are fitted
+    images: int
     tail: float  # share of the inputs, largest |x| first, that `tail_ratio` is taken over
+    test: int = 2000
+    scaled: bool = False  # initial weights scaled to the width
 
 
-def inputs(arm: str, seed: int, config: Scatter, device: torch.device) -> tuple[list[Tensor], dict[str, float]]:
-    """Per LayerNorm its inputs (tokens, channels) on held-out images, and how accurate the network is."""
+def inputs(arm: str, seed: int, config: Scatter, device: torch.device) -> tuple[list[Tensor], Measures]:
+    """Per LayerNorm its inputs (tokens, channels) on held-out images; how accurate the network is, and how it learned."""
     source, heads = generator("pointwise scatter", seed), config.dim // 16
     if arm == "synthetic":  # one channel of each vector, with a size between 10^0.5 and 10^2.5, among N(0, 1)
-        tokens, draws = config.images * (28 // config.patch) ** 2, []
+        tokens, draws = config.images * (config.side // config.patch) ** 2, []
         for _ in range(2 * config.depth + 1):
             x = torch.randn(tokens, config.dim, generator=source)
             x[:, 0] *= 10 ** (0.5 + 2 * torch.rand(tokens, generator=source)) / x[:, 0].abs()
             draws.append(x.to(device))
         return draws, {}
-    data = fashion_mnist.load(device)
-    model = vit(28, config.patch, config.dim, config.depth, heads=heads, classes=10, channels=1, generator=source)
-    model.to(device)
+    data, beside = PICTURES[config.data](device), {}
+    test = data.normalised(data.test_x[-config.test :]), data.test_y[-config.test :]
+    shape = {"heads": heads, "classes": 10, "channels": config.channels, "generator": source}
+    init = scaled_to_width if config.scaled else None
+    model = vit(config.side, config.patch, config.dim, config.depth, init=init, **shape).to(device)
     if arm == "trained":
         train = data.normalised(data.train_x[: config.examples]), data.train_y[: config.examples]
-        fit(
-            model,
-            train,
-            steps=config.steps,
-            batch=config.batch,
-            lr=config.lr,
-            seed=seed_of("pointwise batches", seed),
-            optimizer="adamw",
-            weight_decay=0.05,
-            schedule="one_cycle",
-            clip=1.0,
-        )
-    accuracy = evaluate_classifier(model, data.normalised(data.test_x[-2000:]), data.test_y[-2000:])["accuracy"]
+        how = {"weight_decay": 0.05, "schedule": "one_cycle", "clip": 1.0}
+        beside = learning(trained(model, train, "pointwise batches", seed, config, **how))
+        beside |= trivial.classes(train, test, config.trivial)
+    accuracy = evaluate_classifier(model, *test)["accuracy"]
     seen: list[Tensor] = []
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     hooks = [norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2))) for norm in norms]
@@ -76,7 +68,7 @@ def inputs(arm: str, seed: int, config: Scatter, device: torch.device) -> tuple[
         model.eval()(data.normalised(data.test_x[: config.images]))
     for hook in hooks:
         hook.remove()
-    return seen, {"accuracy": accuracy}
+    return seen, {"accuracy": accuracy, **beside}
 
 
 def least_squares(shape: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -95,7 +87,7 @@ def least_squares(shape: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> tu
     return math.exp(best), float(amplitude(math.exp(best))[1])
 
 
-def scatter(arm: str, seed: int, config: Scatter, device: torch.device) -> dict[str, float | list[float]]:
+def scatter(arm: str, seed: int, config: Scatter, device: torch.device) -> Measures:
     """Fits of every norm, those of the last one inside the blocks also as binned curves."""
     norms, found = inputs(arm, seed, config, device)
     fits: list[dict[str, tuple[float, float]]] = []
@@ -148,43 +140,30 @@ LAYERS = {
 }
 
 
-@dataclass(frozen=True)
-class NormSpeed:
+@dataclass(frozen=True, kw_only=True)
+class NormSpeed(Timed):
     rows: int
     width: int
     dtype: str
-    calls: int
-    blocks: int
-    aa_limit: float
 
 
-def norm_speed_group(
-    arms: list[str], seed: int, config: NormSpeed, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Forward and backward pass of each layer; at least its input is read twice, dy once, and y and dx are written."""
+def passes(arm: str, seed: int, config: NormSpeed, device: torch.device) -> Callable[[], object]:
+    """Forward and backward pass of a layer."""
     shape, source = (config.rows, config.width), generator("pointwise norm_speed", seed)
-    dtype = getattr(torch, config.dtype)
+    dtype, make = getattr(torch, config.dtype), LAYERS[arm]
     x, dy = (torch.randn(shape, generator=source).to(device, dtype) for _ in range(2))
     x.requires_grad_()
+    if isinstance(make, str):
+        module, name = make.split(":")
+        make = getattr(import_module(module), name)
+    layer = make(config.width).to(device, dtype)
+    return lambda: torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
 
-    def passes(layer: nn.Module) -> None:
-        torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
 
-    calls = {}
-    for arm in arms:
-        make = LAYERS[arm]
-        if isinstance(make, str):
-            module, name = make.split(":")
-            make = getattr(import_module(module), name)
-        calls[arm] = partial(passes, make(config.width).to(device, dtype))
-    timings = compare(
-        calls,
-        reference="layernorm",
-        device=device,
-        blocks=config.blocks,
-        calls=config.calls,
-        seed=seed,
-        aa_limit=config.aa_limit,
-        bytes_moved={arm: 5 * x.nbytes for arm in arms if arm != "identity"},
-    )
-    return {arm: {"seconds": timing.percentile(50), **timing.measures()} for arm, timing in timings.items()}
+def least_traffic(config: NormSpeed) -> dict[str, int]:
+    """At least the input is read twice, dy once, and y and dx are written."""
+    size = 5 * config.rows * config.width * getattr(torch, config.dtype).itemsize
+    return {arm: size for arm in LAYERS if arm != "identity"}
+
+
+norm_speed_group = timed(passes, reference="layernorm", bytes_moved=least_traffic)

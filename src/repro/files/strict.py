@@ -1,14 +1,15 @@
-"""Stored files come from strangers too, so they are read strictly.
+"""Stored files come from strangers too, so they are read strictly: one reader for all of them.
 
 A file that is not what it should be is refused in one line with its place: no NaN, no key twice, no text for a number,
-no missing field, nothing that belongs to another paper.  Keys that are not known here are left alone.
+no missing field, nothing that belongs to another paper.  Keys that are not known here are left alone.  Only regular
+files of a plausible size are read: no pipe, no device, no file of gigabytes.
 """
 
-import difflib
 import json
-import math
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -16,22 +17,41 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 
-SLUG = re.compile(r"[a-z][a-z0-9_]{0,59}")
 NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # halves of characters too
 DEPTH = 20  # no document nests deeper
 LARGEST = 2**53  # whole numbers beyond it are not those that were written
+MEBIBYTE = 2**20
+SIZE = 256 * MEBIBYTE  # rows with learning curves of a large run stay far below
 
 Where = tuple[str | int, ...]
 
 
+def read_regular(path: Path, limit: int = SIZE) -> bytes:
+    """The bytes of a regular file of at most `limit` bytes; OSError says what else there is."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(fd, "rb") as file:
+        found = os.fstat(fd)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(None, "Is a directory", str(path))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(None, "is a pipe or a device, not a file", str(path))
+        if found.st_size <= limit:
+            raw = file.read(limit + 1)
+            if len(raw) <= limit:
+                return raw
+    raise OSError(None, f"holds more than {limit // MEBIBYTE} MiB, which no such file does", str(path))
+
+
 def plain(path: Path, shown: str | None = None) -> str:
     """A text file."""
-    raw = path.read_bytes()
     try:
+        raw = read_regular(path, 16 * MEBIBYTE)
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ReproError(f"{shown or path}:{line}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise ReproError(f"{shown or path}: {error.strerror or error}") from None
 
 
 class _NoJson(Exception):
@@ -39,12 +59,17 @@ class _NoJson(Exception):
 
 
 class JsonFile:
-    """`data` of a JSON file; `fail` refuses it in one line, with the line of a place and what to do (`again`)."""
+    """`data` of a JSON file (or of `raw`, which git or a store gave); `fail` refuses it in one line.
 
-    def __init__(self, path: Path, again: str, shown: str | None = None):
+    The line names the place, with its line in the file, and what to do (`again`).
+    """
+
+    YAML = False
+
+    def __init__(self, path: Path, again: str, shown: str | None = None, raw: bytes | None = None):
         self.path, self.again, self.shown, self.text = path, again, shown or str(path), ""
         try:
-            raw = path.read_bytes()
+            raw = read_regular(path) if raw is None else raw
             self.text = raw.decode("utf-8")
             self.data = json.loads(self.text, parse_constant=_constant, object_pairs_hook=_pairs)
             self._depth()
@@ -156,61 +181,6 @@ def dotted(where: Where) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
 
 
-# A kind is a function (value -> "" or what to write instead), [kind] for a list, (kind,) for null or the kind, or
-# {key: kind} for an object: "key?" may be missing, ... stands for every other key.
-
-
-def text(value: Any) -> str:
-    return "" if type(value) is str else "a text"
-
-
-def words(value: Any) -> str:
-    return "" if type(value) is str and value.strip() else "a text that is not empty"
-
-
-def truth(value: Any) -> str:
-    return "" if type(value) is bool else "true or false"
-
-
-def whole(value: Any) -> str:
-    return "" if type(value) is int and 0 <= value <= LARGEST else "a whole number from 0 on"
-
-
-def number(value: Any) -> str:
-    fine = -math.inf < value < math.inf if type(value) is float else type(value) is int and abs(value) <= LARGEST
-    return "" if fine else "a finite number"
-
-
-def above_zero(value: Any) -> str:
-    return "" if not number(value) and value > 0 else "a number above 0"
-
-
-def cost(value: Any) -> str:
-    return "" if not number(value) and value >= 0 else "a number of at least 0"
-
-
-def measure(value: Any) -> str:
-    """A number, or a list of them."""
-    many = value if type(value) is list else [value]
-    return "" if many and not any(map(number, many)) else "a number or a list of finite numbers"
-
-
-def level(value: Any) -> str:
-    return "" if type(value) in (str, bool) or not number(value) else "a text, a number, true or false"
-
-
-def digest_text(value: Any) -> str:
-    return "" if type(value) is str and value.startswith("sha256:") else "a digest, sha256:..."
-
-
-def one_of(*known: str) -> Callable[[Any], str]:
-    return lambda value: "" if type(value) is str and value in known else "one of " + ", ".join(known)
-
-
-def matching(pattern: re.Pattern, wanted: str) -> Callable[[Any], str]:
-    return lambda value: "" if type(value) is str and pattern.fullmatch(value) else wanted
-
-
 def unlike(kind: Any, value: Any) -> str:
     """What to write in place of a setting that is not of the type which its Config annotates; types not known here fit."""
     if kind is Any or isinstance(kind, str):
@@ -237,44 +207,17 @@ def unlike(kind: Any, value: Any) -> str:
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
 
-def told(value: Any) -> str:
+def told(value: Any, yaml: bool = False) -> str:
     """`is the text 'x'`, cut short."""
     if value is None:
-        return "is null"
-    if isinstance(value, dict | list):
-        return "is an object" if isinstance(value, dict) else "is a list"
+        return "is empty" if yaml else "is null"
+    if isinstance(value, list):
+        return "is a list"
+    if isinstance(value, dict):
+        return "is a mapping" if yaml else "is an object"
     name = {str: "text", bool: "truth value"}.get(type(value), "number")
     shown = repr(value) if abs(value if isinstance(value, int) else 0) < 10**40 else "of many digits"
-    return f"is the {name} {shown if len(shown) <= 60 else shown[:57] + '...'}"
-
-
-def check(file: Any, kind: Any, value: Any, where: Where = (), strict: bool = False) -> None:
-    """Refuse a value of a file (a JsonFile or a YamlFile) that is not of a kind; `strict`: and keys that are not known."""
-    if callable(kind):
-        if wanted := kind(value):
-            file.fail(where, f"{told(value)}; write {wanted}")
-    elif isinstance(kind, tuple):
-        if value is not None:
-            check(file, kind[0], value, where, strict)
-    elif isinstance(kind, list):
-        if type(value) is not list:
-            file.fail(where, f"{told(value)}; write a list")
-        for i, item in enumerate(value):
-            check(file, kind[0], item, (*where, i), strict)
-    elif type(value) is not dict:
-        file.fail(where, f"{told(value)}; write keys with values")
-    else:
-        own = {key.removesuffix("?"): one for key, one in kind.items() if key is not ...}
-        for name, item in value.items():
-            if (one := own.get(name, kind.get(...))) is not None:
-                check(file, one, item, (*where, name), strict)
-            elif strict:
-                near = difflib.get_close_matches(name, own, 1, 0.65)
-                hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(own)}"
-                file.fail((*where, name), f"unknown key; {hint}")
-        for key in kind:
-            if key is not ... and not key.endswith("?") and key not in value:
-                file.fail(where, f"'{key}' is missing")
+    return f"is the {name} {shown if len(shown) <= 80 else shown[:77] + '...'}"
 
 
 def head(file: JsonFile) -> dict[str, Any]:

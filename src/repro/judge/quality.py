@@ -1,4 +1,8 @@
-"""How often a verdict errs: claims judged over and over on synthetic seeds, at the edge of their rules and at their effects.
+"""The size of the test under Gaussian seeds: claims judged over and over on synthetic seeds, at the edge of their rules.
+
+This checks the arithmetic of the judge, not its verdicts: that a rule which is just barely false is called reproduced in
+at most one of twenty repeats, if seeds are Gaussian.  It cannot see skew, runs that collapse, tuning, scale or a rule that
+asks for too little.
 
 A repeat draws as many seeds as the rows have.  Each part of a rule (a level of `per`, a cell) is Gaussian on the scale of
 its parameter with the spread of its real seeds; parts vary together as theirs do.  Only the truth is moved:
@@ -6,11 +10,12 @@ its parameter with the spread of its real seeds; parts vary together as theirs d
     false rate   the claim is false by a hair: of a rule's parts one too few hold, those that are to hold lie where they
                  hold most easily (the middle of R, or far inside), the others on the boundary of R.  Of all such truths
                  the one with the highest rate counts.
-    power        every part has its effect: the paper's number where the first rule speaks of it, else our estimate
+    power        the first rule has the paper's effect, where the paper gives a number in the unit of the rule.  Power at
+                 the effect seen here would be a function of the p value, and is not given.
 
-Parts that are decided without sampling (an identity; seeds without any spread) are right or wrong, in every repeat alike.
-A part decided by the sign test is a coin for each seed at its boundary.  Controls are not drawn again: they can only
-turn "reproduced" into "inconclusive".
+Parts that are decided without sampling (seeds without any spread) are right or wrong, in every repeat alike.  A part
+decided by the sign test is a coin for each seed at its boundary.  Failure rates and ranks are exact tests and not
+simulated.  Controls are not drawn again.
 """
 
 import hashlib
@@ -27,8 +32,8 @@ from repro import words
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA, results
 from repro.files.verdict import read_quality
-from repro.judge.claims import claim_parts
-from repro.judge.decide import INF, LEAST_SEEDS, POWER, Region, sign_p, t_quantile
+from repro.judge.claims import Case, claim_parts
+from repro.judge.decide import INF, POWER, Region, failure_rate, few, sign_p, t_quantile
 from repro.judge.rules import Part, unit_of
 from repro.judge.values import CannotJudge
 from repro.spec import load as papers
@@ -69,11 +74,8 @@ def inside(middle: np.ndarray, half: np.ndarray, region: Region, truth: float = 
 
 
 def clopper_pearson(count: int, draws: int) -> list[float]:
-    """The exact 95 % interval of a rate of which `count` of `draws` were seen."""
-    from scipy.special import betaincinv
-
-    low = float(betaincinv(count, draws - count + 1, 0.025)) if count else 0.0
-    high = float(betaincinv(count + 1, draws - count, 0.975)) if count < draws else 1.0
+    """Return the exact 95 % interval of a rate of which `count` of `draws` were seen."""
+    low, high = failure_rate(count, draws, 0.975)
     return [round(low, 5), round(high, 5)]
 
 
@@ -215,11 +217,14 @@ def assess_claim(paper: Paper, profile: str, claim_id: str, rows: list[dict]) ->
         found = claim_parts(paper, profile, claim_id, rows)
     except CannotJudge as error:
         return {**none, "n": n, "why": str(error)}
+    if any(rule.kind in ("failures", "ranks") for rule, _ in found):
+        return {**none, "n": n, "why": "an exact test on counts or ranks, which is not simulated"}
     parts = [_modelled(part) for _, own in found for part in own]
     if all(isinstance(part, _Exact) for part in parts):
         return {**none, "n": n, "why": EXACT}
-    if n < LEAST_SEEDS:
-        return {**none, "n": n, "why": f"{n} seed{'s' if n > 1 else ''}; at least {LEAST_SEEDS} are needed"}
+    least = Case.of(paper, profile, claim_id, rows).terms.least
+    if n < least:
+        return {**none, "n": n, "why": few(n, least)}
     rules, labels = [], []
     for rule, own in found:
         rules.append(_Rule(range(len(labels), len(labels) + len(own)), rule.at_least or len(own)))
@@ -233,9 +238,8 @@ def assess_claim(paper: Paper, profile: str, claim_id: str, rows: list[dict]) ->
     effects = _effects(rules, parts, told, unit)
     if isinstance(effects, str):
         return {**result, "why": effects}
-    where, truths = effects
-    count = _Repeats(parts, DRAWS, random).reproduced(rules, truths)
-    return {**result, "power": count / DRAWS, "power_interval": clopper_pearson(count, DRAWS), "power_at": where}
+    count = _Repeats(parts, DRAWS, random).reproduced(rules, effects)
+    return {**result, "power": count / DRAWS, "power_interval": clopper_pearson(count, DRAWS), "power_at": "paper"}
 
 
 def _false_rate(
@@ -277,8 +281,8 @@ def _place(parts: list[_Any], labels: list[str], truths: Mapping[int, float]) ->
     return "; ".join(told)
 
 
-def _effects(rules: list[_Rule], parts: list[_Any], told: PaperValue, unit: str) -> tuple[str, dict[int, float]] | str:
-    """("paper" or "here", the truth of every part), or why there is no effect at which the claim is true."""
+def _effects(rules: list[_Rule], parts: list[_Any], told: PaperValue, unit: str) -> dict[int, float] | str:
+    """The truth of every part, the first rule's being the paper's effect; or why there is none at which it is true."""
     if any(isinstance(part, _Coins) for part in parts):
         return "a row diverged or never got there, so that there is no spread to draw from"
     here = {i: part.holds if isinstance(part, _Exact) else part.estimate for i, part in enumerate(parts)}
@@ -286,13 +290,15 @@ def _effects(rules: list[_Rule], parts: list[_Any], told: PaperValue, unit: str)
         i: _paper_effect(told, unit, parts[i].part.region) for i in rules[0].parts if isinstance(parts[i], _Sampled)
     }
     given = {i: effect for i, effect in first.items() if effect is not None}
-    for name, truths in (("paper", {**here, **given}), ("here", here)):
-        true = [
-            truths[i] if isinstance(part, _Exact) else part.part.region.holds(truths[i]) for i, part in enumerate(parts)
-        ]
-        if (given or name == "here") and all(sum(true[i] for i in rule.parts) >= rule.least for rule in rules):
-            return name, truths
-    return "the effect seen here lies outside the region"
+    if not given:
+        return "the paper gives no number in the unit of the rule"
+    truths = {**here, **given}
+    true = [
+        truths[i] if isinstance(part, _Exact) else part.part.region.holds(truths[i]) for i, part in enumerate(parts)
+    ]
+    if all(sum(true[i] for i in rule.parts) >= rule.least for rule in rules):
+        return truths
+    return "at the paper's effect the rules do not all hold"
 
 
 def _paper_effect(told: PaperValue, unit: str, region: Region) -> float | None:
@@ -301,7 +307,12 @@ def _paper_effect(told: PaperValue, unit: str, region: Region) -> float | None:
     None where there is none, or one in another unit.  As in the verdict's magnitude, it speaks of the first rule.
     """
     ends = [told.value] if told.value is not None else [told.low, told.high]
-    if None in ends or told.unit not in (None, unit) or region.log and min(ends) <= 0:
+    if (
+        None in ends
+        or (told.unit or "1") not in (unit, *(("1",) if unit in ("ratio", "exponent") else ()))
+        or region.log
+        and min(ends) <= 0
+    ):
         return None
     ends = [math.log(end) for end in ends] if region.log else ends
     return min(ends, key=lambda end: min(end - region.low, region.high - end))
@@ -364,7 +375,7 @@ def summary(assessed: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
-HEAD = ["paper", "claim", "n", "false reproduced", "power", "at the effect", "on the edge"]
+HEAD = ["paper", "claim", "n", "false reproduced", "power at the paper's effect", "on the edge"]
 BEGIN, END = "<!-- GENERATED by `repro quality` -->", "<!-- end of GENERATED -->"
 
 
@@ -385,7 +396,6 @@ def lines(assessed: Iterable[Mapping[str, Any]]) -> list[list[str]]:
             false = (
                 "exact" if c.get("why") == EXACT else rate(c["false_rate"], c["false_interval"]) + " ABOVE" * above(c)
             )
-            effect = {"paper": "of the paper", "here": "seen here", None: "–"}[c["power_at"]]
             edge = "" if c.get("why") == EXACT else c["at"] or c["why"]
             told.append(
                 [
@@ -394,7 +404,6 @@ def lines(assessed: Iterable[Mapping[str, Any]]) -> list[list[str]]:
                     str(c["n"]),
                     false,
                     rate(c["power"], c["power_interval"]),
-                    effect,
                     edge,
                 ]
             )

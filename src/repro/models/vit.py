@@ -86,7 +86,8 @@ def vit(
 def scaled_to_width(model: nn.Module, generator: torch.Generator) -> None:
     """An init: matrices of blocks and head get the deviation 0.02 sqrt(768 / dim), so that products keep their size.
 
-    timm's 0.02 is made for a width of 768.  Norms rescale what a narrower network makes too small; without them it stays.
+    timm's 0.02 is made for a width of 768.  Norms rescale what a narrower network makes too small; without norms
+    it stays too small.
     """
     with torch.no_grad():
         for layer in (*(m for m in model.blocks.modules() if isinstance(m, nn.Linear)), model.head):
@@ -94,7 +95,7 @@ def scaled_to_width(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def without_norms(model: nn.Module, fold: Callable[[nn.Module, nn.Linear], nn.Linear]) -> nn.Module:
-    """A `vit` whose every norm is made part of the linear layer behind it, fold(norm, linear), in place, for inference."""
+    """A `vit` for inference, in place, each norm made part of the linear layer behind it: fold(norm, linear)."""
     for block in model.eval().blocks:
         block.attn.qkv, block.norm1 = fold(block.norm1, block.attn.qkv), nn.Identity()
         block.mlp.fc1, block.norm2 = fold(block.norm2, block.mlp.fc1), nn.Identity()

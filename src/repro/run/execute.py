@@ -2,8 +2,10 @@
 
 import importlib
 import math
+import sys
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
@@ -11,10 +13,18 @@ from repro.errors import Diverged, InvalidMeasurement, ReproError
 from repro.files.strict import told, unlike
 from repro.run import provenance
 
+LARGEST_RANKS = 1024  # processes that may share one trial
+SUFFIX = {"single": "", "batched": "_batch", "exclusive": "_group"}
 
-def _experiment(unit: dict, suffix: str) -> Callable:
+
+def function_name(unit: dict) -> str:
+    """The function that executes a unit: `quality`, `quality_batch` or `quality_group`."""
+    return (unit.get("function") or unit["experiment"]) + SUFFIX[unit["path"]]
+
+
+def _experiment(unit: dict) -> Callable:
     module = importlib.import_module(unit["module"])
-    name = unit["experiment"] + suffix
+    name = function_name(unit)
     function = getattr(module, name, None)
     if function is None:
         raise ReproError(f"{module.__file__}: no function `{name}`; experiment `{unit['experiment']}` needs one")
@@ -58,10 +68,11 @@ def _located(where: str, name: str | None = None) -> str:
     return f"{file}{line}: {place}{'.' + name if name else ''}"
 
 
-def execute(unit: dict) -> list[dict]:
+def execute(unit: dict, *, watch: bool = False) -> list[dict]:
     """Run one unit: a trial, all seeds of one arm (`batched`) or all arms of one seed (`exclusive`).
 
     Returns one {"status", "measures"} per trial of the unit, in the order of `unit["trials"]`.
+    watch: refuse files and modules that the keys of the trials do not cover (`inputs`).
     """
     import torch
 
@@ -69,18 +80,22 @@ def execute(unit: dict) -> list[dict]:
     if device.type == "cuda":  # the same algorithm each time, so that equal seeds give equal rows
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     trials = unit["trials"]
-    suffix = {"single": "", "batched": "_batch", "exclusive": "_group"}[unit["path"]]
-    function = _experiment(unit, suffix)
+    watched = _watched if watch else _unwatched
+    if unit["module"] not in sys.modules:
+        with watched(unit, None):
+            importlib.import_module(unit["module"])
+    function = _experiment(unit)
     config = make_config(function, {**unit["config"], **trials[0]["factors"]}, unit["where"])
     arms, seeds = [t["arm"] for t in trials], [t["seed"] for t in trials]
     try:
-        if unit["path"] == "batched":
-            results = function(arms[0], seeds, config, device)
-        elif unit["path"] == "exclusive":
-            by_arm = function(arms, seeds[0], config, device)
-            results = [by_arm[arm] for arm in arms]
-        else:
-            results = [function(arms[0], seeds[0], config, device)]
+        with watched(unit, function_name(unit)):
+            if unit["path"] == "batched":
+                results = function(arms[0], seeds, config, device)
+            elif unit["path"] == "exclusive":
+                by_arm = function(arms, seeds[0], config, device)
+                results = [by_arm[arm] for arm in arms]
+            else:
+                results = [function(arms[0], seeds[0], config, device)]
     except (Diverged, InvalidMeasurement) as error:
         results = [error] * len(trials)
     if len(results) != len(trials):
@@ -88,6 +103,16 @@ def execute(unit: dict) -> list[dict]:
             f"{unit['module']}.{function.__name__} returned {len(results)} results for {len(trials)} trials"
         )
     return [_outcome(result) for result in results]
+
+
+def _watched(unit: dict, function: str | None) -> AbstractContextManager:
+    from repro.run import inputs
+
+    return inputs.watched(unit, function)
+
+
+def _unwatched(unit: dict, function: str | None) -> AbstractContextManager:
+    return nullcontext()
 
 
 def _number(value: object) -> float | int | list:

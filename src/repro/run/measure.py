@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,8 +21,11 @@ from typing import NoReturn
 from repro.errors import Failed, ReproError, one_line
 from repro.files import plan as plan_file
 from repro.files.paths import SCHEMA, row_key
+from repro.files.rows import read_rows
 from repro.run import provenance
 from repro.run.engines import local
+from repro.run.execute import LARGEST_RANKS, SUFFIX, function_name
+from repro.run.tuning import TUNING_SEEDS, Chosen, choose, level_to_run
 from repro.store import Store, digest, rows_digest, sealed, write_file
 
 
@@ -67,12 +70,12 @@ class Progress:
 
 
 def resolve_device(name: str, profile: str, here: bool = True) -> str:
-    """`cpu`, `cuda` or `cuda:N`; `auto` is the CPU for the profiles smoke and cpu, else the first GPU.
+    """`cpu`, `cuda` or `cuda:N`; `auto` is the CPU for the profiles smoke, cpu and long, else the first GPU.
 
     Whether there is one is asked only where the work is to be done `here`.
     """
     if name == "auto":
-        name = "cpu" if profile in ("smoke", "cpu") else "cuda"
+        name = "cpu" if profile in ("smoke", "cpu", "long") else "cuda"
     if name == "cpu":
         return name
     kind, _, index = name.partition(":")
@@ -89,24 +92,35 @@ def resolve_device(name: str, profile: str, here: bool = True) -> str:
     return name
 
 
-def units_of(entry: dict, device: str, place: dict[str, str] | None = None) -> list[dict]:
+def units_of(
+    entry: dict, device: str, place: dict[str, str] | None = None, trials: list[dict] | None = None
+) -> list[dict]:
     """The units of work of one planned paper, in seed-major order, each trial with its key.
 
     place: class and model of the device that will measure, where it is not one of this machine.
+    trials: those that `settled` returns; all of the plan where none is open.
     """
     groups: dict[tuple, dict] = {}
-    for trial in entry["trials"]:
-        setting = entry["experiments"][trial["experiment"]]
+    tuned = entry.get("tune") or {}
+    for trial in entry["trials"] if trials is None else trials:
+        name = trial["experiment"]
+        setting = entry["experiments"][name]
+        if (setting.get("ranks") or 1) > LARGEST_RANKS:
+            raise ReproError(f"{entry['paper']}: {name}: {setting['ranks']} ranks; write at most {LARGEST_RANKS}")
         path = "exclusive" if setting["exclusive"] else "batched" if setting["batched"] else "single"
         together = {"single": (trial["arm"], trial["seed"]), "batched": trial["arm"], "exclusive": trial["seed"]}[path]
-        group = (trial["experiment"], json.dumps(trial["factors"], sort_keys=True), together)
+        tuning = (
+            name in tuned and trial["seed"] in tuned[name]["seeds"]
+        )  # measured before the others, so apart from them
+        group = (name, tuning, json.dumps(trial["factors"], sort_keys=True), together)
         unit = groups.setdefault(
             group,
             {
-                "experiment": trial["experiment"],
+                "experiment": name,
                 "module": setting["module"],
+                "function": setting.get("function") or name,
                 "config": setting["config"],
-                "where": f"papers/{entry['paper']}/paper.yaml: profiles.{entry['profile']}.{trial['experiment']}",
+                "where": f"papers/{entry['paper']}/paper.yaml: profiles.{entry['profile']}.{name}",
                 "path": path,
                 "exclusive": path == "exclusive",
                 "ranks": setting.get("ranks"),
@@ -115,14 +129,17 @@ def units_of(entry: dict, device: str, place: dict[str, str] | None = None) -> l
             },
         )
         unit["trials"].append(trial)
-    source = functools.cache(provenance.source_digest)  # units share their sources
+    source = functools.cache(provenance.function_digest)  # units share their sources
     for unit in groups.values():
         _add_keys(unit, place or provenance.place(device), source)
     return list(groups.values())
 
 
 def _add_keys(unit: dict, place: dict[str, str], source: Callable[..., str]) -> None:
-    """What determines a row, digested; data are pinned by sha256 in the modules that the source digest covers."""
+    """What determines a row, digested; data are pinned by sha256 in the modules that the source digest covers.
+
+    Neither the paper nor its name of the experiment counts: papers that share an experiment share its trials.
+    """
     trials = unit["trials"]
     everyone = {
         "single": unit["ranks"],
@@ -132,18 +149,17 @@ def _add_keys(unit: dict, place: dict[str, str], source: Callable[..., str]) -> 
     keyed = []
     for trial in trials:
         arms = everyone["exclusive"] if unit["exclusive"] else [trial["arm"]]
-        named = set().union(*(provenance.arm_modules(unit["module"], arm) for arm in arms))
         keyed.append(
             {
                 **trial,
                 "key": digest(
                     {
-                        "experiment": [unit["module"], unit["experiment"]],
+                        "experiment": [unit["module"], unit["function"]],
                         "arm": trial["arm"],
                         "seed": trial["seed"],
                         "config": {**unit["config"], **trial["factors"]},
                         "path": [unit["path"], everyone[unit["path"]]],
-                        "source": source(unit["module"], *sorted(named)),
+                        "source": source(unit["module"], function_name(unit), tuple(arms)),
                         "device": place["model" if unit["exclusive"] else "class"],
                         "threads": 1,
                         "torch": provenance.versions()["torch"],
@@ -152,6 +168,55 @@ def _add_keys(unit: dict, place: dict[str, str], source: Callable[..., str]) -> 
             }
         )
     unit["trials"] = keyed
+
+
+# --- tuning -----------------------------------------------------------------------------------------------------------
+
+
+def is_open(entry: dict, trial: dict) -> bool:
+    """Whether a planned trial waits for the level of its tuned factor."""
+    tuned = (entry.get("tune") or {}).get(trial["experiment"])
+    return tuned is not None and tuned["factor"] not in trial["factors"]
+
+
+def chosen_level(entry: dict, rows: Iterable[dict], experiment: str, arm: str, cell: dict) -> Chosen:
+    """What the tuning rows of an experiment choose for an arm where the other factors are as in `cell`.
+
+    KeyError where a tuning row is missing.
+    """
+    tuned = entry["tune"][experiment]
+    return choose(
+        (row for row in rows if row["experiment"] == experiment and row["seed"] in tuned["seeds"]),
+        arm=arm,
+        cell=cell,
+        factor=tuned["factor"],
+        levels=tuned["levels"],
+        seeds=tuned["seeds"],
+        measure=tuned["measure"],
+        better=tuned["better"],
+    )
+
+
+def settled(entry: dict, rows: Iterable[dict]) -> list[dict]:
+    """The planned trials, each open one at the level that the tuning rows choose; without those that cannot be settled yet."""
+    rows, levels, trials = list(rows), {}, []
+    for trial in entry["trials"]:
+        if is_open(entry, trial):
+            place = trial["experiment"], trial["arm"], frozenset(trial["factors"].items())
+            if place not in levels:
+                try:
+                    levels[place] = level_to_run(chosen_level(entry, rows, *place[:2], trial["factors"]))
+                except KeyError:  # a tuning row is missing
+                    levels[place] = None
+            if levels[place] is None:
+                continue
+            factor = entry["tune"][trial["experiment"]]["factor"]
+            trial = {**trial, "factors": {**trial["factors"], factor: levels[place]}}
+        trials.append(trial)
+    return trials
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
 def measure(
@@ -165,38 +230,62 @@ def measure(
     progress: Progress | None = None,
     engine: Callable | None = None,
     place: dict[str, str] | None = None,
+    results: Path | None = None,
+    deadline: float | None = None,
 ) -> dict:
     """All rows of one planned paper, as the document that `results/<profile>.rows.json` holds.
 
+    Tuning trials come first; they choose the level at which the judged trials of a tuned experiment run.
+
     engine: where the units run, a function like `repro.run.engines.local.run_units` (the default); place: as in `units_of`.
+    results: the rows file of the paper: those of its rows whose keys still hold need not be measured, and its
+    registration is kept.  deadline: the time (`time.monotonic`) at which the run stops with what is finished; then
+    `provenance.missing` of the document counts the trials that are not.
     """
     began, progress, place = time.perf_counter(), progress or Progress(), place or provenance.place(device)
     store.sweep()
-    units = units_of(entry, device, place)
-    known = {t["key"]: store.get(t["key"]) for unit in units for t in unit["trials"]}
-    missing = [unit for unit in units if force or not all(_final(known[t["key"]]) for t in unit["trials"])]
-    for unit in missing:
-        if unit["ranks"]:  # its checkpoints outlive a killed run
-            unit["scratch"] = str(state / "ranks" / unit["trials"][0]["key"].removeprefix("sha256:"))
-    total = len(entry["trials"])
-    progress.start(entry, total, sum(len(u["trials"]) for u in missing))
-    asked = {t["key"] for unit in missing for t in unit["trials"]}
-    progress.stored([record["row"] for key, record in known.items() if record is not None and key not in asked])
-    failures, finished = [], [0]
+    documents = earlier_documents(results)
+    first = [trial for trial in entry["trials"] if not is_open(entry, trial)]
+    waiting = len(entry["trials"]) - len(first)
+
+    def gather(trials: list[dict]) -> tuple[list[dict], list[dict]]:
+        """The units of these trials, and those that must be measured."""
+        units = units_of(entry, device, place, trials)
+        if not force:
+            _take_up(entry, units, documents, store)
+        kept = {t["key"]: _final(store.get(t["key"])) for unit in units for t in unit["trials"]}
+        missing = [unit for unit in units if force or not all(kept[t["key"]] for t in unit["trials"])]
+        for unit in missing:
+            if unit["ranks"]:  # its checkpoints outlive a killed run
+                unit["scratch"] = str(state / "ranks" / unit["trials"][0]["key"].removeprefix("sha256:"))
+        return units, missing
+
+    def rest() -> list[dict]:
+        """The trials that the tuning rows have settled."""
+        known = {row_key(trial) for trial in first}
+        return [trial for trial in settled(entry, _stored(units, store)) if row_key(trial) not in known]
+
+    units, missing = gather(first)
+    more: tuple[list[dict], list[dict]] | None = gather(rest()) if waiting and not missing else None
+    queue = missing + (more[1] if more else [])
+    asked = {t["key"] for unit in queue for t in unit["trials"]}
+    count = len(asked) + (waiting if more is None else 0)
+    progress.start(entry, len(entry["trials"]), count)
+    everything = units + (more[0] if more else [])
+    progress.stored([r for r in _stored(everything, store, but=asked)])
+    failures: list[tuple[dict, dict]] = []
+    finished, total = [0], len(queue) + (waiting if more is None else 0)
 
     def done(unit: dict, answer: dict) -> None:
         finished[0] += 1
-        progress.unit(unit, answer, finished[0], len(missing))
+        progress.unit(unit, answer, finished[0], total)
         if "error" in answer:
             failures.append((unit, answer))
             return
         for trial, result in zip(unit["trials"], answer["results"], strict=True):
             body = {
                 "row": {
-                    "experiment": trial["experiment"],
-                    "arm": trial["arm"],
-                    "seed": trial["seed"],
-                    "factors": trial["factors"],
+                    **{name: trial[name] for name in IDENTITY},
                     **result,
                     "seconds": answer["seconds"] / len(unit["trials"]),
                 },
@@ -209,15 +298,86 @@ def measure(
             # Replaced in place, so that a second run that gathers its rows now never misses one.
             store.put(trial["key"], body, replace=force or not _final(store.get(trial["key"])))
 
+    options = {} if deadline is None else {"deadline": deadline}
+
+    def run(units: list[dict]) -> None:
+        (engine or local.run_units)(units, jobs=jobs, state=state, done=done, heard=progress.heard, **options)
+
     try:
-        (engine or local.run_units)(missing, jobs=jobs, state=state, done=done, heard=progress.heard)
+        run(queue)
+        if waiting and more is None and not failures and (deadline is None or time.monotonic() < deadline):
+            more = gather(rest())
+            total = finished[0] + len(more[1])
+            run(more[1])
     finally:
         progress.close()
     if failures:
         raise _failed(entry, failures, state)
-    document = _document(entry, units, store, device, place)
+    document = _document(entry, units + (more[0] if more else []), store, device, place, documents)
+    if document["provenance"].get("missing") and deadline is None:
+        raise Failed(
+            f"{entry['paper']}: {document['provenance']['missing']} trials have no record; run the same command again"
+        )
     progress.end(entry, time.perf_counter() - began)
     return document
+
+
+IDENTITY = ("experiment", "arm", "seed", "factors")
+
+
+def _stored(units: list[dict], store: Store, but: Set[str] = frozenset()) -> list[dict]:
+    """The rows of these units that are in the store, named as this plan names them."""
+    rows = []
+    for trial in (trial for unit in units for trial in unit["trials"] if trial["key"] not in but):
+        if (record := store.get(trial["key"])) is not None:
+            rows.append({**record["row"], **{name: trial[name] for name in IDENTITY}})
+    return rows
+
+
+def earlier_documents(results: Path | None) -> list[dict]:
+    """The rows documents that a run must not forget: the file as it lies there, and as git's HEAD has it.
+
+    A file that is damaged, or that another version wrote, is left out; the run replaces it.
+    """
+    if results is None:
+        return []
+    found = []
+    try:
+        found.append(read_rows(results, "run the profile again"))
+    except ReproError:
+        pass
+    try:
+        text = provenance.git("show", f"HEAD:./{results.name}", folder=results.parent)
+        committed = json.loads(text)
+        if isinstance(committed["registered"], str) and all(IDENTITY[2] in row for row in committed["rows"]):
+            found.append(committed)
+    except (ReproError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return found
+
+
+def _take_up(entry: dict, units: list[dict], documents: list[dict], store: Store) -> None:
+    """Put rows of the rows file whose keys are those of planned trials into the store, so that they need not be measured.
+
+    Only of the file itself: it was read strictly.
+    """
+    wanted = {t["key"]: unit for unit in units for t in unit["trials"]}
+    for document in documents[:1]:
+        source = document["provenance"]
+        if not {"trials", "checksum", "device_model", "versions", "started"} <= source.keys():
+            continue
+        for row, key in zip(document["rows"], source["trials"], strict=True):
+            if key in wanted and row["status"] != "invalid" and not _final(store.get(key)):
+                body = {
+                    "row": row,
+                    "config": wanted[key]["config"],
+                    "registered": {document["paper"]: document["registered"]},
+                    "device": source["device_model"],
+                    "versions": source["versions"],
+                    "measured": source["started"],
+                    "notes": source.get("notes", []),
+                }
+                store.put(key, body, replace=True)
 
 
 def _final(record: dict | None) -> bool:
@@ -236,13 +396,23 @@ def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Fail
     )
 
 
-def _document(entry: dict, units: list[dict], store: Store, device: str, place: dict[str, str]) -> dict:
-    planned = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
-    keys = [planned[row_key(trial)] for trial in entry["trials"]]
-    records = [store.get(key) for key in keys]
+def _document(
+    entry: dict, units: list[dict], store: Store, device: str, place: dict[str, str], documents: list[dict]
+) -> dict:
+    found: dict[tuple, tuple[str, dict]] = {}
+    for trial in (trial for unit in units for trial in unit["trials"]):
+        if (record := store.get(trial["key"])) is not None:
+            found[row_key(trial)] = (
+                trial["key"],
+                {**record, "row": {**record["row"], **{n: trial[n] for n in IDENTITY}}},
+            )
+    order = [row_key(trial) for trial in settled(entry, [record["row"] for _, record in found.values()])]
+    keys = [found[key][0] for key in order if key in found]
+    records = [found[key][1] for key in order if key in found]
     rows = [record["row"] for record in records]
-    # Rows measured under another registration keep it, so that a rule changed since then shows as post hoc.
-    earlier = {r["registered"].get(entry["paper"], entry["registered"]) for r in records} - {entry["registered"]}
+    missing = len(entry["trials"]) - len(rows)
+    if not rows:
+        raise Failed(f"{entry['paper']} {entry['profile']}: no trial ended in time; write more --minutes")
     return {
         "schema": SCHEMA,
         "paper": entry["paper"],
@@ -262,28 +432,53 @@ def _document(entry: dict, units: list[dict], store: Store, device: str, place: 
             "config": entry_configs(entry),
             "trials": keys,
             "notes": list(dict.fromkeys(note for r in records for note in r.get("notes", ()))),
+            **({"missing": missing} if missing else {}),
         },
-        "registered": min(earlier) if earlier else entry["registered"],
+        "registered": _registered(entry, records, documents),
         "rows": rows,
     }
+
+
+def _registered(entry: dict, records: list[dict], documents: list[dict]) -> str:
+    """The registration of these rows: that under which rows of the same seeds were first seen.
+
+    Rules that were changed after rows of these seeds had been seen show as post hoc, whatever became of the store.
+    Only rows whose judged seeds are all fresh begin a new registration.
+    """
+    judged = [record for record in records if record["row"]["seed"] < TUNING_SEEDS]
+    seeds = {(record["row"]["experiment"], record["row"]["seed"]) for record in judged}
+    for document in documents:
+        seen = {(row.get("experiment"), row["seed"]) for row in document["rows"] if row["seed"] < TUNING_SEEDS}
+        if document["registered"] != entry["registered"] and seen & seeds:
+            return document["registered"]
+    earlier = {r["registered"].get(entry["paper"], entry["registered"]) for r in judged} - {entry["registered"]}
+    return min(earlier) if earlier else entry["registered"]
 
 
 def entry_sources(entry: dict) -> dict[str, str]:
     """Per experiment the digest of the source that its rows depend on."""
     return {
-        name: provenance.source_digest(*provenance.experiment_modules(entry["paper"], setting))
+        name: provenance.function_digest(setting["module"], called(name, setting), tuple(setting["arms"]))
         for name, setting in entry["experiments"].items()
     }
 
 
+def called(name: str, setting: dict) -> str:
+    """The function that executes the units of a planned experiment."""
+    path = "exclusive" if setting["exclusive"] else "batched" if setting["batched"] else "single"
+    return (setting.get("function") or name) + SUFFIX[path]
+
+
 def entry_configs(entry: dict) -> dict[str, str]:
     """Per experiment the digest of its resolved settings and trials."""
+    tuned = entry.get("tune") or {}
     return {
         name: digest(
             [
                 setting["config"],
                 setting.get("ranks") or setting["batched"],
                 [t for t in entry["trials"] if t["experiment"] == name],
+                *([tuned[name]] if name in tuned else []),
             ]
         )
         for name, setting in entry["experiments"].items()
@@ -293,8 +488,15 @@ def entry_configs(entry: dict) -> dict[str, str]:
 def write_rows(path: Path, document: dict) -> None:
     """Write `rows.json`: the head as indented JSON, then one row a line, so that a diff shows rows.
 
-    A file that says the same but for the commit at which its trials were gathered is left as it is.
+    A file that says the same but for the commit at which its trials were gathered is left as it is.  Rows of which some
+    are missing never take the place of rows of which none is: ReproError.
     """
+    missing = document["provenance"].get("missing")
+    if missing and _complete(path):
+        raise Failed(
+            f"{path}: {missing} trials are not measured yet, and the file holds all rows of an earlier run; "
+            "it is left as it is, finished trials are kept: run the same command again"
+        )
     if _without_commit(path) == _comparable(document):
         return
     document = sealed(document)
@@ -303,8 +505,15 @@ def write_rows(path: Path, document: dict) -> None:
     write_file(path, f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n')
 
 
+def _complete(path: Path) -> bool:
+    try:
+        return not read_rows(path, "").get("provenance", {}).get("missing")
+    except ReproError:
+        return False
+
+
 def _comparable(document: dict) -> dict:
-    kept = {k: v for k, v in document["provenance"].items() if k not in ("commit", "dirty", "checksum")}
+    kept = {k: v for k, v in document["provenance"].items() if k not in ("commit", "dirty", "git", "checksum")}
     return {**document, "provenance": kept}
 
 
@@ -333,6 +542,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def minutes(text: str) -> float:
+    """A time for `--minutes`."""
+    if not re.fullmatch(r"[0-9]{1,6}([.][0-9]{1,6})?", text) or float(text) == 0:
+        raise argparse.ArgumentTypeError(f"is {text!r}; write a number above 0, such as 30 or 0.5")
+    return float(text)
+
+
 class Arguments(argparse.ArgumentParser):
     """A parser whose refusal is one line, as that of the `repro` command."""
 
@@ -348,17 +564,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--jobs", type=positive)
     parser.add_argument("--force", action="store_true", help="measure again what the store holds")
+    parser.add_argument("--minutes", type=minutes, help="stop after so many minutes with what is finished")
     options = parser.parse_args(arguments)
     state, bad = provenance.root() / ".repro", 0
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     try:
         for entry in read_plan(options.plan)["entries"]:
             device = resolve_device(options.device, entry["profile"])
             jobs = options.jobs or default_jobs(device)
             try:
+                path = options.out / entry["paper"] / f"{entry['profile']}.rows.json"
                 document = measure(
-                    entry, store=Store(state / "trials"), state=state, device=device, jobs=jobs, force=options.force
+                    entry,
+                    store=Store(state / "trials"),
+                    state=state,
+                    device=device,
+                    jobs=jobs,
+                    force=options.force,
+                    results=path,
+                    deadline=deadline,
                 )
-                write_rows(options.out / entry["paper"] / f"{entry['profile']}.rows.json", document)
+                write_rows(path, document)
             except ReproError as error:
                 print(one_line(error), file=sys.stderr)
                 bad = max(bad, error.exit_code)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Level = bool | int | float | str
+TUNING_SEEDS = 1000  # seeds from here on tune, or belong to A/A controls; those below are judged
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def choose(
     best = ranked.index(min(ranked))
     # The neighbour beyond the best level bounds the grid, also where it diverged: only the outermost levels are edges.
     return Chosen(levels[best], scores, edge=best in (0, len(levels) - 1))
+
+
+def level_to_run(chosen: Chosen) -> Level:
+    """The level at which the judged seeds run: the chosen one; the first of the grid where every level diverged."""
+    return next(iter(chosen.scores)) if chosen.level is None else chosen.level
 
 
 def _score(rows: Sequence[Mapping[str, Any]], measure: str) -> float | None:

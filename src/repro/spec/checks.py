@@ -1,129 +1,53 @@
 """What a `paper.yaml` must hold; each complaint is one line with its place in the file."""
 
-import difflib
-import functools
-import json
 import keyword
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
-from pydantic import TypeAdapter, ValidationError
-
+from repro.errors import did_you_mean
 from repro.files.paths import SLUG
+from repro.files.schema import checked
+from repro.files.strict import told
+from repro.spec.likes import resolve_likes
 from repro.spec.model import (
-    KINDS,
     Claim,
     Control,
+    Experiment,
     Figure,
     Level,
     Paper,
     Params,
     Ranking,
-    Rule,
     Statement,
-    Trivial,
     Tune,
-    as_member,
     controlled,
-    fields_of,
 )
 from repro.spec.yaml import Where, YamlFile
 
 
-def _class_at(kind: Any, value: Any, where: Where) -> Any:
-    for part in where:
-        kind = as_member(kind, value)
-        value = value[part] if isinstance(value, dict | list) else None
-        if is_dataclass(kind):
-            kind = fields_of(kind)[part][1]
-        else:
-            kind = get_args(kind)[-1] if get_args(kind) else None
-    return as_member(kind, value)
-
-
-def _nearest(word: Any, known: Any) -> str:
-    """`; did you mean 'x'?`, or what is known."""
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(word), known, 1, 0.6)
-    return f"; did you mean '{close[0]}'?" if close else f"; allowed: {', '.join(known) or 'none'}"
+def made(file: YamlFile, cls: type) -> Any:
+    """The content of a file as `cls`; what does not fit, or does not fit together, is refused in one line."""
+    if not isinstance(file.data, dict):
+        file.fail((), f"{_is(file.data)}; write a mapping of keys")
+    if cls is Paper:
+        resolve_likes(file)
+    one = checked(file, cls, file.data)
+    {Paper: paper, Params: params}[cls](file, one)
+    return one
 
 
 def _is(value: Any) -> str:
-    name = {str: "text", bool: "truth value", int: "number", float: "number"}.get(type(value))
-    other = "is empty" if value is None else "is a list" if isinstance(value, list) else "is a mapping"
-    shown = repr(value)
-    return f"is the {name} {shown if len(shown) <= 80 else shown[:77] + '...'}" if name else other
-
-
-def schema(file: YamlFile, cls: type) -> None:
-    """Refuse what does not fit the schema, in one line."""
-    if not isinstance(file.data, dict):
-        file.fail((), f"{_is(file.data)}; write a mapping of keys")
-    try:
-        _adapter(cls).validate_json(json.dumps(file.data))
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_context=True)
-        first = min(found, key=lambda e: e["type"].startswith("missing"))  # a misspelt key is also a missing one
-    else:
-        return
-    where = tuple(part for part in first["loc"] if not str(part).startswith(("<", "[")))
-    kind, value = first["type"], first["input"]
-    allowed = first.get("ctx", {}).get("expected", "")
-    wanted = {
-        "float": "a number",
-        "int": "a whole number",
-        "bool": "true or false",
-        "string": "a text",
-        "list": "a list",
-        "dict": "a mapping",
-        "dataclass": "a mapping",
-    }.get(kind.split("_")[0])
-    if kind == "unexpected_keyword_argument":
-        comma = " (a text that holds a comma needs quotes inside { })" if value is None else ""
-        file.fail(where, f"unknown key{_nearest(where[-1], fields_of(_class_at(cls, file.data, where[:-1])))}{comma}")
-    elif kind.startswith("missing"):
-        file.fail(where[:-1], f"'{where[-1]}' is missing")
-    elif kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", allowed)
-        key = first["loc"][-1] == "[key]"
-        hint = _nearest(value, choices)
-        more = "" if "allowed" in hint else f" (allowed: {', '.join(choices)})"
-        file.fail(where, f"{'unknown key' if key else _is(value)}{hint}{more}")
-    elif kind.startswith("union_tag"):
-        if not isinstance(value, dict):
-            file.fail(where, f"{_is(value)}; write a rule, a list of rules, or one per profile")
-        if "kind" not in value:
-            file.fail(where, f"'kind' is missing; allowed: {', '.join(KINDS)}")
-        file.fail((*where, "kind"), f"{_is(value['kind'])}{_nearest(value['kind'], KINDS)}")
-    elif not _holds(file.data, where):  # the name of a member of a union, which a factor's level is
-        file.fail(where[:-1], f"{_is(value)}; write a text, a number, true or false")
-    elif wanted == "a text" and isinstance(value, int | float):
-        file.fail(where, f"{_is(value)}; write it in quotes")
-    elif wanted:
-        file.fail(where, f"{_is(value)}; write {wanted}")
-    file.fail(where, first["msg"][0].lower() + first["msg"][1:])
-
-
-@functools.cache
-def _adapter(cls: type) -> TypeAdapter:
-    return TypeAdapter(cls)
-
-
-def _holds(data: Any, where: Where) -> bool:
-    for part in where:
-        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
-            return False
-        data = data[part]
-    return True
+    return told(value, yaml=True)
 
 
 _ALMOST = re.compile(r"[+-]?\d+(?=[.,e])([.,]\d*)?(e[+-]?\d*)?[a-z]?", re.IGNORECASE)  # 1e-3x, 0,02, "1e-4"
 
 
 SEEDS = 2**31  # every generator takes seeds below
+RANKS = 1024  # processes of one trial
+TRIALS = 100_000  # of one experiment at one profile
 
 
 def paper(file: YamlFile, paper: Paper) -> None:
@@ -159,6 +83,7 @@ def paper(file: YamlFile, paper: Paper) -> None:
             fail(("experiments", name), "cannot be a function; write a name of letters, digits and _")
         _check_factors(file, ("experiments", name), experiment.arms, experiment.factors)
         _check_module(file, ("experiments", name, "module"), experiment.module)
+        _check_function(file, ("experiments", name, "function"), experiment)
     for profile, settings in paper.profiles.items():
         _check_profile(file, paper, profile, settings)
     for claim_id, claim in paper.claims.items():
@@ -168,32 +93,36 @@ def paper(file: YamlFile, paper: Paper) -> None:
             _check_shown(file, paper, shown, (kind, i))
     for name, statement in paper.identities.items():
         _check_identity(file, paper, name, statement)
+    for i, other in enumerate(paper.elsewhere):
+        if other.claim not in {**paper.claims, **paper.identities}:
+            fail(("elsewhere", i, "claim"), f"no claim '{other.claim}'{did_you_mean(other.claim, paper.claims)}")
     if paper.headline not in paper.claims:
         if paper.headline in paper.identities:
             fail(("headline",), f"'{paper.headline}' is an identity; write the claim that the paper is known for")
-        fail(("headline",), f"no claim '{paper.headline}'{_nearest(paper.headline, paper.claims)}")
+        fail(("headline",), f"no claim '{paper.headline}'{did_you_mean(paper.headline, paper.claims)}")
 
 
 def _check_shown(file: YamlFile, paper: Paper, shown: Figure | Ranking, where: Where) -> None:
     """A figure or a ranking names an experiment, and its measures, arms and factors."""
     if shown.experiment not in paper.experiments:
-        hint = _nearest(shown.experiment, paper.experiments)
+        hint = did_you_mean(shown.experiment, paper.experiments)
         file.fail((*where, "experiment"), f"no experiment '{shown.experiment}'{hint}")
     declared = paper.experiments[shown.experiment]
     if shown.measure not in paper.measures:
-        file.fail((*where, "measure"), f"no measure '{shown.measure}'{_nearest(shown.measure, paper.measures)}")
+        file.fail((*where, "measure"), f"no measure '{shown.measure}'{did_you_mean(shown.measure, paper.measures)}")
     for i, arm in enumerate(shown.arms or ()):
         if arm not in declared.arms:
             file.fail(
-                (*where, "arms", i), f"no arm '{arm}' in experiment '{shown.experiment}'{_nearest(arm, declared.arms)}"
+                (*where, "arms", i),
+                f"no arm '{arm}' in experiment '{shown.experiment}'{did_you_mean(arm, declared.arms)}",
             )
     if isinstance(shown, Ranking):
         if shown.over not in declared.factors:
-            file.fail((*where, "over"), f"no factor '{shown.over}'{_nearest(shown.over, declared.factors)}")
+            file.fail((*where, "over"), f"no factor '{shown.over}'{did_you_mean(shown.over, declared.factors)}")
         if shown.arm not in (shown.arms or declared.arms):
             file.fail(
                 (*where, "arm"),
-                f"no arm '{shown.arm}' among those ranked{_nearest(shown.arm, shown.arms or declared.arms)}",
+                f"no arm '{shown.arm}' among those ranked{did_you_mean(shown.arm, shown.arms or declared.arms)}",
             )
         if paper.measures[shown.measure].better is None:
             file.fail(("measures", shown.measure), "a ranking orders by it; write better: lower, or better: higher")
@@ -201,20 +130,20 @@ def _check_shown(file: YamlFile, paper: Paper, shown: Figure | Ranking, where: W
     if shown.x is not None and shown.x not in {*paper.measures, *declared.factors}:
         known = [*declared.factors, *paper.measures]
         file.fail(
-            (*where, "x"), f"no factor of '{shown.experiment}' and no measure '{shown.x}'{_nearest(shown.x, known)}"
+            (*where, "x"), f"no factor of '{shown.experiment}' and no measure '{shown.x}'{did_you_mean(shown.x, known)}"
         )
     if any(isinstance(level, bool | str) for level in declared.factors.get(shown.x, ())):
         file.fail((*where, "x"), f"the levels of '{shown.x}' are no numbers; leave x out for a dot per seed")
     for factor in shown.at:
         if factor not in declared.factors:
-            file.fail((*where, "at", factor), f"no factor '{factor}'{_nearest(factor, declared.factors)}")
+            file.fail((*where, "at", factor), f"no factor '{factor}'{did_you_mean(factor, declared.factors)}")
         every = [
             *declared.factors[factor],
             *(
                 v
                 for p in paper.profiles
                 if shown.experiment in paper.experiments_in(p)
-                for v in paper.settings(p, shown.experiment).factors[factor]
+                for v in paper.shape(p, shown.experiment)[1][factor]
             ),
         ]
         if shown.at[factor] not in every:
@@ -240,6 +169,19 @@ def _check_module(file: YamlFile, where: Where, module: str | None) -> None:
         file.fail(where, f"no module '{module}' in this suite; write one such as repro.experiments.decoder")
 
 
+def _check_function(file: YamlFile, where: Where, experiment: Experiment) -> None:
+    """`function:` names a function of a module, or of the module that stands before the colon."""
+    if experiment.function is None:
+        return
+    module, colon, name = experiment.function.rpartition(":")
+    if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+        file.fail(where, f"is '{experiment.function}'; write the name of a function, or module:function")
+    if colon and experiment.module is not None:
+        file.fail(where, "names its module; leave out module")
+    if colon:
+        _check_module(file, where, module)
+
+
 def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors: dict[str, list[Level]]) -> None:
     for key, values in (("arms", arms), *((f"factors.{name}", levels) for name, levels in factors.items())):
         place = (*where, *key.split(".", 1))
@@ -253,23 +195,24 @@ def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors
 def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[str, Any]) -> None:
     base: Where = ("profiles", profile)
 
-    def whole(where: Where, value: Any, least: int) -> None:
+    def whole(where: Where, value: Any, least: int, most: int = SEEDS - 1) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             file.fail(where, f"{_is(value)}; write a whole number of at least {least}")
-        if value >= SEEDS:
-            file.fail(where, f"{_is(value)}; write a whole number of at most {SEEDS - 1}")
+        if value > most:
+            file.fail(where, f"{_is(value)}; write a whole number of at most {most}")
 
     if "seeds" not in settings:
         file.fail(base, "'seeds' is missing")
     whole((*base, "seeds"), settings["seeds"], 1)
+    _check_first_seed(file, base, settings, settings["seeds"])
     if not isinstance(settings.get("about", ""), str):
         file.fail((*base, "about"), f"{_is(settings['about'])}; write a text")
     for name, here in settings.items():
         where = (*base, name)
-        if name in ("seeds", "about"):
+        if name in ("seeds", "first_seed", "about"):
             continue
         if name not in paper.experiments:
-            file.fail(where, f"no experiment '{name}'{_nearest(name, paper.experiments)}")
+            file.fail(where, f"no experiment '{name}'{did_you_mean(name, paper.experiments)}")
         if not isinstance(here, dict):
             file.fail(where, f"{_is(here)}; write a mapping of settings, {{}} for none")
         declared = paper.experiments[name]
@@ -279,12 +222,13 @@ def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[st
         if seeds > 1000:
             place = (*where, "seeds") if "seeds" in here else (*base, "seeds")
             file.fail(place, "write at most 1000: seeds from 1000 on are for tuning")
+        _check_first_seed(file, where, {**settings, **here} if "seeds" in here else here, seeds)
         if not isinstance(here.get("batched", False), bool):
             file.fail((*where, "batched"), f"{_is(here['batched'])}; write true or false")
         if here.get("batched") and declared.exclusive:
             file.fail((*where, "batched"), "an exclusive experiment cannot be batched")
         if "ranks" in here:
-            whole((*where, "ranks"), here["ranks"], 1)
+            whole((*where, "ranks"), here["ranks"], 1, RANKS)
         if "ranks" in here and (here.get("batched") or declared.exclusive):
             file.fail((*where, "ranks"), "a batched or exclusive experiment runs in one process; leave out ranks")
         for key in ("tuning_seeds", "arms"):
@@ -294,22 +238,38 @@ def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[st
             whole((*where, "tuning_seeds", i), seed, 1000)
         for i, arm in enumerate(here.get("arms", ())):
             if arm not in declared.arms:
-                file.fail((*where, "arms", i), f"no arm '{arm}' in experiment '{name}'{_nearest(arm, declared.arms)}")
+                file.fail(
+                    (*where, "arms", i), f"no arm '{arm}' in experiment '{name}'{did_you_mean(arm, declared.arms)}"
+                )
         factors = here.get("factors", {})
         if not isinstance(factors, dict):
             file.fail((*where, "factors"), f"{_is(factors)}; write a mapping of factor: [levels]")
         for factor, levels in factors.items():
             if factor not in declared.factors:
-                hint = _nearest(factor, declared.factors)
+                hint = did_you_mean(factor, declared.factors)
                 file.fail((*where, "factors", factor), f"no factor of experiment '{name}'{hint}")
             if not isinstance(levels, list) or any(isinstance(v, list | dict | None) for v in levels):
                 file.fail((*where, "factors", factor), "write a list of levels")
         _check_factors(file, where, here.get("arms"), factors)
+        arms, levels = paper.shape(profile, name)
+        count = (seeds + len(here.get("tuning_seeds", ()))) * len(arms) * math.prod(map(len, levels.values()))
+        if count > TRIALS:
+            file.fail(where, f"asks for {count} trials; write fewer levels, arms or seeds: at most {TRIALS} trials")
         for key, value in here.items():
             if key in declared.factors:
                 file.fail((*where, key), f"is a factor; write factors: {{{key}: [...]}}")
             if isinstance(value, str) and _ALMOST.fullmatch(value):
                 file.fail((*where, key), f"is the text '{value}'; write a number")
+
+
+def _check_first_seed(file: YamlFile, where: Where, settings: dict[str, Any], seeds: int) -> None:
+    """The seeds from `first_seed` on stay below those for tuning."""
+    first = settings.get("first_seed", 0)
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        file.fail((*where, "first_seed"), f"{_is(first)}; write a whole number of at least 0")
+    if first and first + seeds > 1000:
+        hint = f"write at most {max(0, 1000 - seeds)}, so that the seeds stay below 1000, which are for tuning"
+        file.fail((*where, "first_seed"), f"is {first}; {hint}")
 
 
 def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> None:
@@ -329,8 +289,12 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
     if claim.experiment is None:
         file.fail(where, "'experiment' is missing")
     if claim.experiment not in paper.experiments:
-        hint = _nearest(claim.experiment, paper.experiments)
+        hint = did_you_mean(claim.experiment, paper.experiments)
         file.fail((*where, "experiment"), f"no experiment '{claim.experiment}'{hint}")
+    factors = paper.experiments[claim.experiment].factors
+    if isinstance(claim.tune, Tune) and claim.tune.factor not in factors:
+        hint = did_you_mean(claim.tune.factor, factors)
+        file.fail((*where, "tune", "factor"), f"no factor '{claim.tune.factor}' in '{claim.experiment}'{hint}")
     shapes = claim.rule if isinstance(claim.rule, dict) else {None: claim.rule}
     for profile, shape in shapes.items():
         if shape in ([], {}):
@@ -343,7 +307,7 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
             file.fail((*place, "kind"), "is an identity, which is no claim; write it under identities:")
         _Check(file, paper, rule, place, claim.experiment, _tuned(claim)).everything(judged)
     for profile in ("", *paper.judged_profiles(claim_id)):
-        arms = (paper.settings(profile, claim.experiment) if profile else paper.experiments[claim.experiment]).arms
+        arms = paper.shape(profile, claim.experiment)[0] if profile else paper.experiments[claim.experiment].arms
         at = f" at profile '{profile}'" if profile else ""
         spare = [
             (("positive",) if isinstance(claim.positive, str) else ("positive", old), new)
@@ -352,7 +316,7 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
         spare += [(("mutants", i), arm) for i, arm in enumerate(claim.mutants)]
         for key, arm in spare:
             if arm not in arms:
-                hint = _nearest(arm, arms)
+                hint = did_you_mean(arm, arms)
                 file.fail((*where, *key), f"no arm '{arm}' in experiment '{claim.experiment}'{at}{hint}")
     _check_learnt(file, paper, claim_id, claim, where)
     for i, control in enumerate(claim.controls):
@@ -367,27 +331,22 @@ def _tuned(judged: Claim | Statement) -> str | None:
 
 def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, where: Where) -> None:
     """What a claim about trained arms says of tuning, of the trivial predictor and of runs that fail."""
-    trivial, declared = claim.predictor, paper.experiments[claim.experiment]
-    if isinstance(claim.trivial, Trivial) and (claim.trivial.predictor is None) == (claim.trivial.none is None):
-        file.fail((*where, "trivial"), "write predictor: its name, or none: why nothing is trained")
+    trivial = claim.predictor
     for profile in paper.judged_profiles(claim_id) if trivial else ():
         for rule in paper.rules(claim_id, profile):
             name = trivial.measure or rule.measure
             if name not in paper.measures:
                 place = (*where, "trivial", "measure")
-                file.fail(place, f"no measure '{name}'{_nearest(name, paper.measures)}")
+                file.fail(place, f"no measure '{name}'{did_you_mean(name, paper.measures)}")
             if paper.measures[name].better is None:
                 by = ".".join(map(str, (*where, "trivial")))
                 file.fail(("measures", name), f"{by} compares by it; write better: lower, or better: higher")
     if isinstance(claim.tune, Tune):
         tune = claim.tune
-        if tune.factor not in declared.factors:
-            hint = _nearest(tune.factor, declared.factors)
-            file.fail((*where, "tune", "factor"), f"no factor '{tune.factor}' in '{claim.experiment}'{hint}")
         if tune.seeds < 2:
             file.fail((*where, "tune", "seeds"), f"is {tune.seeds}; write at least 2")
         if tune.by is not None and tune.by not in paper.measures:
-            file.fail((*where, "tune", "by"), f"no measure '{tune.by}'{_nearest(tune.by, paper.measures)}")
+            file.fail((*where, "tune", "by"), f"no measure '{tune.by}'{did_you_mean(tune.by, paper.measures)}")
         for profile in paper.judged_profiles(claim_id):
             own, by = paper.tuning(profile, claim.experiment), tune.by or paper.rules(claim_id, profile)[0].measure
             if paper.measures[by].better is None:
@@ -397,7 +356,7 @@ def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, whe
                 file.fail((*where, "tune"), f"{hint} seeds; write the same here, with by: {own.measure}")
     if claim.fails is not None:
         if claim.fails.measure not in paper.measures:
-            hint = _nearest(claim.fails.measure, paper.measures)
+            hint = did_you_mean(claim.fails.measure, paper.measures)
             file.fail((*where, "fails", "measure"), f"no measure '{claim.fails.measure}'{hint}")
         if (claim.fails.below is None) == (claim.fails.above is None):
             file.fail((*where, "fails"), "write one of below, above")
@@ -410,7 +369,7 @@ def _check_identity(file: YamlFile, paper: Paper, name: str, statement: Statemen
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", name):
         file.fail(where, "is no name; write letters, digits, - and _")
     if statement.experiment not in paper.experiments:
-        hint = _nearest(statement.experiment, paper.experiments)
+        hint = did_you_mean(statement.experiment, paper.experiments)
         file.fail((*where, "experiment"), f"no experiment '{statement.experiment}'{hint}")
     for profile, place, rule in _placed_rules(statement, (*where, "rule")):
         if profile == "smoke":
@@ -423,7 +382,7 @@ def _check_identity(file: YamlFile, paper: Paper, name: str, statement: Statemen
         _check_control(file, paper, name, control, (*where, "controls", i))
 
 
-def _placed_rules(claim: Claim | Statement, where: Where) -> Iterator[tuple[str | None, Where, Rule]]:
+def _placed_rules(claim: Claim | Statement, where: Where) -> Iterator[tuple[str | None, Where, Any]]:
     """(profile or None, place, rule) for every rule that a claim writes."""
     shapes = claim.rule.items() if isinstance(claim.rule, dict) else [(None, claim.rule)]
     for profile, shape in shapes:
@@ -434,7 +393,7 @@ def _placed_rules(claim: Claim | Statement, where: Where) -> Iterator[tuple[str 
             yield profile, place, shape
 
 
-def _superiority(rule: Rule) -> bool:
+def _superiority(rule: Any) -> bool:
     """Does the rule fail where both arms are alike?"""
     if rule.kind == "ratio":
         low, high = rule.between or (rule.min, rule.max)
@@ -453,7 +412,7 @@ def _check_control(file: YamlFile, paper: Paper, claim_id: str, control: Control
         file.fail((*where, "expect"), f"is {control.expect}; write expect: {right}")
     place, elsewhere = control.experiment or claim.experiment, bool(control.experiment or control.at)
     if place not in paper.experiments:
-        file.fail((*where, "experiment"), f"no experiment '{place}'{_nearest(place, paper.experiments)}")
+        file.fail((*where, "experiment"), f"no experiment '{place}'{did_you_mean(place, paper.experiments)}")
     if not control.replace and not elsewhere:
         file.fail(where, "replaces nothing; write replace: {arm of the rule: broken arm}")
     arms = paper.experiments[place].arms
@@ -461,7 +420,7 @@ def _check_control(file: YamlFile, paper: Paper, claim_id: str, control: Control
         if old not in named:
             file.fail((*where, "replace", old), f"replaces nothing: the rule's arms are {', '.join(named)}")
         if new not in arms:
-            file.fail((*where, "replace", old), f"no arm '{new}' in experiment '{place}'{_nearest(new, arms)}")
+            file.fail((*where, "replace", old), f"no arm '{new}' in experiment '{place}'{did_you_mean(new, arms)}")
         if old == new and not control.seed_offset and not elsewhere:
             hint = "name another arm, or add seed_offset: 1000"
             file.fail((*where, "replace", old), f"replaces '{old}' by itself; {hint}")
@@ -486,7 +445,7 @@ class _Check:
     """The checks of one rule at its place in the file."""
 
     def __init__(
-        self, file: YamlFile, paper: Paper, rule: Rule, where: Where, experiment: str, tuned: str | None = None
+        self, file: YamlFile, paper: Paper, rule: Any, where: Where, experiment: str, tuned: str | None = None
     ):
         self.file, self.paper, self.rule, self.where, self.experiment = file, paper, rule, where, experiment
         self.tuned = tuned
@@ -498,9 +457,8 @@ class _Check:
         """(where it holds, arms, factors): the experiment as declared, or at each profile that judges the rule."""
         paper, name = self.paper, self.experiment
         declared = paper.experiments[name]
-        at = {p: paper.settings(p, name) for p in judged if name in paper.experiments_in(p)}
-        found = [(f" at profile '{p}'", settings.arms, settings.factors) for p, settings in at.items()]
-        return found or [("", declared.arms, declared.factors)]
+        at = [(f" at profile '{p}'", *paper.shape(p, name)) for p in judged if name in paper.profiles.get(p, ())]
+        return at or [("", declared.arms, declared.factors)]
 
     def everything(self, judged: list[str]) -> None:
         rule = self.rule
@@ -521,11 +479,11 @@ class _Check:
             name = getattr(self.rule, key, None)
             for at, arms, _ in self.resolved(judged):
                 if name is not None and name not in arms:
-                    self.fail(key, f"no arm '{name}' in experiment '{self.experiment}'{at}{_nearest(name, arms)}")
+                    self.fail(key, f"no arm '{name}' in experiment '{self.experiment}'{at}{did_you_mean(name, arms)}")
             for i, name in enumerate(getattr(self.rule, "others", ()) if key == "arm" else ()):
                 for at, arms, _ in self.resolved(judged):
                     if name not in arms:
-                        hint = _nearest(name, arms)
+                        hint = did_you_mean(name, arms)
                         self.fail(("others", i), f"no arm '{name}' in experiment '{self.experiment}'{at}{hint}")
         if self.rule.arm == getattr(self.rule, "against", None) and self.where[-2] != "controls":
             self.fail("against", f"'{self.rule.arm}' is compared with itself")
@@ -535,7 +493,7 @@ class _Check:
         rule, known = self.rule, self.paper.measures
         for key, name in (("measure", rule.measure), (("steps_to", "axis"), rule.steps_to and rule.steps_to.axis)):
             if name is not None and name not in known:
-                self.fail(key, f"no measure '{name}'{_nearest(name, known)}")
+                self.fail(key, f"no measure '{name}'{did_you_mean(name, known)}")
         ordered = rule.kind == "count" and rule.against and rule.min is rule.max is rule.between is None
         directed = ordered or rule.kind in ("ordering", "noninferiority", "ranks") or rule.steps_to
         if directed and known[rule.measure].better is None:
@@ -621,7 +579,9 @@ class _Check:
         for at, _, known in self.resolved(judged):
             for key, name, levels in uses:
                 if name not in known:
-                    self.fail(key, f"no factor '{name}' in experiment '{self.experiment}'{at}{_nearest(name, known)}")
+                    self.fail(
+                        key, f"no factor '{name}' in experiment '{self.experiment}'{at}{did_you_mean(name, known)}"
+                    )
                 for level in levels:
                     if level not in known[name]:
                         self.fail(key, f"{name} has no level {level!r}{at}; it has {', '.join(map(str, known[name]))}")

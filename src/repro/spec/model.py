@@ -1,81 +1,74 @@
 """`paper.yaml` and `params.yaml` as frozen dataclasses, and what a profile resolves to.
 
-pydantic checks files against them (`spec.checks`), strictly: no unknown key, no text for a number.
+pydantic builds them from a file (`spec.checks`), strictly: no unknown key, no text for a number.  The text below each
+key says what it means; docs/paper_yaml.md is made from it.
 """
 
 import copy
-import functools
-import types
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 from repro.errors import ReproError
 from repro.files.paths import PROFILES
+from repro.files.schema import FIELDS, Finite, Level, Wanted, by_shape, picked
 
 Profile = Literal["smoke", "cpu", "long", "gpu", "paper"]
 Family = Literal["normalization", "activation", "initialization", "residual", "training"]
 Fidelity = Literal["analytic", "same", "scaled", "proxy"]
+Read = Literal["full text", "abstract", "repository", "second hand"]
 Slot = Literal["norm", "act", "placement", "init", "weight", "optimizer"]
 FAMILIES = get_args(Family)
-Level = bool | int | float | str
-RESERVED = (
-    "batched",
-    "ranks",
-    "factors",
-    "seeds",
-    "tuning_seeds",
-    "arms",
-)  # in a profile's experiment; the rest is its Config
-
-
-class _Choice:
-    """Marks a union whose member a function picks, by name; pydantic is imported only when a file is checked."""
-
-    def __init__(self, pick: Callable[[Any], str | None], members: dict[str, Any]):
-        self.pick, self.members = pick, members
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        choices = {name: handler.generate_schema(member) for name, member in self.members.items()}
-        return core_schema.tagged_union_schema(choices, discriminator=self.pick)
+Number = Annotated[int | Finite, Wanted("a number")]  # 1 stays 1, so that a digest is that of what was written
+Pair = Annotated[list[int | Finite], Field(min_length=2, max_length=2), Wanted("[low, high]")]
+RESERVED = ("batched", "ranks", "factors", "seeds", "first_seed", "tuning_seeds", "arms")  # the rest is its Config
 
 
 class _Strict:
-    __pydantic_config__ = {
-        "extra": "forbid",
-        "strict": True,
-        "allow_inf_nan": False,
-        "alias_generator": lambda name: name.rstrip("_"),
-    }
+    __pydantic_config__ = FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(_Strict):
-    """A number (or a curve) that an experiment returns; `better` is needed where a rule compares arms in it.
-
-    `positive`: always above 0, so that ratios of it make sense.  `skewed`: a worst case, a maximum or an R2, of which a
-    rule needs `statistic: sign` or at least 10 seeds.
-    """
+    """A number (or a curve) that an experiment returns."""
 
     unit: str
+    """Unit of the number. Example: `nats per byte`"""
     better: Literal["lower", "higher"] | None = None
+    """Which way is better; needed where a rule compares arms in this measure. Example: `lower`"""
     positive: bool = False
+    """Always above 0, so that ratios of it make sense."""
     skewed: bool = False
+    """A worst case, a maximum or an R2, of which a rule needs `statistic: sign` or at least 10 seeds."""
     diverged: Literal["worst"] = "worst"
+    """A diverged run counts as the worst value of the measure."""
     about: str | None = None
+    """What the number is, where its name and unit do not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(_Strict):
-    """A function of `experiment.py` (or of `module`), its arms and the levels of its factors."""
+    """A function that is measured, its arms and the levels of its factors."""
 
     arms: list[str]
+    """Variants that are compared: the method, the baseline, the broken controls. Example: `[layernorm, rmsnorm]`"""
     factors: dict[str, list[Level]] = field(default_factory=dict)
+    """Settings that take several levels; every arm runs at each combination. Example: `{depth: [4, 12]}`"""
     exclusive: bool = False
+    """A timing: all arms are interleaved, and nothing else runs meanwhile."""
     module: str | None = None
+    """Module of the function, where it is not the paper's experiment.py. Example: `repro.experiments.decoder`"""
+    function: str | None = None
+    """Function to call, or `module:function`; the experiment's own name unless given. Example: `repro.experiments.decoder:quality`"""
     about: str | None = None
+    """One sentence on what is measured."""
+
+    def resolved(self, name: str) -> tuple[str | None, str]:
+        """(module or None for the paper's own experiment.py, function) of an experiment of this name."""
+        module, colon, function = (self.function or name).rpartition(":")
+        return (module if colon else self.module), function
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,36 +76,47 @@ class Contrast(_Strict):
     """The first level minus (or over) the second, within each arm and seed."""
 
     factor: str
+    """Factor whose levels are compared."""
     levels: list[Level]
+    """Two levels. Example: `[12, 4]`"""
     as_: Literal["difference", "ratio"]
+    """How the two are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepsTo(_Strict):
-    """The first entry of `axis` at which the curve is as good as `target`; `best` is the best of `against`."""
+    """The first entry of `axis` at which the curve is as good as `target`."""
 
-    target: Annotated[
-        float | Literal["best"],
-        _Choice(
-            lambda v: "<text>" if isinstance(v, str) else "<number>", {"<number>": float, "<text>": Literal["best"]}
-        ),
-    ]
+    target: by_shape("a number, or best", number=Number, text=Literal["best"])
+    """Value to reach; `best` is the best value of `against`."""
     axis: str
+    """Measure that holds the steps of the curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule(_Strict):
     measure: str
+    """Measure that the rule looks at."""
     arm: str
-    level: float = 0.95
+    """Arm that the claim is about."""
+    level: Number = 0.95
+    """Confidence level of the interval that decides."""
     at: dict[str, Level] = field(default_factory=dict)
+    """Fixed levels of factors. Example: `{depth: 12}`"""
     per: str | None = None
+    """Factor at each level of which the rule must hold. Example: `depth`"""
     at_least: int | None = None
+    """At how many levels of `per` it must hold, where not at all of them."""
     contrast: Contrast | None = None
+    """Two levels of a factor that are compared."""
     steps_to: StepsTo | None = None
+    """The steps until a curve reaches a target, in place of the measure itself."""
     statistic: Literal["t", "sign"] = "t"
+    """What decides: Student's t, or the sign of each difference, for skewed measures."""
     pair: bool = True
+    """Whether both arms share their seeds, so that differences are taken seed by seed."""
     name: str | None = None
+    """Name of the rule among several."""
 
     @property
     def cell_factors(self) -> list[str]:
@@ -123,9 +127,12 @@ class _Rule(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Region(_Strict):
-    min: float | None = None
-    max: float | None = None
-    between: list[float] | None = None
+    min: Number | None = None
+    """Lower end of the region."""
+    max: Number | None = None
+    """Upper end of the region."""
+    between: list[Number] | None = None
+    """Both ends of the region. Example: `[0.9, 1.1]`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +140,9 @@ class Identity(_Region, _Rule):
     """On every row, and for every element of a list: |value| < bound, or the value lies in the region."""
 
     kind: Literal["identity"]
-    bound: float | None = None
+    """`identity`"""
+    bound: Number | None = None
+    """Largest error that is allowed. Example: `1.0e-12`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +150,7 @@ class Bound(_Region, _Rule):
     """The mean of the measure lies in the region."""
 
     kind: Literal["bound"]
+    """`bound`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +158,9 @@ class Ratio(_Region, _Rule):
     """arm / against lies in the region, on the log scale."""
 
     kind: Literal["ratio"]
+    """`ratio`"""
     against: str
+    """Arm that `arm` is compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +168,11 @@ class Ordering(_Rule):
     """Better than `against` by more than `margin`."""
 
     kind: Literal["ordering"]
+    """`ordering`"""
     against: str
-    margin: float = 0.0
+    """Arm that `arm` is compared with."""
+    margin: Number = 0.0
+    """By how much `arm` must be better, in the unit of the measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +180,11 @@ class Noninferiority(_Rule):
     """Not worse than `against` by `margin` or more."""
 
     kind: Literal["noninferiority"]
+    """`noninferiority`"""
     against: str
-    margin: float
+    """Arm that `arm` is compared with."""
+    margin: Number
+    """How much worse would still count as equal, in the unit of the measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +192,13 @@ class Equivalence(_Rule):
     """|arm - against| < margin, or arm / against within `ratio` on the log scale."""
 
     kind: Literal["equivalence"]
+    """`equivalence`"""
     against: str
-    margin: float | None = None
-    ratio: list[float] | None = None
+    """Arm that `arm` is compared with."""
+    margin: Number | None = None
+    """Largest difference that counts as equal."""
+    ratio: list[Number] | None = None
+    """Ratios that count as equal. Example: `[0.98, 1.02]`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +206,13 @@ class Slope(_Region, _Rule):
     """The least-squares slope over the levels of `x`, or its difference from that of `against`."""
 
     kind: Literal["slope"]
+    """`slope`"""
     x: str
+    """Factor along which the slope is taken."""
     scale: Literal["linear", "logx", "logy", "loglog"] = "linear"
+    """Which of the two axes are logarithmic."""
     against: str | None = None
+    """Arm whose slope is subtracted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +220,13 @@ class Count(_Region, _Rule):
     """At least `at_least` cells hold: a bound; with `against` a ratio, or an ordering by more than `margin`."""
 
     kind: Literal["count"]
-    cells: Annotated[
-        str | list[str],
-        _Choice(lambda v: "<list>" if isinstance(v, list) else "<one>", {"<one>": str, "<list>": list[str]}),
-    ]
+    """`count`"""
+    cells: by_shape("a factor or a list of factors", text=str, list=list[str])
+    """Factor, or factors, whose combinations of levels are the cells."""
     against: str | None = None
-    margin: float | None = None
+    """Arm that `arm` is compared with in each cell."""
+    margin: Number | None = None
+    """By how much `arm` must be better in a cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,9 +237,13 @@ class Failures(_Region, _Rule):
     """
 
     kind: Literal["failures"]
-    below: float | None = None
-    above: float | None = None
+    """`failures`"""
+    below: Number | None = None
+    """Level of the measure below which a run has failed."""
+    above: Number | None = None
+    """Level of the measure above which a run has failed."""
     against: str | None = None
+    """Arm that must fail more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,89 +255,105 @@ class Ranks(_Rule):
     """
 
     kind: Literal["ranks"]
+    """`ranks`"""
     over: str
+    """Factor whose levels are the cases. Example: `table`"""
     others: list[str]
+    """Arms that `arm` must rank before."""
 
 
 KINDS: dict[str, type] = {
     get_args(cls.__annotations__["kind"])[0]: cls
     for cls in (Identity, Bound, Ratio, Ordering, Noninferiority, Equivalence, Slope, Count, Failures, Ranks)
 }
+RULE = "a rule, a list of rules, or one per profile"
 
 
 def _kind(value: Any) -> str | None:
-    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    kind = value.get("kind") if isinstance(value, dict) else None
     return f"<{kind}>" if isinstance(kind, str) and kind in KINDS else None
 
 
-def _shape(value: Any) -> str:
+def _shape(value: Any) -> str | None:
     if isinstance(value, list):
         return "<list>"
-    return "<profiles>" if isinstance(value, dict) and "kind" not in value and set(value) & set(PROFILES) else "<one>"
+    if not isinstance(value, dict):
+        return None
+    return "<profiles>" if "kind" not in value and set(value) & set(PROFILES) else "<one>"
 
 
-Rule = Annotated[
-    Identity | Bound | Ratio | Ordering | Noninferiority | Equivalence | Slope | Count | Failures | Ranks,
-    _Choice(_kind, {f"<{kind}>": cls for kind, cls in KINDS.items()}),
-]
-Rules = Annotated[Rule | list[Rule], _Choice(_shape, {"<one>": Rule, "<list>": list[Rule]})]
-RulesByProfile = Annotated[
-    Rule | list[Rule] | dict[Profile, Rules],
-    _Choice(_shape, {"<one>": Rule, "<list>": list[Rule], "<profiles>": dict[Profile, Rules]}),
-]
+Rule = picked(_kind, None, {f"<{kind}>": cls for kind, cls in KINDS.items()})
+Rules = picked(_shape, RULE, {"<one>": Rule, "<list>": list[Rule]})
+RulesByProfile = picked(_shape, RULE, {"<one>": Rule, "<list>": list[Rule], "<profiles>": dict[Profile, Rules]})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control(_Strict):
-    """The same rules with arms replaced (elsewhere, where `experiment` or `at` say so), and what must come of it.
-
-    `expect`: not_reproduced of a broken arm; not_met (anything but reproduced) of an A/A control, the same arm under
-    other seeds; violated where the rules are those of an identity.  `without: idea` marks the arm that lacks what
-    distinguishes the method: where it is reproduced too, the effect is not the method's.
-    """
+    """The same rules with arms replaced (elsewhere, where `experiment` or `at` say so), and what must come of it."""
 
     expect: Literal["not_reproduced", "not_met", "violated"]
+    """`not_reproduced` of a broken arm; `not_met` of an A/A control, the same arm under other seeds; `violated` where the rules are those of an identity."""
     replace: dict[str, str] = field(default_factory=dict)
+    """Arm of the rule, and the arm that takes its place. Example: `{rmsnorm: identity}`"""
     without: Literal["idea"] | None = None
+    """`idea` marks the arm that lacks what distinguishes the method: where it is reproduced too, the effect is not the method's."""
     seed_offset: int | None = None
+    """Added to the seeds of the replaced arm, for the same arm under other seeds. Example: `1000`"""
     experiment: str | None = None
+    """Other experiment in which the rule is applied."""
     at: dict[str, Level] = field(default_factory=dict)
+    """Other levels of factors at which the rule is applied."""
     why: str | None = None
+    """Why this control must fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperValue(_Strict):
     """The paper's own number: a value, a range, or words; it never changes without an erratum."""
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
+    value: Number | None = None
+    """The number."""
+    low: Number | None = None
+    """Lower end of a range."""
+    high: Number | None = None
+    """Upper end of a range."""
     unit: str | None = None
+    """Unit of the number. Example: `BLEU`"""
     text: str | None = None
+    """The paper's words, where it gives no number. Example: `comparable`"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tune(_Strict):
-    """Every arm of the claim has its own level of `factor`: the best on `seeds` tuning seeds, from 1000 on.
-
-    `by` is the measure that is tuned, that of the claim's first rule unless given.
-    """
+    """Every arm gets its own level of a factor: the best one on the tuning seeds."""
 
     factor: str
+    """Factor whose level is tuned. Example: `lr`"""
     seeds: int = 2
+    """How many tuning seeds: 1000, 1001 and so on."""
     by: str | None = None
+    """Measure by which the level is chosen; that of the rule unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trivial(_Strict):
-    """The predictor that the comparator must beat in `measure`, and so have learnt; or why nothing is trained.
+    """The predictor that the comparator must beat in `measure`, and so have learnt.
 
     The rows hold its score as the measure `trivial_<predictor>` (or as `predictor` itself).
     """
 
-    predictor: str | None = None
+    predictor: str
+    """Name of the predictor. Example: `bigram`"""
     measure: str | None = None
-    none: str | None = None
+    """Measure that is compared; that of the rule unless given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NothingTrained(_Strict):
+    """Why a claim needs no trivial predictor."""
+
+    none: str
+    """Why nothing is trained here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,27 +361,26 @@ class Fails(_Strict):
     """When a run of the claim has failed, though it did not diverge: its measure is below or above a level."""
 
     measure: str
-    below: float | None = None
-    above: float | None = None
+    """Measure that tells a failed run."""
+    below: Number | None = None
+    """Level below which a run has failed."""
+    above: Number | None = None
+    """Level above which a run has failed."""
 
 
-TuneOrShared = Annotated[
-    Tune | Literal["shared"],
-    _Choice(
-        lambda v: "<text>" if isinstance(v, str) else "<mapping>", {"<text>": Literal["shared"], "<mapping>": Tune}
-    ),
-]
-NameOrTrivial = Annotated[
-    str | Trivial,
-    _Choice(
-        lambda v: "<mapping>" if isinstance(v, dict | Trivial) else "<name>", {"<name>": str, "<mapping>": Trivial}
-    ),
-]
-ArmOrSwaps = Annotated[
-    str | dict[str, str],
-    _Choice(lambda v: "<swaps>" if isinstance(v, dict) else "<arm>", {"<arm>": str, "<swaps>": dict[str, str]}),
-]
-Read = Literal["full text", "abstract", "repository", "second hand"]
+def _trivial(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return "<none>" if "none" in value else "<predictor>"
+    return "<name>" if isinstance(value, str) else None
+
+
+TuneOrShared = by_shape("shared, or {factor: lr, seeds: 2}", text=Literal["shared"], mapping=Tune)
+NameOrTrivial = picked(
+    _trivial,
+    "a predictor such as bigram, {predictor: bigram, measure: nats}, or {none: why nothing is trained}",
+    {"<name>": str, "<predictor>": Trivial, "<none>": NothingTrained},
+)
+ArmOrSwaps = by_shape("an arm, or {arm of the rule: arm in its place}", text=str, mapping=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,27 +388,44 @@ class Claim(_Strict):
     """One sentence of the paper, with its number, its place, and a rule (or why it is untested)."""
 
     statement: str
+    """The claim as one sentence. Example: `RMSNorm reaches the quality of LayerNorm.`"""
     paper_value: PaperValue
+    """The paper's own number; it never changes without an erratum. Example: `{value: 26.8, unit: BLEU}`"""
     where: str
+    """Where in the paper it stands. Example: `abstract; Table 3`"""
     fidelity: Fidelity
+    """How near the setting is: the paper's own (`same`), smaller (`scaled`), another task (`proxy`)."""
     read: Read | None = None
+    """How surely the paper's number is known: where it was read."""
     experiment: str | None = None
+    """Experiment whose rows are judged."""
     rule: RulesByProfile | None = None
-    tune: TuneOrShared | None = None
-    trivial: NameOrTrivial | None = None
+    """Rule, list of rules that must all hold, or one of these per profile."""
     controls: list[Control] = field(default_factory=list)
+    """Broken arms that the same rule must reject."""
     positive: ArmOrSwaps | None = None
+    """Arm that is known to show the effect, or what takes the place of which arm; nothing is not reproduced where it fails."""
+    tune: TuneOrShared | None = None
+    """How every arm gets its own level of a factor; `shared` where one recipe for all is the paper's point."""
+    trivial: NameOrTrivial | None = None
+    """Trivial predictor that the baseline must beat before anything is judged. Example: `bigram`"""
     mutants: list[str] = field(default_factory=list)
+    """Arms that are nearly the method; the page says which of them the verdict cannot tell from it."""
     fails: Fails | None = None
+    """Level of a measure beyond which a run has failed; the failure rate is then what is judged."""
     untested: str | None = None
+    """Why there is no rule."""
     note: str | None = None
+    """Remark for readers."""
     erratum: str | None = None
+    """What was misread in an earlier version of the paper's number."""
 
     @property
     def predictor(self) -> Trivial | None:
         """The predictor that the comparator must beat; None where nothing is trained or none is named."""
-        trivial = Trivial(predictor=self.trivial) if isinstance(self.trivial, str) else self.trivial
-        return trivial if trivial and trivial.predictor else None
+        if isinstance(self.trivial, str):
+            return Trivial(predictor=self.trivial)
+        return self.trivial if isinstance(self.trivial, Trivial) else None
 
     @property
     def trained(self) -> bool:
@@ -381,15 +444,40 @@ class Claim(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class Statement(_Strict):
-    """An exact statement of the paper (an equation, an equivalence, a limit), which holds on every row or does not."""
+    """An exact statement (an equation, an equivalence, a limit), verified on every row; never a headline."""
 
     statement: str
+    """The statement as one sentence."""
     where: str
+    """Where in the paper it stands. Example: `Eq. 4`"""
     experiment: str
+    """Experiment whose rows are looked at."""
     rule: RulesByProfile
+    """Rule of kind `identity`, or a list of them. Example: `{kind: identity, measure: error, arm: rmsnorm, bound: 1.0e-12}`"""
     controls: list[Control] = field(default_factory=list)
+    """Broken arms that violate the statement."""
     read: Read | None = None
+    """How surely the statement is known: where it was read."""
     note: str | None = None
+    """Remark for readers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere(_Strict):
+    """What others measured: shown beside our verdict, judged by no rule."""
+
+    claim: str
+    """Claim that it bears on."""
+    who: str
+    """Who measured it. Example: `Loshchilov et al., 2025`"""
+    where: str
+    """Where it is written. Example: `arXiv:2410.01131, Table 2`"""
+    setting: str
+    """Model and data. Example: `130M parameters on C4`"""
+    says: str
+    """Their result in one line."""
+    agrees: Literal["yes", "no", "partly"]
+    """Whether it agrees with the claim."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,13 +489,21 @@ class Figure(_Strict):
     """
 
     title: str
+    """Title of what is shown."""
     experiment: str
+    """Experiment whose rows are shown."""
     measure: str
+    """Measure that is shown."""
     x: str | None = None
+    """Factor or list measure along the horizontal axis."""
     arms: list[str] | None = None
+    """Arms that are shown; all unless given."""
     at: dict[str, Level] = field(default_factory=dict)
+    """Fixed levels of factors."""
     where: str | None = None
+    """Figure or table of the paper that it corresponds to."""
     about: str | None = None
+    """One sentence for the caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,13 +514,21 @@ class Ranking(_Strict):
     """
 
     title: str
+    """Title of what is shown."""
     experiment: str
+    """Experiment whose rows are shown."""
     measure: str
+    """Measure that is shown."""
     over: str
+    """Factor whose levels are the cases that are ranked."""
     arm: str
+    """Arm that is compared with each other one."""
     arms: list[str] | None = None
+    """Arms that are shown; all unless given."""
     where: str | None = None
+    """Figure or table of the paper that it corresponds to."""
     about: str | None = None
+    """One sentence for the caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,7 +536,9 @@ class Provided(_Strict):
     """A drop-in method: the public name of `method.py` and the slot of a model that it fits."""
 
     slot: Slot
+    """Slot of a model that it fits."""
     name: str
+    """Public name in method.py. Example: `RMSNorm`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,7 +563,8 @@ class Settings:
     batched: bool
     ranks: int | None = None  # processes that share one trial
     exclusive: bool
-    module: str | None
+    module: str | None  # None for the paper's own experiment.py
+    function: str
     config: dict[str, Any]
     tune: Tuning | None = None
 
@@ -467,31 +574,60 @@ class Paper(_Strict):
     """One paper as `paper.yaml` states it."""
 
     slug: str
+    """Name of the folder, which is also that of the Python package. Example: `rmsnorm`"""
     title: str
+    """Title of the paper."""
     authors: list[str]
+    """Authors as the paper names them. Example: `[Biao Zhang, Rico Sennrich]`"""
     year: int
+    """Year of the publication that is cited."""
     venue: str
+    """Venue with its year. Example: `NeurIPS 2019`"""
     family: Family
+    """What the method changes in a network."""
     summary: str
+    """What the paper proposes, in one or two sentences."""
     equation: str
+    """The method in LaTeX."""
     headline: str
+    """The one claim that the paper is known for; never an identity. Example: `quality-parity`"""
     measures: dict[str, Measure]
+    """Every number that an experiment returns, by its name."""
     experiments: dict[str, Experiment]
+    """Every function that is measured, by its name."""
     claims: dict[str, Claim]
+    """What the paper says and we judge, by a short name of each claim."""
     profiles: dict[Profile, dict[str, Any]]
+    """How large each experiment is at each profile: `seeds`, and for every experiment that runs there its settings."""
     identities: dict[str, Statement] = field(default_factory=dict)
+    """Exact statements, verified or violated, by a short name of each."""
+    elsewhere: list[Elsewhere] = field(default_factory=list)
+    """What others measured."""
     arxiv: str | None = None
+    """Identifier at arXiv. Example: `'1910.07467'`"""
     doi: str | None = None
+    """DOI. Example: `10.1000/182`"""
     url: str | None = None
+    """Address of the paper, where it has neither."""
     code: str | None = None
-    withdrawn: str | None = None  # who withdrew it, when and why; the page stays and says so
+    """The authors' code, at a revision. Example: `bzhangGo/rmsnorm@2e726f1`"""
+    withdrawn: str | None = None
+    """Who withdrew the paper, when and why; its page stays and says so."""
     provides: list[Provided] = field(default_factory=list)
+    """Drop-in methods of method.py."""
     figures: list[Figure] = field(default_factory=list)
+    """Drawings of rows on the paper's page: shown, never judged."""
     rankings: list[Ranking] = field(default_factory=list)
+    """Tables of average ranks on the paper's page: shown, never judged."""
 
     def experiments_in(self, profile: str) -> list[str]:
         """The experiments that run at a profile, in the order in which the file declares them."""
         return [name for name in self.experiments if name in self.profiles.get(profile, {})]
+
+    def shape(self, profile: str, experiment: str) -> tuple[list[str], dict[str, list[Level]]]:
+        """Arms and factors of an experiment at a profile where it runs."""
+        declared, here = self.experiments[experiment], self.profiles[profile][experiment]
+        return here.get("arms") or declared.arms, {**declared.factors, **here.get("factors", {})}
 
     def settings(self, profile: str, experiment: str) -> Settings:
         """Arms, factors, seeds and config of an experiment at a profile; ReproError where it does not run there."""
@@ -501,8 +637,12 @@ class Paper(_Strict):
                 f"there run: {', '.join(self.experiments_in(profile)) or 'none'}"
             )
         declared, here = self.experiments[experiment], copy.deepcopy(self.profiles[profile][experiment])
-        seeds = list(range(here.get("seeds") or self.profiles[profile]["seeds"]))
+        there = self.profiles[profile]
+        first = here.get("first_seed", there.get("first_seed", 0))
+        seeds = list(range(first, first + (here.get("seeds") or there["seeds"])))
         tune = self.tuning(profile, experiment)
+        module, function = declared.resolved(experiment)
+        arms, factors = self.shape(profile, experiment)
         offset: dict[str, set[int]] = {}
         for claim_id, claim in self.claims.items():
             for control in claim.controls if self.rules(claim_id, profile) else ():
@@ -510,8 +650,8 @@ class Paper(_Strict):
                     for arm in control.replace.values():
                         offset.setdefault(arm, set()).update(seed + control.seed_offset for seed in seeds)
         return Settings(
-            arms=here.get("arms") or list(declared.arms),
-            factors={**declared.factors, **here.get("factors", {})},
+            arms=list(arms),
+            factors=copy.deepcopy(factors),
             seeds=seeds,
             tuning_seeds=list(tune.seeds) if tune else here.get("tuning_seeds", []),
             tune=tune,
@@ -519,11 +659,12 @@ class Paper(_Strict):
             ranks=here.get("ranks"),
             offset_seeds={arm: sorted(moved) for arm, moved in offset.items()},
             exclusive=declared.exclusive,
-            module=declared.module,
+            module=module,
+            function=function,
             config={k: v for k, v in here.items() if k not in RESERVED},
         )
 
-    def rules(self, claim_id: str, profile: str) -> list[Rule]:
+    def rules(self, claim_id: str, profile: str) -> list[Any]:
         """The rules of a claim or an identity at a profile, which must all hold; none where it is not judged there."""
         judged = self.claims.get(claim_id) or self.identities[claim_id]
         if profile == "smoke" or judged.rule is None or judged.experiment not in self.experiments_in(profile):
@@ -560,12 +701,6 @@ class Paper(_Strict):
                     better=self.measures[measure].better,
                 )
         return None
-
-    def model_dump(self, mode: str = "json", exclude_none: bool = True) -> dict[str, Any]:
-        """The paper as plain data, defaults filled in, spelled as in pydantic; only these modes are offered."""
-        if (mode, exclude_none) != ("json", True):
-            raise ValueError("model_dump offers mode='json', exclude_none=True alone")
-        return as_dict(self)
 
     def registration(self, profile: str) -> str:
         """Digest of everything that decides a verdict at this profile; prose, units and labels are left out."""
@@ -624,12 +759,16 @@ class Params(_Strict):
     """`params.yaml`: what holds for the whole suite."""
 
     profile: Profile
+    """Profile that runs unless another is named. Example: `cpu`"""
     device: str
+    """Device of a run: auto, cpu, cuda or cuda:0."""
     seeds: int | None
-    time_limit: dict[Profile, float]
+    """Number of seeds in place of the planned one; null for the planned one."""
+    time_limit: dict[Profile, Number]
+    """Seconds that a profile of one paper may take."""
 
 
-def controlled(rule: Rule, control: Control) -> Rule:
+def controlled(rule: Any, control: Control) -> Any:
     """The rule that a control must fail: its arms replaced, its `at` added (a level fixed there ends `per`)."""
     changed: dict[str, Any] = {"arm": control.replace.get(rule.arm, rule.arm), "at": {**rule.at, **control.at}}
     if getattr(rule, "against", None):
@@ -651,41 +790,8 @@ def as_dict(value: Any, drop: Set[str] = frozenset()) -> Any:
     return [as_dict(v) for v in value] if isinstance(value, list) else value
 
 
-# ---- from plain data to the classes -------------------------------------------------------------------------------
-
-
-def as_member(kind: Any, value: Any) -> Any:
-    """The type that `value` is of, where `kind` leaves a choice."""
-    for mark in getattr(kind, "__metadata__", ()):
-        return as_member(mark.members.get(mark.pick(value)), value)
-    if get_origin(kind) in (Union, types.UnionType):
-        rest = [arg for arg in get_args(kind) if arg is not types.NoneType]
-        return as_member(rest[0], value) if len(rest) == 1 else None
-    return kind
-
-
-@functools.cache
-def fields_of(cls: type) -> dict[str, tuple[str, Any]]:
-    return {f.name.rstrip("_"): (f.name, f.type) for f in fields(cls)}
-
-
-def build(kind: Any, value: Any) -> Any:
-    """Checked plain data as `kind`."""
-    if not isinstance(value, dict | list):
-        return value
-    kind = as_member(kind, value)
-    if isinstance(value, list):
-        item = get_args(kind)[0] if get_args(kind) else None
-        return [build(item, v) for v in value]
-    if is_dataclass(kind):
-        known = fields_of(kind)
-        return kind(**{known[k][0]: build(known[k][1], v) for k, v in value.items()})
-    item = get_args(kind)[1] if get_args(kind) else None
-    return value if item in (None, Any) else {k: build(item, v) for k, v in value.items()}
-
-
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of `paper.yaml`, for editors."""
-    from pydantic import TypeAdapter
+    from repro.files.schema import adapter
 
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Paper).json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **adapter(Paper).json_schema()}

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from repro.errors import Failed
-from repro.run.processes import die_with_parent
+from repro.run.processes import TryAgain, die_with_parent
 from repro.store import write_file
 
 RESTARTS = 3  # of all ranks, before the trial counts as lost
@@ -50,7 +50,7 @@ def execute(unit: dict) -> list[dict]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # torchrun's own default, without its warning
     ended = subprocess.run(command, stdout=sys.stderr, env=environment, preexec_fn=die_with_parent)
     if not answer.exists():
-        sys.exit(f"torchrun ended with code {ended.returncode} and no answer")
+        raise TryAgain(f"torchrun ended with code {ended.returncode} and no answer")
     found = json.loads(answer.read_text())
     shutil.rmtree(folder)
     if "error" in found:
@@ -95,8 +95,8 @@ def main() -> None:
         unit["device"] = f"cuda:{dist.get_node_local_rank()}"
     train.CHECKPOINTS = folder
     try:
-        found = {"results": inside.execute({**unit, "ranks": None})}
-    except Exception as error:
+        found = {"results": inside.execute({**unit, "ranks": None}, watch=True)}
+    except BaseException as error:
         found = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
         time.sleep(PATIENCE)
         if not answer.exists():

@@ -8,6 +8,7 @@ the checkout at the same path, and must be of one device class with one torch: a
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from repro.errors import ReproError
 from repro.run import provenance
 from repro.run.engines import local
+from repro.run.processes import TRY_AGAIN, TryAgain
 
 AHEAD = 4  # units in flight for each that the cluster can run, so that memory stays flat however many there are
 
@@ -29,7 +31,7 @@ def cluster(address: str | None, cores: int | None):
         import ray
     except ImportError as error:
         raise ReproError(
-            "--engine ray: Ray is not installed; run `pip install 'repro[cluster]'`, or write --engine local"
+            "--engine ray: Ray is not installed; run `uv pip install -e '.[cluster]'` in the checkout, or write --engine local"
         ) from error
     if address is not None and ":" in address.removeprefix("ray://"):
         _answers(address)
@@ -78,7 +80,11 @@ def _task(unit: dict, lock: str, expected: dict) -> dict:
         text = f"a machine of the cluster is {found}, the first one was {expected}; run on machines of one kind"
         return {"error": text, "traceback": text}
     with local.machine(Path(lock), unit["exclusive"]):
-        return worker.answer(unit)
+        try:
+            return worker.answer(unit)
+        except TryAgain as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(TRY_AGAIN)  # Ray runs the task again, in another process
 
 
 class Engine:
@@ -113,6 +119,7 @@ class Engine:
         state: Path,
         done: Callable[[dict, dict], None],
         heard: Callable[[dict, dict], None] = lambda unit, at: None,
+        deadline: float | None = None,
     ) -> None:
         """Run every unit and call `done(unit, answer)` for each, as `repro.run.engines.local.run_units` does."""
         lock = str(state / "machine.lock")
@@ -129,12 +136,17 @@ class Engine:
         for queue, ahead in ((shared, AHEAD * self.slots), (alone, 1)):
             queue, running = list(reversed(queue)), {}
             while queue or running:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    for task_running in running:
+                        self.ray.cancel(task_running, force=True)
+                    return
                 while queue and len(running) < ahead:
                     unit = queue.pop()
                     running[start(unit)] = unit
-                ready, _ = self.ray.wait(list(running), num_returns=1)
-                for one in ready:
-                    done(running.pop(one), self._answer(one))
+                ready, _ = self.ray.wait(list(running), num_returns=1, timeout=left)
+                for finished in ready:
+                    done(running.pop(finished), self._answer(finished))
 
     def _answer(self, one) -> dict:
         try:

@@ -1,0 +1,16 @@
+"""`python -m repro`: the command `repro`."""
+
+import sys
+
+try:
+    from repro.cli import main
+except ModuleNotFoundError as error:
+    if error.name is None or error.name.partition(".")[0] == "repro":
+        raise
+    sys.exit(
+        f"error: the package {error.name} is not installed; the command needs the suite: "
+        "run `make setup`, or `uv pip install -e '.[suite]'` in the checkout"
+    )
+
+if __name__ == "__main__":
+    main()
