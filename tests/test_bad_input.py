@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_arena import SETTINGS, document
 from test_paper import TEXT
+from test_store import BODY, ROW
 
 from conftest import ROOT
 from dev import badinput, demo
@@ -23,9 +24,10 @@ from repro.arena import protocol as arena
 from repro.arena import table as arena_table
 from repro.data import archives, sources
 from repro.errors import ReproError
+from repro.files import paths
 from repro.files.arena import read_arena_rows, read_table
 from repro.files.paths import PROFILES, SCHEMA, SLUG
-from repro.publish import index
+from repro.publish import index, stages
 from repro.run import measure as run
 from repro.run import plan
 from repro.spec import load as papers
@@ -329,7 +331,7 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
     with refusal():
         rows = judge.load_rows(path)
         json.dumps(judge.judge(paper, "cpu", rows), allow_nan=False).encode()
-        cost = plan.seconds(plan.entry(paper, "cpu")["trials"], rows["rows"])
+        cost = plan.seconds_of(plan.entry(paper, "cpu")["trials"], rows["rows"])
         assert cost is None or math.isfinite(cost)
 
 
@@ -338,7 +340,7 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
     from repro.commands import common
     from repro.commands import papers as shows
-    from repro.publish import cite
+    from repro.publish import cite, evidence
 
     paper = load(suite / "papers" / "demo")
     sound = json.loads((suite / "papers" / "demo" / "results" / "cpu.verdict.json").read_text())
@@ -346,10 +348,11 @@ def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObj
     for name in ("paper.yaml", "method.py"):
         write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
+        patch.setattr(paths, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(common, "say", lambda text="": str(text).encode())
         patch.setattr(shows, "say", lambda text="": str(text).encode())
-        stored = index.read_verdict("demo", "cpu")
+        stored = evidence.read_verdict(load(path.parents[1]), "cpu")
         json.dumps(stored, allow_nan=False).encode()
         (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
         common.verdict_table(paper, stored)
@@ -397,7 +400,7 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
 @given(raw=st.binary(max_size=200), data=st.data())
 def test_random_bytes_in_trial_records(tmp_path: Path, raw: bytes, data: st.DataObject) -> None:
     store, key = Store(tmp_path), "sha256:" + "ab" * 32
-    body = store.put(key, {"row": {"arm": "a", "seed": 0, "measures": {"x": 0.5}}}, replace=True)
+    body = store.put(key, {**BODY, "row": {**ROW, "seed": 0}}, replace=True)
     sound = store.path(key).read_bytes()
     at = data.draw(st.integers(0, len(sound)))
     for spoilt in (
@@ -672,8 +675,9 @@ def test_hostile_texts_do_not_break_the_generated_readmes(suite: Path, monkeypat
     text = "It | adds <!-- end of GENERATED --> <script>alert(1)</script> | one."
     path = suite / "papers" / "demo" / "paper.yaml"
     sound = path.read_text()
+    monkeypatch.setattr(paths, "paper_dirs", lambda: suite / "papers")
     monkeypatch.setattr(papers, "paper_dirs", lambda: suite / "papers")
-    monkeypatch.setattr(index, "_relative", lambda path: Path(path).name)
+    monkeypatch.setattr(stages, "_relative", lambda path: Path(path).name)
     monkeypatch.setattr(index.provenance, "closure", lambda *modules: {})
     try:
         path.write_text(sound.replace("The error is small.", json.dumps(text)))
