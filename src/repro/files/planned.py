@@ -5,7 +5,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from repro.files.schema import OPEN, Level, ProfileName, Text, Truth, Wanted, Whole, Words, matching
+from repro.files.schema import OPEN, Level, ProfileName, Text, Truth, Wanted, Whole, Words, matching, one_of
 
 Ranks = Annotated[int, Field(ge=1, le=1024), Wanted("a whole number from 1 to 1024")]
 
@@ -24,12 +24,24 @@ class Setting(TypedDict):
     """One experiment of an entry."""
 
     __pydantic_config__ = OPEN
+    function: NotRequired[Words]
     module: matching(r"repro(\.\w+)+", "a module of this suite, such as repro.papers.rmsnorm.experiment")
     exclusive: Truth
     batched: Truth
     ranks: NotRequired[Ranks | None]
     arms: list[Words]
     config: dict[str, Any]
+
+
+class Tuned(TypedDict):
+    """How the arms of an experiment are tuned."""
+
+    __pydantic_config__ = OPEN
+    factor: Words
+    seeds: list[Whole]
+    levels: list[Level]
+    measure: Words
+    better: one_of("lower", "higher")
 
 
 class Entry(TypedDict):
@@ -40,6 +52,7 @@ class Entry(TypedDict):
     profile: ProfileName
     registered: Text
     experiments: dict[str, Setting]
+    tune: NotRequired[dict[str, Tuned]]
     trials: list[Trial]
 
 

@@ -58,6 +58,8 @@ class Provenance(TypedDict):
     config: NotRequired[dict[str, Text]]
     trials: NotRequired[list[Text]]
     notes: NotRequired[list[Text]]
+    missing: NotRequired[Whole]
+    git: NotRequired[Text]
     checksum: NotRequired[Digest]
 
 
