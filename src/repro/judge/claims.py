@@ -307,7 +307,8 @@ def _learnt(case: Case) -> dict[str, Any] | None:
     settings, rows = case.settings, case.rows_of(case.claim.experiment)
     decided = []
     for rule in case.rules:
-        arm, measure = getattr(rule, "against", None) or rule.arm, trivial.measure or rule.measure
+        arm = trivial.arm or getattr(rule, "against", None) or rule.arm
+        measure = trivial.measure or rule.measure
         higher = paper.measures[measure].better == "higher"
         bound = Bound(kind="bound", measure=measure, arm=arm, level=rule.level, max=0.0)
         data = Values(bound, rows, paper.measures, settings, {}, terms.tune)

@@ -399,8 +399,7 @@ def _together(decisions: list[Decision], at_least: int | None) -> Decision:
                 needed = None if least[wanted - 1] == INF else int(least[wanted - 1])
         short = [d.needed for d in decisions if d.state == "inconclusive" and d.needed and d.why == few(d.n, d.needed)]
         needed = short[0] if short else needed
-    verb = "condition holds" if yes == 1 else "conditions hold"
-    why = f"{yes} of {n} {verb}, {no} {'fails' if no == 1 else 'fail'} and {n - yes - no} "
+    why = f"{yes} of {n} conditions {'holds' if yes == 1 else 'hold'}, {no} {'fails' if no == 1 else 'fail'} and {n - yes - no} "
     why += f"{'is' if n - yes - no == 1 else 'are'} open; {k} {'is' if k == 1 else 'are'} needed."
     if state == "inconclusive":
         why += f" {advice(decisions[0].n, needed)}"
