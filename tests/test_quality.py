@@ -332,7 +332,7 @@ def test_a_sign_test_beside_a_sampled_part(make):
 
 def test_too_few_seeds_and_missing_rows_say_so(make):
     found = rates(make(KINDS["ordering"][0], 2), rows_of({"a": 0.5, "b": 1.0}, 2))
-    assert found["false_rate"] is None and found["why"] == "2 seeds; at least 3 are needed"
+    assert found["false_rate"] is None and found["why"] == "there are only 2 seeds, and at least 3 are needed."
     found = rates(make(KINDS["ordering"][0]), rows_of({"a": 0.5, "b": 1.0}, 4))
     assert found["false_rate"] is None and "missing" in found["why"]
 
@@ -408,7 +408,7 @@ def test_judge_stores_the_rates_and_the_checks_know_them(checkout: Checkout) -> 
     assert f"results/{path.name.replace('cpu', '${item.profile}')}" in (checkout.paper / "dvc.yaml").read_text()
     assert "all checks passed" in checkout.ok("verify", "demo")
     whole = path.read_text()
-    path.write_text(whole.replace('"power": 1.0', '"power": 0.5'))
+    path.write_text(whole.replace('"allowed": 0.05', '"allowed": 0.04'))
     assert path.read_text() != whole
     assert "stored verdicts differ" in checkout.refused("judge", "--all", "--check", code=1)
     assert "the stored error rates differ" in checkout.run("verify", "demo").stdout
