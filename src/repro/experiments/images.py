@@ -45,6 +45,7 @@ class Arm:
     network     a builder that takes the place of the ResNet's: network(config, generator) -> module
     patches     the embedding of a ViT's patches, and its options
     clip        a function of the parameters that changes their gradients, or a bound of their norm
+    groups      parameter groups: groups(model)
     weights     of a sigmoid network: gaussian (deviation 0.1) or glorot
     head        whether the logits are normalised too
     """
@@ -57,6 +58,7 @@ class Arm:
     patches: str | None = None
     patch_options: tuple[tuple[str, object], ...] = ()
     clip: str | float | None = None
+    groups: str | None = None
     weights: str = "gaussian"
     head: bool = False
 
@@ -98,7 +100,7 @@ ARMS = {
     "nf_resnet": Arm(network="repro.experiments.images:norm_free"),
     "nf_resnet_agc": Arm(network="repro.experiments.images:norm_free", clip="repro.papers.nfnet:adaptive_clip_grad_"),
     "nf_resnet_clipped": Arm(network="repro.experiments.images:norm_free", clip=1.0),
-    "fixup": Arm(network="repro.experiments.images:fixed_up"),
+    "fixup": Arm(network="repro.experiments.images:fixed_up", groups="repro.papers.fixup:fixup_groups"),
     "no_norm": Arm(),
     # sigmoids
     "sigmoid_baseline": Arm(),
@@ -297,7 +299,7 @@ def resnet(arm: str, seed: int, config: ResNet, device: torch.device) -> Measure
         device,
         optimizer="nesterov",
         weight_decay=config.weight_decay,
-        groups=matrices_decay,
+        groups=matrices_decay if kind.groups is None else named(kind.groups),
         schedule=cosine(config.warmup),
         clip=clip,
     )
@@ -320,7 +322,7 @@ class Sigmoids(Pictures):
 
 
 def sigmoids(arm: str, seed: int, config: Sigmoids, device: torch.device) -> Measures:
-    """Test accuracy along the run, and the 15, 50 and 85 percentiles of what a typical last sigmoid reads (Figure 1)."""
+    """Test accuracy along the run; the 15, 50 and 85 percentiles of what a typical last sigmoid reads (Figure 1)."""
     kind = ARMS[arm]
     glorot = scaled_gaussian(1.0, lambda layer: (fan_in(layer) + fan_out(layer)) / 2)
     model = MLP(
