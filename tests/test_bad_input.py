@@ -340,21 +340,23 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
     from repro.commands import common
     from repro.commands import papers as shows
-    from repro.publish import cite, evidence
+    from repro.publish import cite, readme
+    from repro.publish.evidence import evidence, read_verdict
 
     paper = load(suite / "papers" / "demo")
     sound = json.loads((suite / "papers" / "demo" / "results" / "cpu.verdict.json").read_text())
     path = write(tmp_path / "papers" / "demo" / "results" / "cpu.verdict.json", data.draw(damaged(sound)))
-    for name in ("paper.yaml", "method.py"):
+    for name in ("paper.yaml", "method.py", "results/cpu.rows.json"):
         write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
         patch.setattr(paths, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(common, "say", lambda text="": str(text).encode())
         patch.setattr(shows, "say", lambda text="": str(text).encode())
-        stored = evidence.read_verdict(load(path.parents[1]), "cpu")
+        stored = read_verdict(paper, "cpu")
         json.dumps(stored, allow_nan=False).encode()
-        (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
+        page = readme.paper_readme(paper, ["method"], {"cpu": stored}) + readme.verdict_table([evidence("demo")])
+        (page + cite.bibtex(paper, stored)).encode()
         common.verdict_table(paper, stored)
         shows.show("demo")
 
@@ -677,18 +679,18 @@ def test_hostile_texts_do_not_break_the_generated_readmes(suite: Path, monkeypat
     sound = path.read_text()
     monkeypatch.setattr(paths, "paper_dirs", lambda: suite / "papers")
     monkeypatch.setattr(papers, "paper_dirs", lambda: suite / "papers")
-    monkeypatch.setattr(stages, "_relative", lambda path: Path(path).name)
-    monkeypatch.setattr(index.provenance, "closure", lambda *modules: {})
+    monkeypatch.setattr(stages, "functions", lambda paper: [])
+    monkeypatch.setattr(stages.provenance, "closure", lambda *modules: {})
     try:
         path.write_text(sound.replace("The error is small.", json.dumps(text)))
         index.write(suite)
         first = (suite / "README.md").read_text()
-        assert index.write(suite) == [] and index.check(suite) == []
+        assert index.write(suite) == ([], {}) and index.check(suite) == []
     finally:
         path.write_text(sound)
     assert first.count(index.END) == 1 and "<script>" not in first
     line = next(line for line in first.splitlines() if "alert" in line)
-    assert line.count("|") - line.count("\\|") == 7, "no column more"
+    assert line.count("|") - line.count("\\|") == 6, "no column more"
 
 
 def test_hostile_texts_stay_texts_on_every_page(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def _show(one, verdicts: dict[str, dict | None]) -> None:
 def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
     """Print one claim: the paper's number, ours, the rule and its controls."""
     from repro import words
-    from repro.publish.evidence import estimate, measured
+    from repro.publish.evidence import ours
     from repro.spec.model import as_dict
 
     claim = one.claims[name]
@@ -136,7 +136,7 @@ def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
         judged = (verdict or {"claims": {}})["claims"].get(name)
         if judged:
             state = words.verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
-            paragraph(f"{state}. {measured(judged)}: {estimate(judged)}. {words.sentence(judged['why'])}", f"  {p:<8} ")
+            paragraph(f"{state}. {ours(judged)}. {words.sentence(judged['why'])}", f"  {p:<8} ")
         elif one.rules(name, p):
             say(f"  {p:<8} not run")
         for text in [words.rule_text(as_dict(rule), measures) for rule in one.rules(name, p)]:
