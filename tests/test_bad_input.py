@@ -353,7 +353,7 @@ def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObj
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(common, "say", lambda text="": str(text).encode())
         patch.setattr(shows, "say", lambda text="": str(text).encode())
-        stored = read_verdict(paper, "cpu")
+        stored = read_verdict(load(path.parents[1]), "cpu")
         json.dumps(stored, allow_nan=False).encode()
         page = readme.paper_readme(paper, ["method"], {"cpu": stored}) + readme.verdict_table([evidence("demo")])
         (page + cite.bibtex(paper, stored)).encode()
