@@ -382,13 +382,16 @@ ARENA = """\
 mlp:
   what: a small network
   measure: valid_nats
-  target: 2.0
   margin: 0.5
+  calibration:
+    - {better: base, worse: "norm:control.broken"}
   cpu:
-    tuning: {seeds: 1, lr: [0.003, 0.01], rungs: [[2, 1]]}
-    final: {seeds: 3, steps: 4}
-    settings: {depth: 2, width: 8, batch: 8, examples: 64}
-    cells: [{depth: 3}]
+    tuning: {seeds: 1, lr: [0.003, 0.01], extend: 1}
+    final: {seeds: 3}
+    settings: {width: 8, examples: 64}
+    cells:
+      - {depth: 2, batch: 8, steps: 4}
+      - {depth: 3, batch: 8, steps: 4}
     cost: {seeds: 1, blocks: 2, calls: 1, aa_limit: 100.0}
 """
 
