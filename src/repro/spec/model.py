@@ -350,6 +350,8 @@ class Trivial(_Strict):
     """Name of the predictor. Example: `bigram`"""
     measure: str | None = None
     """Measure that is compared; that of the rule unless given."""
+    arm: str | None = None
+    """Arm that must have learnt; the comparator of each rule, or its arm where it has none, unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
