@@ -71,10 +71,12 @@ class _Guard:
         self.installed = False
 
     def hook(self, event: str, arguments: tuple) -> None:
-        if event not in ("open", "import") or not getattr(self.on, "now", False):
+        if event not in ("open", "import", "os.mkdir") or not getattr(self.on, "now", False):
             return
         if event == "import":
             self.module(arguments[0])
+        elif event == "os.mkdir":  # what a trial makes itself it may read
+            self.folders = (*self.folders, os.path.realpath(os.fsdecode(arguments[0])))
         else:
             self.file(*arguments[:3])
 
