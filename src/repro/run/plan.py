@@ -1,6 +1,6 @@
 """From paper.yaml to the trials that a run makes: plain data, no torch, ready for another machine.
 
-plan = {schema, entries: [{paper, profile, registered, experiments, tune?, trials: [{experiment, arm, seed, factors}]}]},
+plan = {schema, digest, entries: [{paper, profile, registered, experiments, tune?, trials: [{experiment, arm, seed, factors}]}]},
 experiments = {name: {module, function, exclusive, batched, ranks, arms, config}}, the trials in seed-major order,
 tune = {experiment: {factor, seeds, levels, measure, better}}: each arm's level of the factor is chosen on these seeds.
 """
