@@ -76,7 +76,8 @@ class _Guard:
         if event == "import":
             self.module(arguments[0])
         elif event == "os.mkdir":  # what a trial makes itself it may read
-            self.folders = (*self.folders, os.path.realpath(os.fsdecode(arguments[0])))
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            self.folders += () if os.path.exists(path) else (path,)
         else:
             self.file(*arguments[:3])
 
