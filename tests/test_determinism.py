@@ -84,7 +84,7 @@ if __name__ == "__main__":
         [sys.executable, "-c", script, str(tmp_path / "unit.json"), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     [line] = [line for line in told.stdout.splitlines() if line.startswith("ANSWER")]
     assert json.loads(line.removeprefix("ANSWER ")) == json.loads(json.dumps(execute.execute(unit)))
