@@ -37,6 +37,10 @@ class Main:
     mode: str
 
 
+def noisy(x, g):
+    return x + 0.1 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+
+
 def main(arm: str, seed: int, config: Main, device: torch.device) -> dict:
     rank, world = train.ranks()
     draw = train.generator("data", seed)
@@ -61,12 +65,13 @@ def main(arm: str, seed: int, config: Main, device: torch.device) -> dict:
             with torch.no_grad():
                 model[0].weight.fill_(float("inf"))
 
-    history = train.fit(model, (x, y), steps=40, batch=64, lr=0.05, seed=seed, optimizer="momentum", hook=hook, clip=1.0,
-                        checkpoint_every=10, augment=lambda x, g: x + 0.1 * torch.randn(x.shape, generator=g, dtype=x.dtype))
+    history = train.fit(model, (x, y), steps=40, batch=64, lr=0.05, seed=seed, optimizer="momentum", hook=hook,
+                        clip=1.0, checkpoint_every=10, augment=noisy)
     return {"error": history.train_loss[-1], "curve": history.train_loss, "world": world, "first": seen[0]}
 '''
 YAML = {
-    "  curve: {unit: nats, better: lower, diverged: worst}\n": "  curve: {unit: nats, better: lower, diverged: worst}\n  world: {unit: ranks, better: lower, diverged: worst}\n"
+    "  curve: {unit: nats, better: lower, diverged: worst}\n": "  curve: {unit: nats, better: lower, diverged: worst}\n"
+    "  world: {unit: ranks, better: lower, diverged: worst}\n"
     "  first: {unit: step, better: lower, diverged: worst}\n",
     "factors: {depth: [1, 2]}": "factors: {depth: [1]}",
     ", per: depth}": "}",

@@ -1,4 +1,4 @@
-"""The same trials over a Ray cluster: rows equal to the local engine's bit for bit, nothing lost, nothing counted twice."""
+"""The same trials over a Ray cluster: rows equal to the local engine's bit for bit, nothing lost or counted twice."""
 
 import json
 import os

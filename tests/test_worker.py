@@ -121,7 +121,8 @@ from repro.run.engines import local
 arms = sys.argv[1].split()
 units = [{"experiment": "main", "module": "repro.papers.demo.experiment", "function": "main", "config": {"mode": "x"},
           "where": "x: y", "path": "single", "exclusive": False, "ranks": None, "device": "cpu",
-          "trials": [{"experiment": "main", "arm": arm, "seed": 0, "factors": {"depth": 1}, "key": arm}]} for arm in arms]
+          "trials": [{"experiment": "main", "arm": arm, "seed": 0, "factors": {"depth": 1}, "key": arm}]}
+         for arm in arms]
 def done(unit, answer):
     print(json.dumps([unit["trials"][0]["arm"], answer.get("error") or answer["results"]]), flush=True)
 local.run_units(units, jobs=1, state=Path(".repro"), done=done)

@@ -78,9 +78,9 @@ def last_measure(answer: dict) -> str:
 
 
 class Bar(run.Progress):
-    """A line that counts trials, with the time left and the last result; a line for each trial that trains; the verdict as it forms.
+    """A line that counts trials, with the time left and the last result; a line for each trial that trains; a verdict.
 
-    What went wrong is printed above them.
+    The verdict is that of the headline as it forms.  What went wrong is printed above them.
     """
 
     def __init__(self) -> None:
