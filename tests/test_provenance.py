@@ -107,6 +107,20 @@ def test_running_imports_in_no_circle() -> None:
     assert arrows == {}, "these import each other"
 
 
+def test_lowered_vector_instructions_are_another_device_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATEN_CPU_CAPABILITY changes bits; where torch takes what the processor has, the class is that of the processor."""
+    monkeypatch.setattr(provenance, "cpu", lambda: {"class": "cpu-x86_64-GenuineIntel-avx512f", "model": "a processor"})
+    classes = {}
+    for vector in ("AVX512", "AVX2", "DEFAULT"):
+        monkeypatch.setattr(provenance, "vector_capability", lambda vector=vector: vector)
+        classes[vector] = provenance.device_class("cpu")
+    assert classes == {
+        "AVX512": "cpu-x86_64-GenuineIntel-avx512f",
+        "AVX2": "cpu-x86_64-GenuineIntel-avx512f-with-avx2",
+        "DEFAULT": "cpu-x86_64-GenuineIntel-avx512f-with-default",
+    }
+
+
 # --- one function of a module -----------------------------------------------------------------------------------------
 
 MODULE = '''"""Two experiments."""

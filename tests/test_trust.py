@@ -106,6 +106,25 @@ def test_a_trial_measured_elsewhere_lies_within_four_spreads(
     assert again.unexpected({"status": status, "measures": measures}, trial, ROWS) == apart
 
 
+def test_a_trace_runs_every_arm_at_every_level_once() -> None:
+    """Also an arm that has no first seed, and all seeds of a batched unit, in as few units as there can be."""
+
+    def unit(experiment: str, arm: str, depth: int, *seeds: int) -> dict:
+        trials = [{"experiment": experiment, "arm": arm, "seed": s, "factors": {"depth": depth}} for s in seeds]
+        return {"experiment": experiment, "trials": trials}
+
+    units = [unit("main", arm, depth, seed) for seed in (1, 0) for arm in ("a", "b") for depth in (1, 2)]
+    units += [unit("main", "late", 1, 1001), unit("main", "late", 1, 1000), unit("other", "a", 1, 0)]
+    units += [unit("main", "batched", 1, 0, 1, 2)]
+    found = again.trace(units, ["main"])
+    ran = [(t["arm"], t["factors"]["depth"], t["seed"]) for one in found for t in one["trials"]]
+    assert sorted(ran) == sorted(
+        [(arm, depth, 0) for arm in ("a", "b") for depth in (1, 2)]
+        + [("late", 1, 1000)]
+        + [("batched", 1, seed) for seed in (0, 1, 2)]
+    )
+
+
 def test_rows_of_another_class_are_measured_again_and_compared(checkout: Checkout) -> None:
     checkout.ok("run", "demo")
     path = checkout.paper / "results" / "cpu.rows.json"

@@ -54,6 +54,7 @@ class Worker:
             self.process.stdin.write(json.dumps({"ticket": ticket, "unit": unit}).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
+            self.code()
             return None
         while line := self.process.stdout.readline(LONGEST):
             try:
