@@ -35,6 +35,7 @@ def settings(n=5, factors=None, tuning=()):
         ranks=None,
         exclusive=False,
         module=None,
+        function="e",
         config={},
     )
 
@@ -111,9 +112,11 @@ BROKEN = "[{replace: {a: c}, expect: not_reproduced}]"
 def maker(tmp_path: Path):
     """Return a function that writes a paper with the given rule and other keys of its claim, and loads it."""
 
-    def make(rule_text=ORDER, controls=BROKEN, change=("", ""), **keys):
+    def make(rule_text=ORDER, controls=BROKEN, change=None, replace=(), **keys):
         extra = "".join(f"\n    {key}: {value}" for key, value in keys.items())
-        text = PAPER.replace("RULE", rule_text).replace("EXTRA: []", f"controls: {controls}{extra}").replace(*change)
+        text = PAPER.replace("RULE", rule_text).replace("EXTRA: []", f"controls: {controls}{extra}")
+        for old, new in [change] if change else replace:
+            text = text.replace(old, new)
         path = tmp_path / "papers" / "p" / "paper.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

@@ -179,7 +179,7 @@ def test_needed_seeds_decide_four_times_in_five(centre, region):
     values = [centre + x for x in (-1.2, 0.9, 0.4, -0.9, 0.8)]
     found = decide(values, region, 0.95)
     mean, spread = np.mean(values), np.std(values, ddof=1)
-    assert found.state == "inconclusive" and f"about {found.needed} would decide" in found.why and found.needed > 5
+    assert found.state == "inconclusive" and f"about {found.needed} fresh seeds" in found.why and found.needed > 5
     wanted, rng = "reproduced" if region.low < mean < region.high else "not_reproduced", np.random.default_rng(5)
     m = found.needed
     assert share(wanted, rng.normal(mean, spread, (RUNS, m)), region) == pytest.approx(0.8, abs=0.05)
@@ -210,7 +210,11 @@ def test_needed_seeds_of_the_sign_test():
 
 def test_what_no_seeds_would_decide():
     found = decide([1.0, 1.0, 1.0], Region(high=1.0), 0.95)
-    assert found.state == "inconclusive" and found.needed is None and "more would hardly decide" in found.why
+    assert (
+        found.state == "inconclusive"
+        and found.needed is None
+        and "More seeds than these 3 would hardly decide" in found.why
+    )
     assert decide([-1.0, 0.0, 1.0], Region(high=0.0), 0.95).needed is None
     assert decide([1e-6, -1.0, 1.0], Region(high=0.0), 0.95).needed is None
 
@@ -222,7 +226,7 @@ def test_needed_seeds_of_several_levels():
     found = judged(r, rows, factors=DEPTHS)
     alone = judged(replace(r, per=None, at={"depth": 4}), rows, factors=DEPTHS)
     assert found["needed_seeds"] == alone["needed_seeds"] > 5
-    assert found["why"].startswith("depth 4: ") and f"about {found['needed_seeds']} would" in found["why"]
+    assert found["why"].startswith("at depth 4, ") and f"about {found['needed_seeds']} fresh" in found["why"]
 
 
 # ---- each of the above can fail ------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_per_needs_every_level_or_k_of_them():
     found = judged(r, two_depths(0.5, 1.5), factors=DEPTHS)
     assert [p["at"] for p in found["parts"]] == [{"depth": 4}, {"depth": 12}]
     assert [p["state"] for p in found["parts"]] == ["reproduced", "not_reproduced"]
-    assert found["why"].startswith("depth 12: ") and found["interval"] == found["parts"][1]["interval"]
+    assert found["why"].startswith("at depth 12, ") and found["interval"] == found["parts"][1]["interval"]
     held = judged(r, two_depths(0.5, 0.9), factors=DEPTHS)
     assert held["interval"] == held["parts"][1]["interval"]  # the level that held most narrowly is the one shown
 

@@ -53,6 +53,7 @@ class Tuned(TypedDict):
     __pydantic_config__ = OPEN
     factor: Words
     seeds: list[Whole]
+    levels: list[Level]
     measure: Words
     better: one_of("lower", "higher")
 
@@ -110,6 +111,8 @@ class Provenance(TypedDict):
     config: NotRequired[dict[str, Text]]
     trials: NotRequired[list[Text]]
     notes: NotRequired[list[Text]]
+    missing: NotRequired[Whole]
+    git: NotRequired[Text]
     checksum: NotRequired[Digest]
 
 

@@ -13,12 +13,15 @@ from repro.files.strict import JsonFile, head, placed, told
 from repro.store import sealed
 
 
-def read_rows(path: Path, again: str, shown: str | None = None) -> dict[str, Any]:
-    """A rows document (`papers/<slug>/results/<profile>.rows.json`); its digest is not checked."""
-    return checked(JsonFile(path, again, shown), place(path))
+def read_rows(path: Path, again: str, shown: str | None = None, *, seal: bool = True) -> dict[str, Any]:
+    """A rows document (`papers/<slug>/results/<profile>.rows.json`); its digest is not checked.
+
+    seal: whether the seal over provenance and seconds is checked too.
+    """
+    return checked(JsonFile(path, again, shown), place(path), seal=seal)
 
 
-def checked(file: JsonFile, here: tuple[str, str] | None) -> dict[str, Any]:
+def checked(file: JsonFile, here: tuple[str, str] | None, *, seal: bool = True) -> dict[str, Any]:
     """The rows of a file, which belong to the paper and profile `here`."""
     document = head(file)
     if importlib.util.find_spec("pydantic"):
@@ -50,6 +53,7 @@ def checked(file: JsonFile, here: tuple[str, str] | None) -> dict[str, Any]:
     trials = document["provenance"].get("trials")
     if trials is not None and len(trials) != len(document["rows"]):
         file.fail(("provenance", "trials"), f"{len(trials)} keys for {len(document['rows'])} rows")
-    if document["provenance"].keys() & {"trials", "checksum"} and document != sealed(document):  # every run seals it
+    sealable = seal and document["provenance"].keys() & {"trials", "checksum"}  # every run seals it
+    if sealable and document != sealed(document):
         file.fail(("provenance", "checksum"), "the file is not as it was written (edited by hand, or damaged)")
     return document

@@ -41,9 +41,10 @@ def estimate(judged: dict[str, Any]) -> str:
     if judged.get("estimate") is None:
         return "–"
     low, high = judged.get("interval") or (None, None)
-    unit = f" {judged['unit']}" if judged.get("unit") else ""
-    value = judged["estimate"]
-    text = (f"{value:g}" if unit.startswith(" of ") else number(value)) + unit
+    value, unit = judged["estimate"], str(judged.get("unit") or "")
+    if unit.startswith("of "):  # a count of conditions or cells has no interval that tells more
+        return f"{value:g} {unit}, n = {judged['n']}"
+    text = number(value) + (f" {unit}" if unit not in ("", "ratio") else "")
     if low is not None or high is not None:
         level = f" ({percent(judged['level'])})" if judged.get("level") else ""
         text += f" [{number(low)}, {number(high)}]{level}"
@@ -81,7 +82,7 @@ class Evidence:
 def read_verdict(paper: Paper, profile: str) -> dict[str, Any] | None:
     """The stored verdict of a paper, or None where it has not run; one without its rows is refused."""
     claims = {*paper.claims}
-    found = stored(paper.slug, profile, claims=claims)
+    found = stored(paper.slug, profile, claims=claims, seal=False)
     return found[0] if found else None
 
 

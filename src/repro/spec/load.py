@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import repro
 from repro.errors import ReproError
+from repro.files.paths import paper_dirs
 from repro.files.strict import MEBIBYTE, read_regular
 
 if TYPE_CHECKING:
@@ -36,15 +36,6 @@ def _read(path: Path) -> bytes:
 
 
 # ---- the suite ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def paper_dirs() -> Path:
-    """The folder that holds the papers: `papers/` of the checkout, or of the installed package."""
-    found = [path for base in map(Path, repro.__path__) if (path := base / "papers").is_dir()]
-    if not found:
-        raise ReproError("no papers folder beside this package; install from a checkout: pip install -e .")
-    return next((path for path in found if (path.parent / "params.yaml").is_file()), found[0]).resolve()
 
 
 def slugs() -> list[str]:

@@ -18,7 +18,7 @@ except ImportError:  # PyYAML without libyaml: everything is read by ruamel.yaml
     CParser = None
 
 from repro.errors import ReproError
-from repro.files.strict import NOT_TEXT, dotted
+from repro.files.strict import NOT_TEXT, PRINTABLE, dotted
 
 Where = tuple[str | int, ...]
 ANCHOR = re.compile(r"(?:^|[\s\[{,:-])[&*][^\s,\[\]{}]", re.M)
@@ -150,7 +150,11 @@ class YamlFile:
 
     def _plain(self, text: str) -> None:
         """Refuse characters that no text holds, and the directive that asks for another YAML."""
-        if match := NOT_TEXT.search(text.replace("\x85", "\n")):
+        if text.isascii() and not text.encode().translate(None, PRINTABLE):
+            match = None
+        else:
+            match = NOT_TEXT.search(text.replace("\x85", "\n"))
+        if match:
             line = text.count("\n", 0, match.start()) + 1
             raise ReproError(f"{self.shown}:{line}: holds the control character {match[0]!r}; leave it out")
         if match := re.search(r"^%YAML\s+(?!1\.2\s)(\S*)", text, re.M):
