@@ -12,10 +12,11 @@ that S0 has no modes and no image sees another.
 "The authors' code": tensorflow/tpu, models/official/resnet/resnet_model.py.
 
   D1  eps = 1e-5 inside every root, and biased variances, as there; timm's B0 has 1e-3.
-  D2  running_var <- 0.9 running_var + 0.1 var_bwh, of the biased variance, from 1 on, as there; timm takes the unbiased.
+  D2  running_var <- 0.9 running_var + 0.1 var_bwh, of the biased variance, from 1 on, as there; timm takes the
+      unbiased.
   D3  S0 has 32 groups, or the next smaller number of groups that divides C, as there.
-  D4  nonlinearity=False is gamma x + beta alone: what stands, as there, where a norm has no activation behind it (at the
-      end of a residual branch and behind a projection; the ReLU after the addition stays).
+  D4  nonlinearity=False is gamma x + beta alone: what stands, as there, where a norm has no activation behind it (at
+      the end of a residual branch and behind a projection; the ReLU after the addition stays).
   D5  (N, C) is refused: without places var_wh is 0, and so is var_whg where a group has one channel.
 """
 
@@ -30,7 +31,7 @@ __all__ = ["EvoNormB0", "EvoNormS0"]
 
 @leaf
 def deviation(x: Tensor, eps: float, batch: bool = False) -> tuple[Tensor, Tensor]:
-    """Return sqrt(var + eps) and var over all axes from the third on (and the batch), which stay with size 1: biased."""
+    """Return sqrt(var + eps) and var over all axes from the third on (and the batch): biased."""
     axes = (*((0,) if batch else ()), *range(2, x.dim()))
     variance = (x - x.mean(axes, keepdim=True)).square().mean(axes, keepdim=True)
     return (variance + eps).sqrt(), variance
@@ -77,9 +78,9 @@ class _EvoNorm(Affine):
 class EvoNormB0(_EvoNorm):
     """gamma x / max(batch deviation, v x + deviation within the image) + beta (Sec. on EvoNorms, B0).
 
-    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v, running_var.  momentum:
-    the weight of a batch in running_var, which evaluation takes in place of the batch's variance.  For v > 0, with gamma 1
-    and beta 0, y < 1 / v.  nonlinearity=False: gamma x + beta, without v and running_var.
+    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v, running_var.
+    momentum: the weight of a batch in running_var, which evaluation takes in place of the batch's variance.  For v >
+    0, with gamma 1 and beta 0, y < 1 / v.  nonlinearity=False: gamma x + beta, without v and running_var.
     """
 
     def __init__(
@@ -117,8 +118,8 @@ class EvoNormB0(_EvoNorm):
 class EvoNormS0(_EvoNorm):
     """gamma x sigmoid(v x) / (deviation within the image's group of channels) + beta (Figure 1).
 
-    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v.  num_groups: 32 unless
-    given (D3); ValueError if it does not divide num_features.  Training and evaluation are the same.
+    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v.  num_groups: 32
+    unless given (D3); ValueError if it does not divide num_features.  Training and evaluation are the same.
     nonlinearity=False: gamma x + beta, without v.
     """
 

@@ -143,7 +143,7 @@ def ours(kind):
 
 
 def check(f, kind):
-    """Values and the moving variance against the loops, gradients against torch's operators; shifted, tiny, huge, ..."""
+    """Values and moving variance against the loops, gradients against torch's operators; shifted, tiny, huge, ..."""
     for training in (True, False):
         for name, x in hard_inputs(*SHAPE).items():
             p = {n: 0.5 + draw(4, seed=s).abs() for s, n in enumerate(("weight", "bias", "v"))}
@@ -202,7 +202,9 @@ def test_drops_in(kind):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["b0", "s0"])
 def test_timm_agrees(kind, training):
-    """Outputs, gradients and the moving variance; timm takes variances in float32, and the unbiased one as B0's moving one."""
+    """Outputs, gradients and the moving variance; timm takes variances in float32, and the unbiased one as B0's
+    moving one.
+    """
     layers = quiet_import("timm.layers")
     theirs = layers.EvoNorm2dB0(6, eps=1e-5) if kind == "b0" else layers.EvoNorm2dS0(6, groups=2, eps=1e-5)
     layer = EvoNormB0(6) if kind == "b0" else EvoNormS0(6, 2)
@@ -317,7 +319,9 @@ def test_axes_of_places(axes):
 
 
 def test_in_a_residual_network():
-    """EvoNorm where a norm and a ReLU stood, gamma x + beta where a norm stood alone, the ReLU after the addition stays."""
+    """EvoNorm where a norm and a ReLU stood, gamma x + beta where a norm stood alone, the ReLU after the addition
+    stays.
+    """
     config, x = Network(depth=8, width=4, groups=2), draw(2, 1, 8, 8, dtype=torch.float32)
     for arm, kind in (("b0", EvoNormB0), ("s0", EvoNormS0)):
         model = network(arm, config, torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ def slots(act=nn.ReLU, shortcut="pad"):
     return Slots(identity, act, nn.Conv2d, shortcut, False, source())
 
 
-# --- the block, against a float64 oracle -------------------------------------------------------------------------------
+# --- the block, against a float64 oracle ------------------------------------------------------------------------------
 
 
 def convolve(x, w, stride=1):
@@ -123,7 +123,7 @@ def test_gradients(block):
     assert torch.autograd.gradcheck(f, [leaf.requires_grad_() for leaf in leaves])
 
 
-# --- the three rules ---------------------------------------------------------------------------------------------------
+# --- the three rules --------------------------------------------------------------------------------------------------
 
 
 def check_rules(build, block=FixupBasicBlock):
@@ -249,7 +249,7 @@ def test_the_first_step_moves_the_classifier_alone():
     assert moved == {"head.1.weight", "head.1.bias"}
 
 
-# --- departures --------------------------------------------------------------------------------------------------------
+# --- departures -------------------------------------------------------------------------------------------------------
 
 
 def test_d1_fan_of_the_standard_method():
@@ -323,7 +323,7 @@ def test_d5_slow_groups():
     assert fixup_groups(nn.Linear(2, 2, bias=False))[1]["params"] == []
 
 
-# --- fixup_init_ on other models ---------------------------------------------------------------------------------------
+# --- fixup_init_ on other models --------------------------------------------------------------------------------------
 
 
 def torch_encoder():
@@ -441,7 +441,7 @@ def test_subclass_counts_as_its_base():
     assert find_branches(Basic(4, 4, 1, slots(), 0, 1)) == []  # ResNet's own block is not listed: norms may follow
 
 
-# --- as a module -------------------------------------------------------------------------------------------------------
+# --- as a module ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block, depth", [(FixupBasicBlock, 8), (FixupBottleneck, 11)])

@@ -49,7 +49,9 @@ def oracle(weight, gain, upstream, eps=1e-4):
 
 
 def check(standardise):
-    """`standardise(weight, gain)` and its gradients agree with the oracle; outputs, inputs and kernel differ in number."""
+    """`standardise(weight, gain)` and its gradients agree with the oracle; outputs, inputs and kernel differ in
+    number.
+    """
     for name, weight in hard_inputs(4, 3, 2, 3).items():
         gain, upstream = 1 + 0.3 * draw(4, seed=1), draw(*weight.shape, seed=2)
         leaves = [t.clone().requires_grad_() for t in (weight, gain)]

@@ -160,7 +160,7 @@ def ours(guard):
 
 
 def check(make, guard="scale"):
-    """`make(guard)` agrees with the oracle over three batches, on every hard input: vectors, and maps of 4 positions."""
+    """`make(guard)` agrees with the oracle over three batches, on hard inputs: vectors, and maps of 4 positions."""
     for shape in ((5, C, 1), (5, C, 4)):
         for name, x in hard_inputs(*shape).items():
             run, wanted = make(guard), Oracle(guard)

@@ -60,13 +60,15 @@ def mutation(
     only: Iterable[str] | None = None,
     source: Iterable[Callable[..., Any]] | None = None,
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return two tests: that `check` accepts `ours` and `broken(None)`, and that it rejects `broken(fault)` of each fault.
+    """Return two tests: that `check` accepts `ours` and `broken(None)`, and that it rejects `broken(fault)` of each
+    fault.
 
     test_oracle, test_mutant_dies = mutation(check, broken, rms_norm)
 
-    The faults are read off the source of `broken` (or of what is given as `source`), so that none can be written and left
-    out here.  but: those that this check cannot tell, which another one must.  only: those that this check is for.  ours:
-    the method, or a dictionary of several by name.  A check rejects by AssertionError; another exception is an error.
+    The faults are read off the source of `broken` (or of what is given as `source`), so that none can be written and
+    left out here.  but: those that this check cannot tell, which another one must.  only: those that this check is
+    for.  ours: the method, or a dictionary of several by name.  A check rejects by AssertionError; another exception
+    is an error.
     """
     faults, but = faults_of(*(source or (broken,))), list(but)
     wrong = [fault for fault in [*but, *(only or ())] if fault not in faults]
@@ -88,10 +90,11 @@ def mutation(
 
 
 def check_float32(call: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Check the convention of the suite: `call` computes in float32 at least, and its output has the dtype of inputs[0].
+    """Check the convention of the suite: `call` computes in float32 at least, and its output has the dtype of
+    inputs[0].
 
-    The floating tensors among `inputs` are given to `call` in every dtype, with and without autocast.  In half precision
-    the output must be bit for bit the float32 output, rounded once.
+    The floating tensors among `inputs` are given to `call` in every dtype, with and without autocast.  In half
+    precision the output must be bit for bit the float32 output, rounded once.
     """
 
     def given(dtype: torch.dtype) -> list[Any]:
