@@ -4,14 +4,14 @@
 
     a_ij = softmax_j(q_i k_j^T / sqrt(d_k)), j <= i;    E(l, h) = mean_i -sum_j a_ij log a_ij
 
-x: (B, T, D).  A GPT whose blocks have no norm, ReLU in place of GELU; the norm after the last block stays, as in the
+x has the shape (B, T, D).  It is a GPT whose blocks have no norm, ReLU in place of GELU; the norm after the last block stays, as in the
 authors' code (Nandan91/relu-revival-normfree, model_utils.py), which replaces the blocks of GPT-2 alone.  All weights
 start as N(0, 0.02^2) whatever the depth, the norm's gain as 1 and its bias as 0.  E(l, h) is the mean over queries and
 sequences of the entropy, in nats, of head h of layer l; row i of a causal map has i keys, so E <= mean_i log i.  Heads
 are in entropic overload where E is in [3/4 max, max], in entropy collapse where it is in [0, 1/4 max), max being the
 largest E of the model (their follow-up, arXiv:2501.03489, Equation 7 and Section 3, has these definitions).
 
-Departures from the authors' code:
+We depart from the authors' code in four places:
   D1  No layer has a bias.  There queries and keys have a trained one (that of the keys changes no weight).
   D2  Rotary positions and an untied head by default, as in Pythia, the paper's second model; GPT-2's are
       positions="learned", tied=True.
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from repro.models.gpt import GPT, Attention, causal
+from repro.models.modes import measured
 from repro.models.slots import Act
-from repro.train import measured
 
 __all__ = [
     "LearnableLeakyReLU",
@@ -95,7 +95,7 @@ class LearnableLeakyReLU(nn.Module):
         return torch.where(x >= 0, x, x * self.slope.to(x.dtype))
 
     def extra_repr(self) -> str:
-        return f"slope={self.slope.item():.4g}"
+        return "slope=?" if self.slope.is_meta else f"slope={self.slope.item():.4g}"
 
 
 def attention_weights(q_BHTK: Tensor, k_BHTK: Tensor) -> Tensor:

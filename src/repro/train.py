@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from repro import live
 from repro.errors import Diverged as Diverged
 from repro.errors import ReproError
+from repro.models.modes import measured as measured
 from repro.store import write_file
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -432,17 +433,6 @@ def _name(value: object) -> object:
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def measured(evaluate: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
-    """`evaluate(model)` in eval mode and without gradients; the mode is put back."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return evaluate(model)
-    finally:
-        model.train(mode)
 
 
 def _score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
