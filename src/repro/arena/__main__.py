@@ -3,7 +3,7 @@ from pathlib import Path
 
 from repro.arena.protocol import measure
 from repro.errors import ReproError, one_line
-from repro.files import arena as arena_files
+from repro.files.plan import read_arena_plan
 from repro.run import measure as run
 from repro.run import provenance
 
@@ -20,9 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from repro.experiments.arena import SLOTS
 
-        for one in arena_files.read_arena_plan(options.plan, "write it with `repro arena --plan > plan.json`", SLOTS)[
-            "tracks"
-        ]:
+        again = "write it with `repro arena --plan > plan.json`"
+        for one in read_arena_plan(options.plan, again, SLOTS)["tracks"]:
             device = run.resolve_device(options.device, one["profile"])
             document = measure(
                 one,

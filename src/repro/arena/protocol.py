@@ -1,30 +1,29 @@
-"""One protocol for all: every drop-in method of the suite in the same model, tuned and trained with the same budget.
+"""One protocol for all: every drop-in method of the suite in the same model, each tuned and trained with one budget.
 
-Methods are found in `provides:` of every paper.yaml; nothing lists them.  A track (arena.yaml) first tries a grid of
-learning rates on tuning seeds, in rungs: the best few of each go on to more steps.  Then each method trains at its best
-learning rate on the judged seeds, and again with one setting changed (depth, batch).  Trials lie in the same store as
-those of the papers.  `table.py` makes one table per track of the rows, `advice.py` reads it for `repro recommend`.
+Methods are found in `provides:` of every paper.yaml; `repro.experiments.arena` adds optimizers and activations that no
+paper of the suite brought, and the controls of every slot.  A track (arena.yaml) has cells: a size and a budget each.
+In every cell every arm, controls included, tries a grid of learning rates on tuning seeds at the full number of steps;
+the grid grows while the best rate lies at its edge.  Then the arm trains at its best rate on the judged seeds.  The
+tuned base is the reference, fixed before anything runs.  An arm that is the base's own model in a cell is left out of
+it by name.  Trials lie in the same store as those of the papers.  `table.py` makes one table per track of the rows,
+`advice.py` reads it for `repro recommend`.
 """
 
-import difflib
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
 from typing import Any, get_type_hints
 
-from repro.errors import ReproError
-from repro.files import arena as arena_files
+from repro.errors import ReproError, did_you_mean
 from repro.files.paths import PROFILES
 from repro.files.strict import told, unlike
 from repro.run import measure as run
+from repro.run import tuning
 from repro.spec import load as paper
 from repro.store import Store, digest, rows_digest
 
 TUNING = 1000  # the first tuning seed
 EXPERIMENT = "repro.experiments.arena"
 BASE = "base"  # the model with torch's own layers
-CONTROLS = ("norm:control.identity", "norm:control.broken")
 Trial = dict[str, Any]
 
 
@@ -42,7 +41,9 @@ def _file(root: Path) -> Any:
 
 def tracks(root: Path) -> dict[str, dict]:
     """`arena.yaml`: the tracks with their settings."""
-    return arena_files.read_tracks(_file(root))
+    from repro.files.arena import read_tracks
+
+    return read_tracks(_file(root))
 
 
 def track_of(root: Path, name: str, profile: str) -> dict:
@@ -59,19 +60,27 @@ def track_of(root: Path, name: str, profile: str) -> dict:
 
 def entrants(track: str) -> tuple[list[str], dict[str, str]]:
     """The arms of a track, controls last; and the methods that do not fit it, each with the reason."""
-    from repro.experiments.arena import SLOTS, misfit
+    from repro.experiments.arena import SLOTS, arms_of, misfit
 
-    arms, out = [], {}
-    for slug in paper.slugs():
-        for one in paper.load(slug).provides:
-            if one.slot in SLOTS[track]:
-                arm = f"{one.slot}:{slug}.{one.name}"
-                reason = misfit(track, arm)
-                if reason is None:
-                    arms.append(arm)
-                else:
-                    out[arm] = reason
-    return [BASE, *arms, *CONTROLS], out
+    provided = [f"{one.slot}:{slug}.{one.name}" for slug in paper.slugs() for one in paper.load(slug).provides]
+    every = [arm for arm in provided if arm.partition(":")[0] in SLOTS[track]] + arms_of(track)
+    reasons = {arm: misfit(track, arm) for arm in every}
+    out = {arm: reason for arm, reason in reasons.items() if reason is not None}
+    return [BASE, *(arm for arm in every if arm not in out)], out
+
+
+def same_as_base(track: str, arms: Iterable[str], cells: Iterable[dict]) -> list[dict[str, str]]:
+    """Per cell the arms that are the base's own model there, each with the reason; nothing is measured of them."""
+    from repro.experiments.arena import is_control, same_model
+
+    known: dict[tuple[str, int], bool] = {}
+    for cell in cells:
+        for arm in arms:
+            place = arm, cell["depth"]
+            if place not in known and not is_control(arm):
+                known[place] = same_model(track, *place)
+    told_so = "the same model here: it computes what the base computes, before and after training steps"
+    return [{arm: told_so for arm in arms if known.get((arm, cell["depth"]))} for cell in cells]
 
 
 # --- what is run -----------------------------------------------------------------------------------------------------
@@ -88,91 +97,109 @@ def plan(root: Path, track: str, profile: str) -> dict:
     for name, value in settings["settings"].items():
         where = (track, profile, "settings", name)
         if name not in kinds:
-            near = difflib.get_close_matches(name, kinds, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(kinds)}"
-            _file(root).fail(where, f"unknown setting; {hint}")
+            _file(root).fail(where, f"unknown setting{did_you_mean(name, kinds)}")
         if wanted := unlike(kinds[name], value):
             _file(root).fail(where, f"{told(value)}; write {wanted}")
     arms, out = entrants(track)
-    return {"track": track, "profile": profile, "settings": settings, "arms": arms, "out": out}
+    same = same_as_base(track, arms, settings["cells"])
+    return {"track": track, "profile": profile, "settings": settings, "arms": arms, "same": same, "out": out}
 
 
 def _entry(plan: dict, trials: list[Trial]) -> dict:
     track, settings, arms = plan["track"], plan["settings"], plan["arms"]
     cost = {k: v for k, v in settings["cost"].items() if k != "seeds"}
-    model = {k: v for k, v in settings["settings"].items() if k not in ("batch", "depth")}
+    varied = {name for cell in settings["cells"] for name in cell}
+    model = {k: v for k, v in settings["settings"].items() if k not in varied}
+    timed = {**settings["settings"], **settings["cells"][0], **cost, "track": track, "steps": 1, "lr": 1e-4}
     return {
         "paper": f"arena-{track}",
         "profile": plan["profile"],
         "registered": digest(settings),
         "experiments": {
             track: {"module": EXPERIMENT, "exclusive": False, "batched": track == "mlp", "arms": arms, "config": model},
-            "cost": {
-                "module": EXPERIMENT,
-                "exclusive": True,
-                "batched": False,
-                "arms": arms,
-                "config": {**settings["settings"], **cost, "track": track, "steps": 1, "lr": 1e-4},
-            },
+            "cost": {"module": EXPERIMENT, "exclusive": True, "batched": False, "arms": arms, "config": timed},
         },
         "trials": sorted(trials, key=lambda trial: trial["seed"]),
     }
 
 
-def _trials(plan: dict, pairs: Iterable[tuple[str, float]], seeds: Iterable[int], **changed: Any) -> list[Trial]:
-    """The trials of (arm, learning rate) pairs with the track's batch and depth, or others."""
-    base = {k: plan["settings"]["settings"][k] for k in ("batch", "depth")}
-    return [
-        {"experiment": plan["track"], "arm": arm, "seed": seed, "factors": {**base, "lr": lr, **changed}}
-        for arm, lr in pairs
-        for seed in seeds
-    ]
+def full(settings: dict, cell: dict) -> dict:
+    """A cell's own levels, and those of the track that other cells change."""
+    varied = dict.fromkeys(name for one in settings["cells"] for name in one)
+    return {name: {**settings["settings"], **cell}[name] for name in varied}
 
 
 def measure(plan: dict, root: Path, *, device: str, jobs: int, force: bool, progress: run.Progress) -> dict:
-    """All rows of a track: tuning, judged seeds, changed settings, costs."""
+    """All rows of a track: tuning and judged seeds of every cell, and costs."""
     settings, trials = plan["settings"], []
     store, state = Store(root / ".repro" / "trials"), root / ".repro"
-
-    def measured(more: list[Trial]) -> list[dict]:
-        trials.extend(t for t in more if t not in trials)
-        return run.measure(
-            _entry(plan, more), store=store, state=state, device=device, jobs=jobs, force=force, progress=progress
-        )["rows"]
-
-    tuning, final, cost = settings["tuning"], settings["final"], settings["cost"]
-    alive = [(arm, lr) for arm in plan["arms"] for lr in tuning["lr"]]
-    for steps, keep in tuning["rungs"]:
-        rows = measured(_trials(plan, alive, range(TUNING, TUNING + tuning["seeds"]), steps=steps))
-        alive = survivors(rows, settings["measure"], keep)
-    for cell in [{}, *settings.get("cells", [])]:
-        measured(_trials(plan, alive, range(final["seeds"]), **{"steps": final["steps"], **cell}))
-    measured(
-        [
-            {"experiment": "cost", "arm": arm, "seed": seed, "factors": {}}
-            for arm in plan["arms"]
-            for seed in range(cost["seeds"])
-        ]
-    )
     quiet = run.Progress(say=lambda text: None)
+
+    def measured(more: list[Trial], progress: run.Progress = progress) -> list[dict]:
+        trials.extend(trial for trial in more if trial not in trials)
+        entry = _entry(plan, more)
+        return run.measure(entry, store=store, state=state, device=device, jobs=jobs, force=force, progress=progress)[
+            "rows"
+        ]
+
+    def of(cell: dict, pairs: Iterable[tuple[str, float]], seeds: Iterable[int]) -> list[Trial]:
+        seeds = list(seeds)
+        return [
+            {"experiment": plan["track"], "arm": arm, "seed": seed, "factors": {**full(settings, cell), "lr": lr}}
+            for arm, lr in pairs
+            for seed in seeds
+        ]
+
+    tuned = range(TUNING, TUNING + settings["tuning"]["seeds"])
+    for cell, same in zip(settings["cells"], plan["same"], strict=True):
+        arms = [arm for arm in plan["arms"] if arm not in same]
+        grids = {arm: sorted(settings["tuning"]["lr"]) for arm in arms}
+        rows = measured(of(cell, [(arm, lr) for arm in arms for lr in grids[arm]], tuned))
+        for _ in range(settings["tuning"]["extend"]):
+            wider = {arm: extended(grids[arm], best_rate(rows, arm, full(settings, cell), settings)) for arm in arms}
+            new = [(arm, lr) for arm in arms for lr in wider[arm] if lr not in grids[arm]]
+            if not new:
+                break
+            rows += measured(of(cell, new, tuned))
+            grids = wider
+        best = [(arm, rate_of(best_rate(rows, arm, full(settings, cell), settings))) for arm in arms]
+        measured(of(cell, best, range(settings["final"]["seeds"])))
+    seeds = range(settings["cost"]["seeds"])
+    timed = [{"experiment": "cost", "arm": arm, "seed": seed, "factors": {}} for arm in plan["arms"] for seed in seeds]
+    measured(timed)
     document = run.measure(_entry(plan, trials), store=store, state=state, device=device, jobs=jobs, progress=quiet)
-    return {**document, "out": plan["out"]}
+    return {**document, "out": plan["out"], "same": plan["same"]}
 
 
-def survivors(rows: list[dict], measure: str, keep: int) -> list[tuple[str, float]]:
-    """Of each arm the `keep` learning rates with the least mean over the tuning seeds; of equals the smaller."""
-    scores: dict[str, dict[float, list[float]]] = {}
-    for row in rows:
-        scores.setdefault(row["arm"], {}).setdefault(row["factors"]["lr"], []).append(loss_of(row, measure))
-    return [
-        (arm, lr)
-        for arm, rates in scores.items()
-        for lr in sorted(rates, key=lambda lr, rates=rates: (fmean(rates[lr]), lr))[:keep]
+def best_rate(rows: list[dict], arm: str, cell: dict, settings: dict) -> tuning.Chosen:
+    """The best learning rate of an arm in a cell on its tuning seeds, among all rates that it tried."""
+    own = [
+        row
+        for row in rows
+        if row["arm"] == arm
+        and row["experiment"] != "cost"
+        and row["seed"] >= TUNING
+        and {k: v for k, v in row["factors"].items() if k != "lr"} == cell
     ]
+    levels, seeds = sorted({row["factors"]["lr"] for row in own}), sorted({row["seed"] for row in own})
+    return tuning.choose(
+        own, arm=arm, cell=cell, factor="lr", levels=levels, seeds=seeds, measure=settings["measure"], better="lower"
+    )
 
 
-def loss_of(row: dict, measure: str) -> float:
-    return row["measures"].get(measure, math.inf) if row["status"] == "ok" else math.inf
+def rate_of(chosen: tuning.Chosen) -> float:
+    """The rate to train with: the best one, or the smallest where all diverged."""
+    return min(chosen.scores) if chosen.level is None else chosen.level
+
+
+def extended(grid: list[float], chosen: tuning.Chosen) -> list[float]:
+    """The grid with one rate more beyond the edge at which the best rate lies; as it is where it lies inside."""
+    if len(grid) < 2:
+        return grid
+    low, high = grid[0] ** 2 / grid[1], grid[-1] ** 2 / grid[-2]
+    if chosen.level is None or chosen.level == grid[0]:  # where all rates diverge only smaller ones can help
+        return [float(f"{low:.6g}"), *grid]
+    return [*grid, float(f"{high:.6g}")] if chosen.level == grid[-1] else grid
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -183,13 +210,25 @@ def path_of(root: Path, track: str, profile: str, kind: str) -> Path:
 
 
 def read(root: Path, track: str, profile: str, kind: str) -> dict | None:
-    """Rows or table of a track; None where it has not been run."""
+    """Rows or table of a track; None where it has not been run.
+
+    A table whose rows are missing, or that other rows made, is refused: it would rank on nothing.
+    """
+    from repro.files.arena import read_arena_rows, read_table
+
     path, again = path_of(root, track, profile, kind), f"run `repro arena --track {track} --profile {profile}` again"
     if not path.exists():
         return None
+
     if kind == "table":
-        return arena_files.read_table(path, again, paper.shown(path), track, profile)
-    found = arena_files.read_arena_rows(path, again, paper.shown(path), track, profile, track_of(root, track, profile))
-    if rows_digest(found["rows"]) != found["provenance"]["digest"]:
+        made = read_table(path, again, paper.shown(path), track, profile)
+        rows = read(root, track, profile, "rows")
+        if rows is None or rows["provenance"]["digest"] != made["rows_digest"]:
+            why = "has no rows beside it" if rows is None else "was made of other rows than those beside it"
+            raise ReproError(f"{path}: {why}; {again}")
+        return made
+    settings = track_of(root, track, profile)
+    document = read_arena_rows(path, again, paper.shown(path), track, profile, settings)
+    if rows_digest(document["rows"]) != document["provenance"]["digest"]:
         raise ReproError(f"{path}: the rows do not match their digest (edited by hand?); {again}")
-    return found
+    return document

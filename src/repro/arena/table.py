@@ -1,146 +1,211 @@
-"""What is made of a track's rows: one table, with rankings per cell and slot, costs and limits.
+"""What is made of a track's rows: one table, every arm of a cell against the tuned base.
 
-rank        [best, worst] that the seeds allow: 1 + the methods that are significantly better, and the number of
-            methods less those significantly worse (paired t-tests by seed over all pairs, Holm's correction)
-to the best mean difference from the best method, its interval simultaneous over all methods (Bonferroni)
-diverged    a run that diverged, or ended above the loss of chance, counts as chance; the former are counted
-controls    a network without a norm, and a broken norm; where one of them is not significantly worse than the
-            best method and than the unchanged model, the track does not discriminate there and says so
+reference   the base at its own best learning rate, fixed before anything is run (the best arm is chosen by the data)
+gap         mean difference from the base in the measure, paired by seed; Student's t with Bonferroni's correction over
+            the methods of a slot, so that all intervals of a slot hold at once, however unequal the spreads are.
+            (Dunnett's pooled variance would be narrower, but a method that is steadier or wilder than the others breaks
+            it: with a spread for each method Dunnett's limit lets 7 % through in place of 5 %.)
+rank        [best, worst] that the seeds allow: t-tests of all pairs of a slot with Holm's correction
+failed      runs that diverged or ended above `fails_above` (what letter frequencies, or a guess, reach); their share
+            has an exact interval (Clopper-Pearson), and their loss counts as `fails_above`
+standing    better, as good (the interval ends below the margin), worse, not told apart; fails; no better than a control
+steps       median number of steps to the target, which is the mean final loss of the tuned base; a miss is infinite
+calibration contrasts that are known beforehand; where one does not come out, the cell ranks nothing and says so
 """
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, median_high, stdev
 from typing import Any
 
-from repro.arena.protocol import BASE, CONTROLS, TUNING, loss_of, path_of
+from repro.arena.protocol import BASE, TUNING, best_rate, full, path_of, rate_of
 from repro.files.paths import SCHEMA
 from repro.run import measure as run
 from repro.store import write_file
 
 LEVEL = 0.95
+Scores = dict[str, dict[int, float]]
+
+
+def is_control(arm: str) -> bool:
+    return ":control." in arm
+
+
+def slot_of(arm: str) -> str:
+    return arm.partition(":")[0]
 
 
 def table(document: dict, settings: dict) -> dict:
-    """The track's table from its rows alone: a ranking per cell and slot, and what each method costs and stands."""
-    rows, measure = document["rows"], settings["measure"]
-    base = {**{k: settings["settings"][k] for k in ("batch", "depth")}, "steps": settings["final"]["steps"]}
-    trained = [row for row in rows if row["experiment"] != "cost"]
-    judged, tuned = ([r for r in trained if (r["seed"] >= TUNING) == late] for late in (False, True))
-    tuned = [r for r in tuned if r["factors"]["steps"] == settings["tuning"]["rungs"][0][0]]
-    arms = list(dict.fromkeys(row["arm"] for row in trained))
-    cells = [
-        {"changed": cell, "slots": _rankings([r for r in judged if _at(r, {**base, **cell})], arms, measure)}
-        for cell in [{}, *settings.get("cells", [])]
-    ]
-    keys = list(zip(rows, document["provenance"]["trials"], strict=True))
-    methods = [
-        _method(
-            arm,
-            [r for r in judged if r["arm"] == arm],
-            [r for r in tuned if r["arm"] == arm],
-            base,
-            settings,
-            [r for r in rows if r["experiment"] == "cost" and r["arm"] == arm and r["status"] == "ok"],
-            [key for row, key in keys if row["arm"] == arm],
-        )
-        for arm in arms
-    ]
+    """The track's table from its rows alone."""
+    rows = document["rows"]
+    keys = dict(zip(map(id, rows), document["provenance"]["trials"], strict=True))
+    same = document.get("same") or [{} for _ in settings["cells"]]
+    arms = list(dict.fromkeys(row["arm"] for row in rows if row["experiment"] != "cost"))
     return {
         "schema": SCHEMA,
         "track": document["paper"].removeprefix("arena-"),
         "profile": document["profile"],
-        **{k: settings[k] for k in ("what", "measure", "target", "margin", "settings")},
+        **{k: settings[k] for k in ("what", "measure", "margin", "settings")},
         "level": LEVEL,
         "seeds": settings["final"]["seeds"],
-        "steps": base["steps"],
+        "tuning_seeds": settings["tuning"]["seeds"],
         "rows_digest": document["provenance"]["digest"],
         "device": document["provenance"]["device_model"],
-        "cells": cells,
-        "methods": methods,
+        "cells": [
+            _cell(rows, cell, left_out, settings) for cell, left_out in zip(settings["cells"], same, strict=True)
+        ],
+        "methods": [_method(arm, [r for r in rows if r["arm"] == arm], keys) for arm in arms],
         "out": document.get("out", {}),
     }
 
 
-def _rankings(rows: list[dict], arms: list[str], measure: str) -> dict[str, dict]:
-    """slot -> the ranking of its methods and of the unchanged model in one cell."""
-    found = {}
-    for slot in dict.fromkeys(arm.partition(":")[0] for arm in arms if arm != BASE):
-        own = [arm for arm in arms if arm == BASE or arm.partition(":")[0] == slot]
-        scores = _scores([r for r in rows if r["arm"] in own], measure)
-        if not scores:
-            continue
-        ranks, gaps = rank_intervals(scores), to_the_best(scores)
-        lines = []
-        for arm in sorted(scores, key=lambda arm: _mean(scores[arm].values())):
-            values, some = list(scores[arm].values()), [r for r in rows if r["arm"] == arm]
-            lines.append(
-                {
-                    "arm": arm,
-                    "mean": _mean(values),
-                    "spread": stdev(values) if len(values) > 1 else None,
-                    "error": _finite(_mean(loss_of(r, "valid_error") for r in some)),
-                    "n": len(values),
-                    "diverged": sum(r["status"] == "diverged" for r in some),
-                    "rank": ranks[arm],
-                    "gap": gaps[arm],
-                }
+def _cell(rows: list[dict], cell: dict, same: dict[str, str], settings: dict) -> dict:
+    """One size and budget: what the base reaches, whether the cell can rank, and every slot."""
+    at, measure = full(settings, cell), settings["measure"]
+    here = [r for r in rows if r["experiment"] != "cost" and _at(r, at)]
+    judged = [r for r in here if r["seed"] < TUNING]
+    arms = [arm for arm in dict.fromkeys(r["arm"] for r in judged) if arm not in same]
+    limits = limits_of(judged, measure)
+    scores = {arm: scores_of([r for r in judged if r["arm"] == arm], measure, limits) for arm in arms}
+    target = fmean(scores[BASE].values())
+    learnt = limits["learns_below"] is None or target < limits["learns_below"]
+    calibration = [_contrast(c, scores) for c in settings["calibration"] if _at({"factors": at}, c.get("at", {}))]
+    ranks = learnt and all(c["ok"] for c in calibration)
+    slots = {}
+    for slot in dict.fromkeys(slot_of(arm) for arm in arms if arm != BASE):
+        own = {arm: scores[arm] for arm in arms if arm == BASE or slot_of(arm) == slot}
+        worse, places = controls_worse(own), rank_intervals(own)
+        lines = [
+            _line(arm, own, [r for r in here if r["arm"] == arm], at, settings, limits, target, worse, places[arm])
+            for arm in own
+        ]
+        why = None
+        if not learnt:
+            why = f"the base has not learnt here: it ends at {target:.3g}, a table of frequencies or a guess has less"
+        elif not ranks:
+            named = ", ".join(
+                f"{c['worse']} is not shown to be worse than {c['better']}" for c in calibration if not c["ok"]
             )
-        found[slot] = {
-            "discriminates": discriminates(scores) if set(CONTROLS) & set(scores) else None,
-            "ranking": lines,
+            why = f"a contrast that is known beforehand does not come out here: {named}"
+        elif not worse:
+            why = "no control took part in this slot"
+        elif not all(worse.values()):
+            named = ", ".join(arm for arm, ok in worse.items() if not ok)
+            why = f"a method that is wrong on purpose is not shown to be worse than the base: {named}"
+        slots[slot] = {
+            "usable": why is None,
+            "why": why,
+            "controls": worse,
+            "lines": sorted(lines, key=lambda line: (line["mean"], line["arm"])),
         }
-    return found
-
-
-def _method(
-    arm: str, judged: list[dict], tuned: list[dict], base: dict, settings: dict, costs: list[dict], trials: list[str]
-) -> dict:
-    """What is known of one method beside its ranks."""
-    own, chance = [r for r in judged if _at(r, base)], chance_of(judged)
-    seconds = _median([r["measures"]["seconds"] for r in costs])
-    reached = _median([steps_to(r, settings["target"]) for r in own])
-    depths = sorted({r["factors"]["depth"] for r in judged})
-    learns = {
-        d: _mean(
-            loss_of(r, settings["measure"])
-            for r in judged
-            if r["factors"]["depth"] == d and r["factors"]["batch"] == base["batch"]
-        )
-        < 0.9 * chance
-        for d in depths
+    return {
+        "at": at,
+        "target": target,
+        **limits,
+        "learnt": learnt,
+        "calibration": calibration,
+        "ranks": ranks,
+        "same": same,
+        "slots": slots,
     }
+
+
+def _line(
+    arm: str,
+    scores: Scores,
+    rows: list[dict],
+    at: dict,
+    settings: dict,
+    limits: dict,
+    target: float,
+    worse: dict[str, bool],
+    ranks: list[int],
+) -> dict:
+    """One arm of a slot in a cell."""
+    values, judged = list(scores[arm].values()), [r for r in rows if r["seed"] < TUNING]
+    failed = sum(is_failed(r, settings["measure"], limits) for r in judged)
+    low, high = share_interval(failed, len(judged))
+    chosen = best_rate(rows, arm, at, settings)
+    family = sum(other != BASE and not is_control(other) for other in scores)
+    gap = difference(scores[arm], scores[BASE], family) if arm != BASE else [0.0, None, None]
+    no_better = [c for c in worse if arm not in (c, BASE) and not is_control(arm) and not below(scores[arm], scores[c])]
+    best = [r["measures"]["best_nats"] for r in judged if r["status"] == "ok" and "best_nats" in r["measures"]]
+    steps = [steps_to(r, target) for r in judged]
     return {
         "arm": arm,
-        "slot": arm.partition(":")[0],
-        "control": arm in CONTROLS,
-        "lr": own[0]["factors"]["lr"],
-        "sensitivity": sensitivity(tuned, settings["measure"]),
-        "largest_stable_lr": largest_stable(tuned, settings["measure"], chance),
-        "steps_to_target": reached,
-        "seconds_to_target": reached * seconds if reached and seconds else None,
-        "step_seconds": seconds,
-        "peak_bytes": _median([r["measures"]["peak_bytes"] for r in costs]),
-        "depths": depths,
-        "fails_at_depth": next((d for d in depths if not learns[d]), None),
-        "trials": trials,
+        "control": is_control(arm),
+        "mean": fmean(values),
+        "spread": stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "failed": failed,
+        "failures": [low, high],
+        "gap": gap,
+        "rank": ranks,
+        "standing": standing(arm, gap, failed / max(len(judged), 1), no_better, settings["margin"]),
+        "no_better_than": no_better,
+        "lr": rate_of(chosen),
+        "edge": chosen.edge,
+        "tuning": [{"lr": lr, "mean": mean} for lr, mean in chosen.scores.items()],
+        "tuning_runs": sum(r["seed"] >= TUNING for r in rows),
+        "best": fmean(best) if best else None,
+        "steps_to_target": _finite(median_high(steps)) if steps else None,
+        "curve": mean_curve(judged),
     }
 
 
-def chance_of(rows: list[dict]) -> float:
-    """The loss of a model that knows nothing: log of the number of classes, or of bytes."""
-    return math.log(256 if rows[0]["experiment"] == "gpt" else 10)
+def standing(arm: str, gap: list, failed: float, no_better: list[str], margin: float) -> str:
+    """One word for a line; nothing that a broken control equals is praised."""
+    if arm == BASE:
+        return "the base"
+    if failed > 0.5:
+        return "fails"
+    _, low, high = gap
+    if low is None or high is None:
+        return "not told apart"
+    if low > 0 and high > margin:
+        return "worse"
+    if no_better:
+        return "no better than a control"
+    if high < 0:
+        return "better"
+    return "as good" if high <= margin else "not told apart"
+
+
+def _contrast(told: dict, scores: Scores) -> dict:
+    """Whether a contrast that is known beforehand comes out, one-sided at the level."""
+    missing = [arm for arm in (told["better"], told["worse"]) if arm not in scores]
+    ok = not missing and below(scores[told["better"]], scores[told["worse"]])
+    gap = None if missing else fmean(scores[told["worse"]].values()) - fmean(scores[told["better"]].values())
+    return {"better": told["better"], "worse": told["worse"], "ok": ok, "gap": gap}
+
+
+def _method(arm: str, rows: list[dict], keys: dict[int, str]) -> dict:
+    """What an arm costs, and its trials."""
+    timed = [r["measures"] for r in rows if r["experiment"] == "cost" and r["status"] == "ok"]
+    module = arm.partition(":")[2].partition(".")[0]
+    return {
+        "arm": arm,
+        "slot": slot_of(arm),
+        "control": is_control(arm),
+        "source": "control"
+        if module == "control"
+        else "paper"
+        if arm != BASE and module not in LIBRARIES
+        else "torch"
+        if module in ("", "torch", "models")
+        else module,
+        "step_seconds": _median([m["seconds"] for m in timed]),
+        "peak_bytes": _median([m["peak_bytes"] for m in timed]),
+        "trials": [keys[id(r)] for r in rows],
+    }
+
+
+LIBRARIES = ("torch", "models", "pytorch_optimizer")  # where a method comes from that no paper of the suite holds
 
 
 def _at(row: dict, wanted: dict) -> bool:
     return all(row["factors"].get(k) == v for k, v in wanted.items())
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return fmean(values) if values and all(map(math.isfinite, values)) else math.inf
 
 
 def _finite(value: float) -> float | None:
@@ -152,12 +217,29 @@ def _median(values: list[float]) -> float | None:
     return _finite(median_high(values)) if values else None
 
 
-def _scores(rows: list[dict], measure: str) -> dict[str, dict[int, float]]:
-    """arm -> seed -> loss; a run that diverged, or ended above the loss of chance, counts as chance."""
-    scores: dict[str, dict[int, float]] = {}
+def loss_of(row: dict, measure: str) -> float:
+    return row["measures"].get(measure, math.inf) if row["status"] == "ok" else math.inf
+
+
+def limits_of(rows: list[dict], measure: str) -> dict[str, float | None]:
+    """The two losses that rows carry (None without any), which mean something for the loss alone."""
     for row in rows:
-        scores.setdefault(row["arm"], {})[row["seed"]] = min(loss_of(row, measure), chance_of(rows))
-    return scores
+        if row["status"] == "ok" and measure == "valid_nats" and "fails_above" in row["measures"]:
+            return {k: row["measures"][k] for k in ("fails_above", "learns_below")}
+    return {"fails_above": None, "learns_below": None}
+
+
+def is_failed(row: dict, measure: str, limits: dict) -> bool:
+    """Whether a run diverged, or ended above what needs no network."""
+    ceiling = math.inf if limits["fails_above"] is None else limits["fails_above"]
+    return not loss_of(row, measure) < ceiling
+
+
+def scores_of(rows: list[dict], measure: str, limits: dict) -> dict[int, float]:
+    """seed -> loss; a failed run counts as `fails_above`."""
+    worst = limits["fails_above"]
+    worst = max((v for r in rows if math.isfinite(v := loss_of(r, measure))), default=1.0) if worst is None else worst
+    return {row["seed"]: min(loss_of(row, measure), worst) for row in rows}
 
 
 def steps_to(row: dict, target: float) -> float:
@@ -168,40 +250,70 @@ def steps_to(row: dict, target: float) -> float:
     return next((float(step) for step, loss in pairs if loss <= target), math.inf)
 
 
-def sensitivity(rows: list[dict], measure: str) -> list[dict]:
-    """Per learning rate of the first rung, which tries them all: mean over the tuning seeds, share that diverged."""
-    found = []
-    for lr in sorted({r["factors"]["lr"] for r in rows}):
-        own = [r for r in rows if r["factors"]["lr"] == lr]
-        found.append(
-            {
-                "lr": lr,
-                "mean": _finite(_mean(loss_of(r, measure) for r in own)),
-                "diverged": sum(r["status"] == "diverged" for r in own) / len(own),
-            }
-        )
-    return found
-
-
-def largest_stable(rows: list[dict], measure: str, chance: float) -> float | None:
-    """The largest learning rate up to which no tuning seed diverged or ended above the loss of chance."""
-    stable = None
-    for lr in sorted({r["factors"]["lr"] for r in rows}):
-        own = [r for r in rows if r["factors"]["lr"] == lr]
-        if any(loss_of(r, measure) > chance for r in own):
-            return stable
-        stable = lr
-    return stable
+def mean_curve(rows: list[dict]) -> list[list[float]]:
+    """[step, mean, least, greatest] of the validation curve over the seeds that did not diverge."""
+    curves = [
+        list(zip(r["measures"]["steps"], r["measures"]["curve"], strict=True)) for r in rows if r["status"] == "ok"
+    ]
+    points: dict[float, list[float]] = {}
+    for step, loss in (point for curve in curves for point in curve):
+        points.setdefault(step, []).append(loss)
+    return [[step, fmean(losses), min(losses), max(losses)] for step, losses in sorted(points.items())]
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
+
+
+def gaps_of(a: dict[int, float], b: dict[int, float]) -> list[float]:
+    """Differences by seed."""
+    return [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
+
+
+def difference(a: dict[int, float], b: dict[int, float], family: int = 1) -> list[float | None]:
+    """[mean of a - b, low, high], paired by seed, simultaneous over `family` comparisons; no ends below three seeds."""
+    from scipy import stats
+
+    gaps = gaps_of(a, b)
+    mean = fmean(gaps)
+    if len(gaps) < 3:
+        return [mean, None, None]
+    half = stats.t.ppf(1 - (1 - LEVEL) / 2 / max(family, 1), len(gaps) - 1) * stdev(gaps) / math.sqrt(len(gaps))
+    return [mean, mean - float(half), mean + float(half)]
+
+
+def below(a: dict[int, float], b: dict[int, float], family: int = 1) -> bool:
+    """Whether a's mean is shown to be below b's: one-sided, paired by seed."""
+    from scipy import stats
+
+    gaps = gaps_of(a, b)
+    if len(gaps) < 3:
+        return False
+    spread = stdev(gaps)
+    half = stats.t.ppf(1 - (1 - LEVEL) / max(family, 1), len(gaps) - 1) * spread / math.sqrt(len(gaps))
+    return fmean(gaps) + float(half) < 0
+
+
+def controls_worse(scores: Scores) -> dict[str, bool]:
+    """control -> whether it is shown to be worse than the base; corrected for the number of controls."""
+    present = [arm for arm in scores if is_control(arm)]
+    return {arm: below(scores[BASE], scores[arm], len(present)) for arm in present}
+
+
+def share_interval(k: int, n: int) -> tuple[float, float]:
+    """The exact (Clopper-Pearson) interval of a share of failures."""
+    if not n:
+        return 0.0, 1.0
+    from scipy import stats
+
+    found = stats.binomtest(k, n).proportion_ci(LEVEL, "exact")
+    return float(found.low), float(found.high)
 
 
 def paired_p(a: dict[int, float], b: dict[int, float]) -> float:
     """Two-sided p of "a and b have the same mean": Student's t over the differences by seed; 1 below three seeds."""
     from scipy import stats
 
-    gaps = [a[s] - b[s] for s in sorted(set(a) & set(b))]
+    gaps = gaps_of(a, b)
     if len(gaps) < 3:
         return 1.0
     spread = stdev(gaps)
@@ -220,59 +332,19 @@ def holm(p: dict[Any, float], level: float = LEVEL) -> set:
     return rejected
 
 
-def rank_intervals(scores: dict[str, dict[int, float]], level: float = LEVEL) -> dict[str, list[int]]:
+def rank_intervals(scores: Scores, level: float = LEVEL) -> dict[str, list[int]]:
     """arm -> [best, worst rank] that the seeds allow; lower scores are better."""
     arms = list(scores)
     p = {(a, b): paired_p(scores[a], scores[b]) for i, a in enumerate(arms) for b in arms[i + 1 :]}
     differ = holm(p, level)
 
-    def below(a: str, b: str) -> bool:
-        """Is a significantly better than b?"""
-        return ((a, b) in differ or (b, a) in differ) and _mean(scores[a].values()) < _mean(scores[b].values())
+    def better(a: str, b: str) -> bool:
+        return ((a, b) in differ or (b, a) in differ) and fmean(scores[a].values()) < fmean(scores[b].values())
 
     return {
-        a: [1 + sum(below(b, a) for b in arms if b != a), len(arms) - sum(below(a, b) for b in arms if b != a)]
+        a: [1 + sum(better(b, a) for b in arms if b != a), len(arms) - sum(better(a, b) for b in arms if b != a)]
         for a in arms
     }
-
-
-def to_the_best(scores: dict[str, dict[int, float]], level: float = LEVEL) -> dict[str, list[float | None]]:
-    """arm -> [mean difference from the best arm, low, high], simultaneous over the arms; no ends below two seeds."""
-    from scipy import stats
-
-    best = min(scores, key=lambda arm: _mean(scores[arm].values()))
-    found = {}
-    for arm, own in scores.items():
-        gaps = [own[s] - scores[best][s] for s in sorted(set(own) & set(scores[best]))]
-        if arm == best or len(gaps) < 2:
-            found[arm] = [0.0, 0.0, 0.0] if arm == best else [fmean(gaps), None, None]
-            continue
-        half = (
-            stats.t.ppf(1 - (1 - level) / 2 / max(len(scores) - 1, 1), len(gaps) - 1)
-            * stdev(gaps)
-            / math.sqrt(len(gaps))
-        )
-        found[arm] = [fmean(gaps), fmean(gaps) - float(half), fmean(gaps) + float(half)]
-    return found
-
-
-def discriminates(scores: dict[str, dict[int, float]], level: float = LEVEL) -> dict[str, Any]:
-    """Whether every control is significantly worse than the best method and than the unchanged model.
-
-    One-sided, with Bonferroni's correction over these comparisons.  A control that is no worse than the unchanged model
-    shows that the slot matters little in this cell: then its ranking says nothing of what a good method is.
-    """
-    best = min((arm for arm in scores if arm not in CONTROLS), key=lambda arm: _mean(scores[arm].values()))
-    against = [arm for arm in dict.fromkeys((best, BASE)) if arm in scores]
-    present = [arm for arm in CONTROLS if arm in scores]
-    worse = {}
-    for arm in present:
-        pairs = [
-            (paired_p(scores[arm], scores[b]) / 2, _mean(scores[arm].values()) - _mean(scores[b].values()))
-            for b in against
-        ]
-        worse[arm] = all(gap > 0 and p <= (1 - level) / (len(present) * len(against)) for p, gap in pairs)
-    return {"ok": all(worse.values()), "best": best, "worse": worse}
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -288,7 +360,6 @@ def write_table(root: Path, document: dict, settings: dict) -> dict:
     """The table of rows that were measured here or elsewhere."""
     track, profile = document["paper"].removeprefix("arena-"), document["profile"]
     made = table(document, settings)
-    write_file(
-        path_of(root, track, profile, "table"), json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    )
+    path = path_of(root, track, profile, "table")
+    write_file(path, json.dumps(made, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return made

@@ -11,6 +11,7 @@ from repro.commands import common
 from repro.commands.common import AsJson, Device, Force, Profile, WithParent, dump, say, table
 from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED
+from repro.files.plan import written
 
 
 def arena(
@@ -33,7 +34,7 @@ def arena(
     as_json: AsJson = False,
     with_parent: WithParent = False,
 ) -> None:
-    """Measure every drop-in method in the same models, and rank them."""
+    """Measure every drop-in method in the same models, each tuned, against the tuned base."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
 
@@ -42,7 +43,7 @@ def arena(
         raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
     if plan:
-        return dump({"tracks": [protocol.plan(root, name, profile) for name in names]})
+        return dump(written({"tracks": [protocol.plan(root, name, profile) for name in names]}))
     if check:
         return _check(root, names, profile)
     tables = []
@@ -103,39 +104,36 @@ def _check(root, names: list[str], profile: str) -> None:
 
 
 def _arena_table(made: dict) -> None:
-    """The rankings of a track as people read them."""
-    from repro.words import levels
+    """The comparisons of a track as people read them."""
+    from repro.words import levels, number
 
-    say(
-        f"\narena {made['track']} {made['profile']}: {made['what']}; {made['measure']} after {made['steps']} steps, "
-        f"{made['seeds']} seeds"
-    )
+    say(f"\narena {made['track']} {made['profile']}: {made['what']}; {made['seeds']} seeds, on {made['device']}")
     methods = {one["arm"]: one for one in made["methods"]}
     for cell in made["cells"]:
-        for slot, ranked in cell["slots"].items():
-            doubt = ": does NOT discriminate, a control is not significantly worse than the best or the unchanged model"
-            say(
-                f"\n{slot}{', ' + levels(cell['changed']) if cell['changed'] else ''}"
-                + ("" if ranked["discriminates"] is None or ranked["discriminates"]["ok"] else doubt)
-            )
-            lines = [_ranked(line, methods[line["arm"]]) for line in ranked["ranking"]]
-            table(["rank", "method", "mean", "to the best", "lr", "step"], lines)
+        say(f"\n{levels(cell['at'])}: the tuned base ends at {number(cell['target'])} ({made['measure']})")
+        for slot, one in cell["slots"].items():
+            say(f"\n{slot}" + ("" if one["usable"] else f": not usable, because {one['why']}"))
+            lines = [_compared(line, methods[line["arm"]]) for line in one["lines"]]
+            table(["method", "standing", "to the base", "failed", "rate", "steps", "step"], lines)
+        for arm, why in cell["same"].items():
+            say(f"left out: {arm}: {why}")
     for arm, why in made["out"].items():
         say(f"does not fit: {arm}: {why}")
 
 
-def _ranked(line: dict, method: dict) -> list[str]:
-    """One line of a ranking."""
+def _compared(line: dict, method: dict) -> list[str]:
+    """One line of a comparison."""
     from repro.words import number
 
     gap, low, high = line["gap"]
-    seconds = method["step_seconds"]
+    seconds, steps = method["step_seconds"], line["steps_to_target"]
     return [
-        "–".join(map(str, dict.fromkeys(line["rank"]))),
         line["arm"],
-        number(line["mean"]),
-        "" if gap is None else f"{number(gap)} [{number(low)}, {number(high)}]",
-        f"{method['lr']:g}",
+        line["standing"],
+        number(gap) if low is None else f"{number(gap)} [{number(low)}, {number(high)}]",
+        f"{line['failed']} of {line['n']}",
+        f"{line['lr']:g}{' (edge)' if line['edge'] else ''}",
+        "not reached" if steps is None else f"{steps:g}",
         "" if seconds is None else f"{1000 * seconds:.1f} ms",
     ]
 
@@ -146,11 +144,11 @@ def recommend(
     batch: Annotated[int | None, typer.Option(min=1, help="Give your batch size.")] = None,
     margin: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Say how much worse than the best is still good, in place of the track's margin."),
+        typer.Option(min=0.0, help="Say how much worse than the base is still good, in place of the track's margin."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Name the methods that the arena shows to be as good as the best."""
+    """Name the methods that the arena shows to be as good as the tuned base."""
     from repro.arena import advice, protocol
     from repro.words import levels
 
@@ -167,41 +165,57 @@ def recommend(
     if cell is None:
         asked = levels({k: v for k, v in (("depth", depth), ("batch", batch)) if v is not None})
         raise Failed(f"no evidence at {asked}: nothing within a factor of {advice.REACH} of it was measured; {place}")
-    chosen = {slot: advice.recommended(one["ranking"], margin) for slot, one in cell["slots"].items()}
+    chosen = {slot: advice.recommended(one, margin) for slot, one in cell["slots"].items()}
     trials = {m["arm"]: m["trials"] for m in made["methods"]}
     if as_json:
-        answer = {"track": model, "profile": made["profile"], "measured_at": place, "margin": margin}
-        return dump({**answer, "measure": made["measure"], "methods": chosen, "trials": trials})
+        answer = {"track": model, "profile": made["profile"], "measured_at": cell["at"], "about": place}
+        why = {slot: one["why"] for slot, one in cell["slots"].items()}
+        return dump(
+            {
+                **answer,
+                "margin": margin,
+                "measure": made["measure"],
+                "methods": chosen,
+                "why_not": why,
+                "trials": trials,
+            }
+        )
     say(
-        f"measured: {made['what']}, {levels(place)}, {made['seeds']} seeds, {made['steps']} steps, "
-        f"on {made['device']} ({made['profile']})"
+        f"Measured: {made['what']}, {levels({**made['settings'], **cell['at']})}, {made['seeds']} seeds, on "
+        f"{made['device']} ({made['profile']})."
     )
+    say(place)
     say(
-        f"as good as the best: the simultaneous {made['level']:.0%} interval of the difference in {made['measure']} "
-        f"ends below {margin:g}"
+        f"As good as the tuned base: the {made['level']:.0%} interval of the difference in {made['measure']}, holding "
+        f"for all methods of a slot at once, ends below {margin:g}."
     )
     for slot, lines in chosen.items():
         _advice(slot, lines, cell["slots"][slot], trials)
 
 
-def _advice(slot: str, lines: list[dict], ranked: dict, trials: dict[str, list[str]]) -> None:
+def _advice(slot: str, lines: list[dict], compared: dict, trials: dict[str, list[str]]) -> None:
     """Print what is advised for one slot of a model."""
-    from repro.arena import protocol
     from repro.words import number
 
-    if ranked["discriminates"] is not None and not ranked["discriminates"]["ok"]:
-        say(f"\n{slot}: no advice: a control is not significantly worse than the best or the unchanged model here")
+    if not compared["usable"]:
+        say(f"\n{slot}: no advice: {compared['why']}")
         return
     say(f"\n{slot}:")
-    if not lines:
-        say("  none: every interval is wider than the margin")
+    if [line["arm"] for line in lines] in ([], ["base"]):
+        say("  Nothing here is shown to be as good as the base.")
     for line in lines:
+        if line["arm"] == "base":
+            say(f"  base: {number(line['mean'])}, the reference, tuned like the others")
+            continue
         gap, low, high = map(number, line["gap"])
         keys = ", ".join(key.removeprefix("sha256:")[:12] for key in trials[line["arm"]][:3])
+        edge = "; its best rate lies at the edge of the grid" if line["edge"] else ""
         say(
-            f"  {line['arm']}: {number(line['mean'])}, {gap} from the best [{low}, {high}], n = {line['n']}; "
-            f"{len(trials[line['arm']])} trials: {keys}, ..."
+            f"  {line['arm']}: {line['standing']}; {number(line['mean'])}, {gap} from the base [{low}, {high}], "
+            f"n = {line['n']}{edge}; {len(trials[line['arm']])} trials: {keys}, ..."
         )
-    tied = [line["arm"] for line in ranked["ranking"] if line["rank"][0] == 1 and line not in lines]
-    if tied := [arm for arm in tied if arm not in protocol.CONTROLS]:
-        say(f"  not told apart from the best, nor shown to be as good: {', '.join(tied)}")
+    tied = [line["arm"] for line in compared["lines"] if line["standing"] == "not told apart"]
+    if tied:
+        say(f"  Nothing here tells these apart from the base: {', '.join(tied)}.")
+    if empty := [line["arm"] for line in compared["lines"] if line["standing"] == "no better than a control"]:
+        say(f"  Not told apart from a method that is wrong on purpose: {', '.join(empty)}.")

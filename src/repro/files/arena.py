@@ -35,7 +35,11 @@ Name = matching("[a-z][a-z0-9_]{0,59}", "a name of a-z, 0-9 and _, such as mlp")
 Arm = matching(r"base|[a-z]+:\w+\.\w+", "base, or an arm such as norm:rmsnorm.RMSNorm")
 Seeds = Annotated[int, Field(ge=1, le=1000), Wanted("a whole number from 1 to 1000")]
 Count = Annotated[int, Field(ge=1)]
-Rung = Annotated[list[Count], Field(min_length=2, max_length=2), Wanted("[steps, how many learning rates go on]")]
+ToTen = Annotated[int, Field(ge=0, le=10), Wanted("a whole number from 0 to 10")]
+Shares = Annotated[
+    list[Annotated[Finite, Field(ge=0, le=1)]], Field(min_length=2, max_length=2), Wanted("[low, high] of a share")
+]
+Point = Annotated[list[Finite], Field(min_length=4, max_length=4), Wanted("[step, mean, least, greatest]")]
 
 
 def _rising(pair: list[int]) -> list[int]:
@@ -62,12 +66,12 @@ Gap = Annotated[
 
 
 class Tuning(TypedDict):
-    """How every arm finds its learning rate: by successive halving on the tuning seeds."""
+    """How every arm finds its learning rate in a cell: a grid that grows while the best rate lies at its edge."""
 
     __pydantic_config__ = CLOSED
     seeds: Seeds
     lr: list[AboveZero]
-    rungs: list[Rung]
+    extend: ToTen
 
 
 class Final(TypedDict):
@@ -75,24 +79,25 @@ class Final(TypedDict):
 
     __pydantic_config__ = CLOSED
     seeds: Seeds
-    steps: Positive
-
-
-class Model(TypedDict):
-    """The model and its data; other settings are those of `experiments/arena.py`."""
-
-    __pydantic_config__ = OPEN
-    depth: Positive
-    batch: Positive
 
 
 class Cell(TypedDict):
-    """What one further cell of the table changes."""
+    """A size and a budget, which is a ranking of its own."""
 
     __pydantic_config__ = CLOSED
-    depth: NotRequired[Positive]
-    batch: NotRequired[Positive]
-    steps: NotRequired[Positive]
+    depth: Positive
+    batch: Positive
+    steps: Positive
+    width: NotRequired[Positive]
+
+
+class Contrast(TypedDict):
+    """A difference that is known beforehand; `at` limits it to some cells."""
+
+    __pydantic_config__ = CLOSED
+    better: Arm
+    worse: Arm
+    at: NotRequired[dict[str, Positive]]
 
 
 class Timing(TypedDict):
@@ -111,8 +116,8 @@ class Budget(TypedDict):
     __pydantic_config__ = CLOSED
     tuning: Tuning
     final: Final
-    settings: Model
-    cells: NotRequired[list[Cell]]
+    settings: dict[str, Level]
+    cells: list[Cell]
     cost: Timing
 
 
@@ -122,8 +127,8 @@ class Basics(TypedDict):
     __pydantic_config__ = CLOSED
     what: Words
     measure: one_of("valid_nats", "valid_error")
-    target: Number
     margin: Cost
+    calibration: list[Contrast]
 
 
 class Track(Basics):
@@ -151,6 +156,7 @@ class PlannedTrack(TypedDict):
     profile: ProfileName
     settings: Resolved
     arms: list[Arm]
+    same: list[dict[str, Text]]
     out: NotRequired[dict[str, Text]]
 
 
@@ -180,40 +186,48 @@ def check_plan(file: JsonFile) -> None:
         _budget(file, ("tracks", i, "settings"), track["settings"])
         if "base" not in track["arms"]:
             file.fail(("tracks", i, "arms"), "lacks base, the unchanged model")
+        if len(track["same"]) != len(track["settings"]["cells"]):
+            file.fail(("tracks", i, "same"), "has another length than the cells of the settings")
 
 
 def _budget(file: Any, where: Where, settings: dict[str, Any]) -> None:
     """What the parts of a budget ask of each other."""
-    tuning = settings["tuning"]
-    for name, level in settings["settings"].items():
-        checked(file, Level, level, (*where, "settings", name))
-    for i, cell in enumerate(settings.get("cells", ())):
-        if not cell:
-            file.fail((*where, "cells", i), "changes nothing; write depth, batch or steps")
-    for key in ("lr", "rungs"):
-        if not tuning[key]:
-            file.fail((*where, "tuning", key), "is empty; write at least one")
-    if len(set(tuning["lr"])) < len(tuning["lr"]):
+    rates, cells = settings["tuning"]["lr"], settings["cells"]
+    if not rates:
+        file.fail((*where, "tuning", "lr"), "is empty; write at least one")
+    if len(set(rates)) < len(rates):
         file.fail((*where, "tuning", "lr"), "holds a learning rate twice; write each once")
-    left = len(tuning["lr"])
-    for i, (_, keep) in enumerate(tuning["rungs"]):
-        if keep > left:
-            file.fail((*where, "tuning", "rungs", i), f"keeps {keep} of {left} learning rates; write at most {left}")
-        left = keep
-    if left != 1:
-        file.fail(
-            (*where, "tuning", "rungs", len(tuning["rungs"]) - 1), f"keeps {left} learning rates; the last rung keeps 1"
-        )
+    if not cells:
+        file.fail((*where, "cells"), "is empty; write at least one, such as {depth: 4, batch: 16, steps: 100}")
+    for i, cell in enumerate(cells):
+        if cell in cells[:i]:
+            file.fail((*where, "cells", i), "stands twice; write each once")
+        if "width" not in cell and "width" not in settings["settings"]:
+            file.fail((*where, "cells", i), "has no width, nor have the settings; write one")
+    for name in ("depth", "batch", "steps"):
+        if name in settings["settings"]:
+            file.fail((*where, "settings", name), "is a level of every cell; write it there")
 
 
 class TrainedFactors(TypedDict):
     """The factors of a trained arm."""
 
     __pydantic_config__ = OPEN
-    depth: Number
-    batch: Number
+    depth: Positive
+    batch: Positive
     lr: AboveZero
     steps: Positive
+
+
+class TrainedMeasures(TypedDict):
+    """What a trained arm measures, beside the measure of the track."""
+
+    __pydantic_config__ = OPEN
+    steps: list[Number]
+    curve: list[Number]
+    best_nats: NotRequired[Number]
+    fails_above: NotRequired[Number]
+    learns_below: NotRequired[Number]
 
 
 class CostMeasures(TypedDict):
@@ -232,15 +246,23 @@ class Origin(TypedDict):
     trials: list[Text]
 
 
+class Left(TypedDict):
+    """The arms that took no part: those that do not fit, and per cell those that are the base's own model."""
+
+    __pydantic_config__ = OPEN
+    out: NotRequired[dict[str, Text]]
+    same: NotRequired[list[dict[str, Text]]]
+
+
 def read_arena_rows(
     path: Path, again: str, shown: str, track: str, profile: str, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """The rows of a track, complete enough for its table."""
-    file, base = JsonFile(path, again, shown), {k: settings["settings"][k] for k in ("depth", "batch")}
+    file = JsonFile(path, again, shown)
     document = rows_file.checked(file, (f"arena-{track}", profile))
     checked(file, Origin, document["provenance"], ("provenance",))
+    checked(file, Left, {key: document[key] for key in ("out", "same") if key in document})
     experiment = one_of(track, "cost")
-    at_base: dict[str, bool] = {}
     for i, row in enumerate(document["rows"]):
         where = ("rows", i)
         checked(file, Arm, row["arm"], (*where, "arm"))
@@ -250,89 +272,119 @@ def read_arena_rows(
                 checked(file, CostMeasures, row["measures"], (*where, "measures"))
             continue
         checked(file, TrainedFactors, row["factors"], (*where, "factors"))
-        judged = row["seed"] < 1000 and all(
-            row["factors"][k] == v for k, v in {**base, "steps": settings["final"]["steps"]}.items()
-        )
-        at_base[row["arm"]] = at_base.get(row["arm"], False) or judged
         if row["status"] == "ok":
-            for name, kind in ((settings["measure"], Number), ("steps", list[Number]), ("curve", list[Number])):
-                if name not in row["measures"]:
-                    file.fail((*where, "measures"), f"'{name}' is missing")
-                checked(file, kind, row["measures"][name], (*where, "measures", name))
+            checked(file, TrainedMeasures, row["measures"], (*where, "measures"))
+            if settings["measure"] not in row["measures"]:
+                file.fail((*where, "measures"), f"'{settings['measure']}' is missing")
+            checked(file, Number, row["measures"][settings["measure"]], (*where, "measures", settings["measure"]))
             if len(row["measures"]["steps"]) != len(row["measures"]["curve"]):
                 file.fail((*where, "measures", "curve"), "has another length than steps")
-    missing = next((arm for arm in ("base", *at_base) if not at_base.get(arm)), None)
-    if missing:
-        told_base = ", ".join(f"{k} {v}" for k, v in base.items())
-        file.fail(("rows",), f"no row of arm {missing} at {told_base} and {settings['final']['steps']} steps")
+    _complete(file, document, settings)
     return document
 
 
-class Line(TypedDict):
-    """An arm's place in a ranking."""
+def _complete(file: JsonFile, document: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse rows in which a cell lacks the base, or an arm of a cell its tuning seeds or judged seeds."""
+    if len(document.get("same", settings["cells"])) != len(settings["cells"]):
+        file.fail(("same",), "has another length than the cells of arena.yaml")
+    for cell in settings["cells"]:
+        seeds: dict[str, set[bool]] = {}
+        tuned: dict[str, set[tuple]] = {}
+        for row in document["rows"]:
+            if row["experiment"] != "cost" and all(row["factors"].get(k) == v for k, v in cell.items()):
+                seeds.setdefault(row["arm"], set()).add(row["seed"] >= 1000)
+                if row["seed"] >= 1000:
+                    tuned.setdefault(row["arm"], set()).add((row["seed"], row["factors"]["lr"]))
+        shown = ", ".join(f"{k} {v}" for k, v in cell.items())
+        for arm in dict.fromkeys(("base", *seeds)):
+            if seeds.get(arm, set()) != {True, False}:
+                file.fail(("rows",), f"lacks tuning seeds or judged seeds of arm {arm} at {shown}")
+            known, rates = ({pair[k] for pair in tuned[arm]} for k in (0, 1))
+            if len(tuned[arm]) != len(known) * len(rates):
+                file.fail(("rows",), f"lacks a tuning seed of arm {arm} at {shown}")
 
-    __pydantic_config__ = OPEN
-    arm: Arm
-    mean: Number
-    spread: NotRequired[Number | None]
-    error: Number | None
-    n: Whole
-    diverged: Whole
-    rank: Rank
-    gap: Gap
+
+STANDINGS = ("the base", "better", "as good", "not told apart", "worse", "fails", "no better than a control")
 
 
 class AtRate(TypedDict):
-    """An arm at one learning rate."""
+    """An arm at one learning rate, on the tuning seeds."""
 
     __pydantic_config__ = OPEN
     lr: AboveZero
     mean: Number | None
-    diverged: Cost
+
+
+class Line(TypedDict):
+    """An arm against the tuned base."""
+
+    __pydantic_config__ = OPEN
+    arm: Arm
+    control: Truth
+    mean: Number
+    spread: Number | None
+    n: Whole
+    failed: Whole
+    failures: Shares
+    gap: Gap
+    rank: Rank
+    standing: one_of(*STANDINGS)
+    no_better_than: list[Arm]
+    lr: AboveZero
+    edge: Truth
+    tuning: list[AtRate]
+    tuning_runs: Whole
+    best: Number | None
+    steps_to_target: Cost | None
+    curve: list[Point]
 
 
 class Method(TypedDict):
-    """What an arm reached and cost."""
+    """What an arm cost, and where it comes from."""
 
     __pydantic_config__ = OPEN
     arm: Arm
     slot: Text
     control: Truth
-    lr: AboveZero
+    source: one_of("paper", "torch", "pytorch_optimizer", "control")
     trials: list[Text]
-    depths: list[Positive]
-    sensitivity: list[AtRate]
-    largest_stable_lr: AboveZero | None
-    steps_to_target: Cost | None
-    seconds_to_target: Cost | None
     step_seconds: Cost | None
     peak_bytes: Cost | None
-    fails_at_depth: Positive | None
 
 
-class Discriminates(TypedDict):
-    """Whether the slot tells its controls from its best arm."""
+class Outcome(TypedDict):
+    """Whether a contrast that is known beforehand came out."""
 
     __pydantic_config__ = OPEN
+    better: Arm
+    worse: Arm
     ok: Truth
-    best: Text
-    worse: dict[str, Truth]
+    gap: Number | None
 
 
-class SlotRanking(TypedDict):
+class SlotTable(TypedDict):
     """The arms of one slot."""
 
     __pydantic_config__ = OPEN
-    discriminates: Discriminates | None
-    ranking: list[Line]
+    usable: Truth
+    why: Text | None
+    controls: dict[str, Truth]
+    lines: list[Line]
 
 
 class TableCell(TypedDict):
-    """The rankings where some settings are changed."""
+    """One size and budget."""
 
     __pydantic_config__ = OPEN
-    changed: dict[str, Positive]
-    slots: dict[str, SlotRanking]
+    at: Cell
+    target: Number
+    fails_above: Number | None
+    learns_below: Number | None
+    learnt: Truth
+    ranks: Truth
+    calibration: list[Outcome]
+    same: dict[str, Text]
+    slots: dict[str, SlotTable]
 
 
 class Table(TypedDict):
@@ -343,12 +395,11 @@ class Table(TypedDict):
     profile: ProfileName
     what: Text
     measure: Words
-    target: Number
     margin: Cost
-    settings: Model
+    settings: dict[str, Level]
     level: AboveZero
     seeds: Positive
-    steps: Positive
+    tuning_seeds: Positive
     rows_digest: Digest
     device: Text
     methods: list[Method]
@@ -369,12 +420,12 @@ def read_table(path: Path, again: str, shown: str, track: str, profile: str) -> 
     known = {method["arm"] for method in document["methods"]}
     for i, cell in enumerate(document["cells"]):
         for slot, found in cell["slots"].items():
-            if not found["ranking"]:
-                file.fail(("cells", i, "slots", slot, "ranking"), "is empty; write at least one")
-            for k, line in enumerate(found["ranking"]):
+            if not found["lines"]:
+                file.fail(("cells", i, "slots", slot, "lines"), "is empty; write at least one")
+            for k, line in enumerate(found["lines"]):
                 if line["arm"] not in known:
                     file.fail(
-                        ("cells", i, "slots", slot, "ranking", k, "arm"),
+                        ("cells", i, "slots", slot, "lines", k, "arm"),
                         f"{told(line['arm'])}, which is not among methods",
                     )
     return document

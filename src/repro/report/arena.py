@@ -1,4 +1,4 @@
-"""The page of one track of the arena: rankings with ties, learning-rate curves, costs; read from its stored table."""
+"""The page of one track of the arena: every method against the tuned base, read from its stored table."""
 
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,15 @@ SLOT_NAMES = {
     "init": "initializations",
     "weight": "parameterizations of weights",
     "optimizer": "optimizers",
+}
+STANDINGS = {  # of a line -> the badge that it has
+    "better": "reproduced",
+    "as good": "reproduced",
+    "worse": "not_reproduced",
+    "fails": "not_reproduced",
+    "no better than a control": "not_reproduced",
+    "not told apart": "inconclusive",
+    "the base": "not_run",
 }
 
 
@@ -48,61 +57,81 @@ class TrackView:
 
     def section(self) -> dict[str, Any]:
         m = self.made
-        cells = [self.cell(i, cell) for i, cell in enumerate(m["cells"])]
+        kept = ("track", "profile", "what", "measure", "margin", "level", "seeds", "tuning_seeds", "device")
         return {
-            **{
-                k: m[k]
-                for k in (
-                    "track",
-                    "profile",
-                    "what",
-                    "measure",
-                    "target",
-                    "margin",
-                    "level",
-                    "seeds",
-                    "steps",
-                    "device",
-                    "rows_digest",
-                )
-            },
-            "cells": cells,
-            "curves": self.curves(),
-            "costs": self.costs(),
+            **{k: m[k] for k in (*kept, "rows_digest")},
+            "cells": [self.cell(i, cell) for i, cell in enumerate(m["cells"])],
+            "map": self.map(),
+            "costs": [{**one, "told": told(one["arm"]), "slug": self.slug(one["arm"])} for one in m["methods"]],
             "out": [(told(arm), why) for arm, why in m["out"].items()],
             "settings": words.levels(m["settings"]),
         }
 
+    def slug(self, arm: str) -> str | None:
+        """The paper that an arm comes from, which has a page."""
+        return arm.partition(":")[2].partition(".")[0] if self.methods[arm]["source"] == "paper" else None
+
+    def source(self, arm: str) -> str | None:
+        """The library that an arm comes from where no paper of the suite holds it."""
+        source = self.methods[arm]["source"]
+        return source if source not in ("paper", "control") and arm != "base" else None
+
     def cell(self, index: int, cell: dict[str, Any]) -> dict[str, Any]:
         slots = []
-        for slot, found in cell["slots"].items():
-            lines = [
-                {
-                    **line,
-                    "told": told(line["arm"]),
-                    "ranks": ranks(line),
-                    "slug": _slug(line["arm"]),
-                    "lr": self.methods[line["arm"]]["lr"],
-                    "step_seconds": self.methods[line["arm"]]["step_seconds"],
-                }
-                for line in found["ranking"]
-            ]
+        for slot, one in cell["slots"].items():
             slots.append(
                 {
                     "slot": slot,
+                    "id": f"{self.made['profile']}-{index}-{slot}",
                     "name": SLOT_NAMES.get(slot, slot),
-                    "lines": lines,
-                    "verdict": found["discriminates"],
-                    "figure": self.figure(index, slot, found["ranking"]),
+                    "lines": [self.line(line) for line in one["lines"]],
+                    "usable": one["usable"],
+                    "why": one["why"],
+                    "figures": [f for f in (self.gaps(index, slot, one), *self.curves(index, slot, one)) if f["svg"]],
                 }
             )
-        return {"told": words.levels(cell["changed"]) if cell["changed"] else "", "slots": slots}
+        same = [(told(arm), why) for arm, why in cell["same"].items()]
+        contrasts = [
+            {**c, "told": f"{told(c['worse'])} is worse than {told(c['better'])}"} for c in cell["calibration"]
+        ]
+        return {**cell, "told": words.levels(cell["at"]), "slots": slots, "same": same, "calibration": contrasts}
 
-    def figure(self, index: int, slot: str, ranking: list[dict]) -> dict[str, str]:
-        """Difference from the best with its simultaneous interval, one row per method."""
-        groups = [Group(told(line["arm"]), _role(line["arm"]), {}, (), _triple(line["gap"])) for line in ranking]
-        groups = [g for g in groups if g.interval]
-        if len(groups) < 2:
+    def line(self, line: dict[str, Any]) -> dict[str, Any]:
+        arm = line["arm"]
+        extra = {"told": told(arm), "ranks": ranks(line), "slug": self.slug(arm), "source": self.source(arm)}
+        return {
+            **line,
+            **extra,
+            "badge": STANDINGS[line["standing"]],
+            "controls": [told(c) for c in line["no_better_than"]],
+        }
+
+    def map(self) -> dict[str, Any]:
+        """Methods by cells: in one look, where each is better, as good, worse or not told apart."""
+        arms = [m["arm"] for m in self.made["methods"] if not m["control"] and m["arm"] != "base"]
+        lines = []
+        for arm in arms:
+            found = []
+            for cell in self.made["cells"]:
+                slot = cell["slots"].get(arm.partition(":")[0])
+                one = next((x for x in slot["lines"] if x["arm"] == arm), None) if slot else None
+                if arm in cell["same"]:
+                    found.append(("the same model", "not_run"))
+                elif one is None or not slot["usable"]:
+                    found.append(("not usable", "not_run"))
+                else:
+                    found.append((one["standing"], STANDINGS[one["standing"]]))
+            lines.append({"told": told(arm), "slug": self.slug(arm), "slot": arm.partition(":")[0], "cells": found})
+        return {"heads": [words.levels(cell["at"]) for cell in self.made["cells"]], "lines": lines}
+
+    def gaps(self, index: int, slot: str, one: dict[str, Any]) -> dict[str, str]:
+        """Difference from the tuned base with its simultaneous interval, one row per method."""
+        groups = []
+        for line in one["lines"]:
+            mean, low, high = line["gap"]
+            if low is not None:
+                groups.append(Group(told(line["arm"]), _role(line["arm"]), interval=(low, mean, high)))
+        if not groups:
             return {"svg": "", "caption": ""}
         text = " ".join(
             f"{g.label}: {words.number(g.interval[1])}, {words.number(g.interval[0])} to {words.number(g.interval[2])}."
@@ -112,60 +141,56 @@ class TrackView:
             groups,
             name=f"{self.made['track']}-{self.made['profile']}-{index}-{slot}",
             limits=[0.0],
-            axis=f"{self.made['measure']} less that of the best",
-            title=f"Difference from the best, {slot}",
+            axis=f"{self.made['measure']} less that of the tuned base",
+            title=f"Difference from the tuned base, {slot}",
             description=text,
         )
-        return {
-            "svg": drawing,
-            "caption": f"Mean difference from the best and its simultaneous {self.made['level']:.0%} interval; the line is the best itself.",
-        }
+        caption = (
+            "Mean difference from the tuned base; a negative one means that the method is better. The intervals hold "
+            f"for all methods of the slot at once ({self.made['level']:.0%}); the line is the base."
+        )
+        return {"svg": drawing, "caption": caption}
 
-    def curves(self) -> list[dict[str, str]]:
-        """Loss on the tuning seeds over the learning rate, per slot."""
-        found = []
-        for slot in dict.fromkeys(m["slot"] for m in self.made["methods"] if m["arm"] != "base"):
-            groups = []
-            for m in self.made["methods"]:
-                points = [(s["lr"], s["mean"]) for s in m["sensitivity"] if s["mean"] is not None]
-                if points and (m["slot"] == slot or m["arm"] == "base"):
-                    groups.append(Group(told(m["arm"]), _role(m["arm"]), lines={0: points}))
+    def curves(self, index: int, slot: str, one: dict[str, Any]) -> list[dict[str, str]]:
+        """Loss over the steps, and over the learning rate: the base, a control and the best methods."""
+        lines = [line for line in one["lines"] if not line["control"] and line["arm"] != "base"][:4]
+        lines += [line for line in one["lines"] if line["arm"] == "base"]
+        lines += [line for line in one["lines"] if line["control"]][:1]
+        name, measure = f"{self.made['track']}-{self.made['profile']}-{index}-{slot}", self.made["measure"]
+        drawn = []
+        for kind, across, points in (
+            ("curve", "steps", lambda line: [tuple(p[:2]) for p in line["curve"]]),
+            (
+                "lr",
+                "learning rate",
+                lambda line: [(t["lr"], t["mean"]) for t in line["tuning"] if t["mean"] is not None],
+            ),
+        ):
+            groups = [Group(told(x["arm"]), _role(x["arm"]), lines={0: points(x)}) for x in lines if points(x)]
             if not groups:
                 continue
-            text = " ".join(
-                f"{g.label}: best {words.number(min(y for _, y in g.lines[0]))} at {min(g.lines[0], key=lambda p: p[1])[0]:g}."
-                for g in groups
-            )
+            text = " ".join(f"{g.label}: least {words.number(min(y for _, y in g.lines[0]))}." for g in groups)
+            caption = {
+                "curve": "Mean validation loss over the judged seeds, step by step.",
+                "lr": "Mean over the tuning seeds at every rate that was tried; a rate at which a seed diverged has no "
+                "point.",
+            }[kind]
             drawing = figures.lines(
                 groups,
-                name=f"{self.made['track']}-{self.made['profile']}-lr-{slot}",
-                axis=self.made["measure"],
-                across="learning rate",
-                title=f"Learning-rate sensitivity, {slot}",
+                name=f"{name}-{kind}",
+                axis=measure,
+                across=across,
+                title=f"{measure} over {across}, {slot}",
                 description=text,
-                marks=True,
-                log_x=True,
+                marks=kind == "lr",
+                log_x=kind == "lr",
             )
-            caption = f"{SLOT_NAMES.get(slot, slot)}: mean over the tuning seeds after the first rung. Rates at which a seed diverged have no point."
-            found.append({"svg": drawing, "caption": caption})
-        return found
-
-    def costs(self) -> list[dict[str, Any]]:
-        return [{**m, "told": told(m["arm"]), "slug": _slug(m["arm"])} for m in self.made["methods"]]
-
-
-def _slug(arm: str) -> str | None:
-    place = arm.partition(":")[2].partition(".")[0]
-    return place if place and place != "control" else None
+            drawn.append({"svg": drawing, "caption": f"{caption} The base, the four best methods and a control."})
+        return drawn
 
 
 def _role(arm: str) -> str:
     return "control" if ":control." in arm else "against" if arm == "base" else "method"
-
-
-def _triple(gap: list[float | None]) -> tuple[float, float, float] | None:
-    mean, low, high = gap
-    return None if low is None or high is None else (low, mean, high)
 
 
 class ArenaPage:
@@ -179,32 +204,32 @@ class ArenaPage:
 
     def page(self) -> Fragment:
         """The whole page."""
-        return part(
-            "arena.html.j2",
-            "page",
-            {"track": self.track, "version": repro.__version__, "views": [v.section() for v in self.views]},
-        )
+        views = [view.section() for view in self.views]
+        return part("arena.html.j2", "page", {"track": self.track, "version": repro.__version__, "views": views})
 
 
 def summary(root: Path) -> list[dict[str, Any]]:
-    """Per track, profile and slot the methods that share the first rank: what the comparison page shows."""
+    """Per track, profile, cell and slot the methods as good as the tuned base: what the comparison page shows."""
     lines = []
     for made in tables(root):
-        for slot, found in made["cells"][0]["slots"].items():
-            first = [line for line in found["ranking"] if line["rank"][0] == 1 and ":control." not in line["arm"]]
-            judged = found["discriminates"]
-            lines.append(
-                {
-                    "track": made["track"],
-                    "profile": made["profile"],
-                    "what": made["what"],
-                    "slot": slot,
-                    "name": SLOT_NAMES.get(slot, slot),
-                    "first": [told(line["arm"]) for line in first],
-                    "of": len(found["ranking"]),
-                    "seeds": made["seeds"],
-                    "device": made["device"],
-                    "discriminates": judged is None or judged["ok"],
-                }
-            )
+        for cell in made["cells"]:
+            for slot, one in cell["slots"].items():
+                good = [
+                    line for line in one["lines"] if line["standing"] in ("better", "as good") and not line["control"]
+                ]
+                lines.append(
+                    {
+                        "track": made["track"],
+                        "profile": made["profile"],
+                        "what": made["what"],
+                        "cell": words.levels(cell["at"]),
+                        "slot": slot,
+                        "name": SLOT_NAMES.get(slot, slot),
+                        "good": [f"{told(line['arm'])} ({line['standing']})" for line in good],
+                        "of": len(one["lines"]),
+                        "seeds": made["seeds"],
+                        "device": made["device"],
+                        "usable": one["usable"],
+                    }
+                )
     return lines

@@ -1,4 +1,4 @@
-"""The figures and rankings that `paper.yaml` asks for beside its claims: rows shown as they are, and judged by no rule."""
+"""The figures and rankings that `paper.yaml` asks for beside its claims: rows as they are, judged by no rule."""
 
 import math
 from collections.abc import Mapping, Sequence

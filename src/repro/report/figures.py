@@ -56,7 +56,9 @@ def _alt() -> Any:
     try:
         import altair
     except ImportError as error:
-        raise ReproError("figures need altair and vl-convert: pip install 'repro[report]'") from error
+        raise ReproError(
+            "figures need altair and vl-convert: run `make setup`, or `uv pip install -e '.[suite]'`"
+        ) from error
     return altair
 
 
