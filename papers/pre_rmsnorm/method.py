@@ -101,8 +101,9 @@ def is_timm(module: nn.Module, name: str) -> bool:
 
 
 def anatomy(model: nn.Module) -> tuple[list[tuple[nn.Module, str, int]], dict[nn.Module, list[nn.Module]], str]:
-    """What touches the main branch: the parameters that write it, with the axis along which they do; each norm, with the
-    layers that read it; and the name of what stands before the first block.  Raises the errors of `to_pre_rmsnorm`."""
+    """What touches the main branch: the parameters that write it, with the axis along which they do; each norm, with
+    the layers that read it; and the name of what stands before the first block.  Raises the errors of
+    `to_pre_rmsnorm`."""
     require(
         isinstance(model, GPT) or is_timm(model, "VisionTransformer"), f"{type(model)}: write repro's GPT or timm's ViT"
     )
@@ -150,13 +151,14 @@ def put(owner: nn.Module, name: str, value: Tensor) -> None:
 def to_pre_rmsnorm(model: nn.Module, *, online: bool = False) -> nn.Module:
     """A copy of a Pre-LN model as Pre-RMSNorm Transformer (Sec. 3.1): same inputs, outputs and width.
 
-    model: repro.models.gpt.GPT, or the VisionTransformer of timm or repro.models.vit, with LayerNorms before its branches.
-    online: for training (Sec. 3.5): parameters and their names stay.  Otherwise they are recentred and folded once, which
-    costs nothing at inference, but trains otherwise; a model that was trained online may be converted so.  Norms within a
-    branch (of queries and keys) are left as they are.
+    model: repro.models.gpt.GPT, or the VisionTransformer of timm or repro.models.vit, with LayerNorms before its
+    branches.
+    online: for training (Sec. 3.5): parameters and their names stay.  Otherwise they are recentred and folded once,
+    which costs nothing at inference, but trains otherwise; a model that was trained online may be converted so.  Norms
+    within a branch (of queries and keys) are left as they are.
 
-    ValueError for other models, Post-LN and other placements, other norms (BatchNorm, RMSNorm), no final norm, and whatever
-    else acts on the main branch: LayerScale, a norm or a scale of the embeddings, dropout if online.
+    ValueError for other models, Post-LN and other placements, other norms (BatchNorm, RMSNorm), no final norm, and
+    whatever else acts on the main branch: LayerScale, a norm or a scale of the embeddings, dropout if online.
     """
     model = copy.deepcopy(model)
     written, norms, start = anatomy(model)

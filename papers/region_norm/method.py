@@ -8,9 +8,10 @@ With a mask that is 1 in the hole and 0 elsewhere, each sample and channel is no
     RN-L, for the others, no mask   s = sigmoid(conv(mean over channels of x, maximum over channels of x))
                                     y = (1 + gamma(s)) x^ + beta(s), the hole being where s >= t = 0.8
 
-x and y have the shape (B, C, H, W), mask (B, 1, H', W'), resized to the nearest pixel, s (B, 1, H, W).  gamma_R and beta_R
-have the shape (C,) and start at 0.  conv, gamma and beta are 7 x 7 convolutions to one channel, which all channels share,
-with torch's initial values.  The gradient flows through mu_R and s2_R, not through the mask.  There are no running
+x and y have the shape (B, C, H, W), mask (B, 1, H', W'), resized to the nearest pixel, s (B, 1, H, W).  gamma_R and
+beta_R have the shape (C,) and start at 0.  conv, gamma and beta are 7 x 7 convolutions to one channel, which all
+channels share, with torch's initial values.  The gradient flows through mu_R and s2_R, not through the mask.  There are
+no running
 statistics: training and evaluation agree.
 
 The authors' code (geekyutao/RN, rn.py) differs from the paper, or the paper is silent, in five places:
@@ -33,7 +34,8 @@ __all__ = ["RegionNormB", "RegionNormL", "region_norm"]
 
 @leaf
 def region_norm(x: Tensor, mask: Tensor, eps: float = 1e-5, *, batchwise: bool = False) -> Tensor:
-    """Return x^ of x: (B, C, H, W), without any affine map; mask: (B, 1, H, W), 1 or True in the hole, 0 elsewhere (Section 3).
+    """Return x^ of x: (B, C, H, W), without any affine map; mask: (B, 1, H, W), 1 or True in the hole, 0 elsewhere
+    (Section 3).
 
     batchwise=True: mu and s2 over the whole batch, and eps, as in the authors' code (D1, D2).
     Raises ValueError if a shape does not fit, TypeError if x is an integer.
@@ -79,7 +81,8 @@ class RegionNormB(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_features or mask.shape[:2] != (x.shape[0], 1):
             raise ValueError(
-                f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), or mask {tuple(mask.shape)} not (B, 1, H', W')"
+                f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), "
+                f"or mask {tuple(mask.shape)} not (B, 1, H', W')"
             )
         values = wide(x)
         hole = F.interpolate(mask.detach().to(values.dtype), x.shape[2:], mode="nearest")

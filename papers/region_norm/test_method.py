@@ -111,7 +111,9 @@ def broken(fault, batchwise=False):
 
 
 def their_region(x, mask, eps):
-    """The detour of rn.py: the complement filled with the mean, torch's batch norm, times the root of the region's share."""
+    """The detour of rn.py: the complement filled with the mean, torch's batch norm, times the root of the region's
+    share.
+    """
     size = mask.sum((0, 2, 3)).clamp(min=1)
     filled = x * mask + (1 - mask) * ((x * mask).sum((0, 2, 3)) / size)[None, :, None, None]
     return F.batch_norm(filled, None, None, training=True, eps=eps) * (size / mask.numel()).sqrt()[None, :, None, None]

@@ -117,7 +117,9 @@ def test_contract(scale):
 
 @pytest.mark.parametrize("name", list(hard_inputs(1, 1)))
 def test_peers(name):
-    """x-transformers, whose g is ours over sqrt(d), torch's RMSNorm and F.normalize: outputs and gradients, in both modes."""
+    """x-transformers, whose g is ours over sqrt(d), torch's RMSNorm and F.normalize: outputs and gradients, in both
+    modes.
+    """
     x, upstream = hard_inputs(3, N)[name], draw(3, N, seed=1)
     theirs = quiet_import("x_transformers.x_transformers").ScaleNorm(N).double()
     peers = {"normalize": lambda x: math.sqrt(N) * F.normalize(x, dim=-1, eps=1e-5)}

@@ -330,7 +330,9 @@ def test_decoder_does_not_depend_on_the_size_of_v():
 
 
 def test_the_order_of_the_authors_block():
-    """Theirs is x <- Norm(x), x <- x + f(x), one norm at the end: Post-Norm with a norm on the embedding and none after it."""
+    """Theirs is x <- Norm(x), x <- x + f(x), one norm at the end: Post-Norm with a norm on the embedding and none after
+    it.
+    """
     model = gpt(PostSDD, after_embedding=RMSNorm, final_norm=False)
     x, norm = model.embedding(TOKENS), model.after_embedding
     for part in [part for block in model.blocks for part in (block.attention, block.feed_forward)]:

@@ -487,7 +487,9 @@ def test_fuse_into_a_plain_batchnorm():
 
 
 def test_torch_folds_alike():
-    """torch folds Linear -> BN; of an identity that is the BN as a matrix, and the next layer's product with it is ours."""
+    """torch folds Linear -> BN; of an identity that is the BN as a matrix, and the next layer's product with it is
+    ours.
+    """
     norm, linear = made().eval(), nn.Linear(C, 3).double()
     unit, plain = nn.Linear(C, C).double().eval(), nn.BatchNorm1d(C, dtype=torch.float64).eval()
     plain.load_state_dict(fuse(norm).state_dict())
