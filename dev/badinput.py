@@ -683,7 +683,11 @@ class Bench:
                 cwd=root,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join([str(root / "src"), str(Path(__file__).parents[1])]),
+                    "OMP_NUM_THREADS": "1",
+                },
                 text=True,
                 encoding="utf-8",
             )

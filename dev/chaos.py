@@ -23,12 +23,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dev.demo import Checkout, build
+from dev.demo import PATIENCE, Checkout, build
 from repro.errors import ReproError
 from repro.run import provenance
 from repro.store import Store, write_file
-
-PATIENCE = 120.0  # seconds that any one command of a small checkout may take
 
 # Put before every module of a process by its name `sitecustomize`: kills at the n-th step of writing files.
 KILL_AT_STEP = """

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+PATIENCE = 600.0  # seconds after which a command counts as hanging; no test measures how fast a machine is
+
 PARAMS = """\
 profile: cpu
 device: auto
@@ -152,10 +154,21 @@ class Checkout:
             **options,
         )
 
-    def run(self, *words: str, timeout: float = 120, **options) -> subprocess.CompletedProcess:
+    def run(self, *words: str, timeout: float = PATIENCE, **options) -> subprocess.CompletedProcess:
         process = self.start(*words, **options)
         out, err = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+    def python(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+        """Run Python itself inside the checkout."""
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=self.root,
+            env=env or self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
 
     def ok(self, *words: str) -> str:
         done = self.run(*words)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_arena import SETTINGS, document
 from test_paper import TEXT
+from test_store import BODY, ROW
 
 from conftest import ROOT
 from dev import badinput, demo
@@ -23,9 +24,10 @@ from repro.arena import protocol as arena
 from repro.arena import table as arena_table
 from repro.data import archives, sources
 from repro.errors import ReproError
+from repro.files import paths
 from repro.files.arena import read_arena_rows, read_table
 from repro.files.paths import PROFILES, SCHEMA, SLUG
-from repro.publish import index
+from repro.publish import index, stages
 from repro.run import measure as run
 from repro.run import plan
 from repro.spec import load as papers
@@ -329,7 +331,7 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
     with refusal():
         rows = judge.load_rows(path)
         json.dumps(judge.judge(paper, "cpu", rows), allow_nan=False).encode()
-        cost = plan.seconds(plan.entry(paper, "cpu")["trials"], rows["rows"])
+        cost = plan.seconds_of(plan.entry(paper, "cpu")["trials"], rows["rows"])
         assert cost is None or math.isfinite(cost)
 
 
@@ -338,20 +340,23 @@ def test_random_values_in_rows(suite: Path, tmp_path: Path, data: st.DataObject)
 def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObject) -> None:
     from repro.commands import common
     from repro.commands import papers as shows
-    from repro.publish import cite
+    from repro.publish import cite, readme
+    from repro.publish.evidence import evidence, read_verdict
 
     paper = load(suite / "papers" / "demo")
     sound = json.loads((suite / "papers" / "demo" / "results" / "cpu.verdict.json").read_text())
     path = write(tmp_path / "papers" / "demo" / "results" / "cpu.verdict.json", data.draw(damaged(sound)))
-    for name in ("paper.yaml", "method.py"):
+    for name in ("paper.yaml", "method.py", "results/cpu.rows.json"):
         write(path.parents[1] / name, (suite / "papers" / "demo" / name).read_text())
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()), refusal():
+        patch.setattr(paths, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(papers, "paper_dirs", lambda: tmp_path / "papers")
         patch.setattr(common, "say", lambda text="": str(text).encode())
         patch.setattr(shows, "say", lambda text="": str(text).encode())
-        stored = index.read_verdict("demo", "cpu")
+        stored = read_verdict(load(path.parents[1]), "cpu")
         json.dumps(stored, allow_nan=False).encode()
-        (index.paper_readme(paper) + index.verdict_table([paper]) + cite.bibtex(paper, stored)).encode()
+        page = readme.paper_readme(paper, ["method"], {"cpu": stored}) + readme.verdict_table([evidence("demo")])
+        (page + cite.bibtex(paper, stored)).encode()
         common.verdict_table(paper, stored)
         shows.show("demo")
 
@@ -397,7 +402,7 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
 @given(raw=st.binary(max_size=200), data=st.data())
 def test_random_bytes_in_trial_records(tmp_path: Path, raw: bytes, data: st.DataObject) -> None:
     store, key = Store(tmp_path), "sha256:" + "ab" * 32
-    body = store.put(key, {"row": {"arm": "a", "seed": 0, "measures": {"x": 0.5}}}, replace=True)
+    body = store.put(key, {**BODY, "row": {**ROW, "seed": 0}}, replace=True)
     sound = store.path(key).read_bytes()
     at = data.draw(st.integers(0, len(sound)))
     for spoilt in (
@@ -672,19 +677,20 @@ def test_hostile_texts_do_not_break_the_generated_readmes(suite: Path, monkeypat
     text = "It | adds <!-- end of GENERATED --> <script>alert(1)</script> | one."
     path = suite / "papers" / "demo" / "paper.yaml"
     sound = path.read_text()
+    monkeypatch.setattr(paths, "paper_dirs", lambda: suite / "papers")
     monkeypatch.setattr(papers, "paper_dirs", lambda: suite / "papers")
-    monkeypatch.setattr(index, "_relative", lambda path: Path(path).name)
-    monkeypatch.setattr(index.provenance, "closure", lambda *modules: {})
+    monkeypatch.setattr(stages, "functions", lambda paper: [])
+    monkeypatch.setattr(stages.provenance, "closure", lambda *modules: {})
     try:
         path.write_text(sound.replace("The error is small.", json.dumps(text)))
         index.write(suite)
         first = (suite / "README.md").read_text()
-        assert index.write(suite) == [] and index.check(suite) == []
+        assert index.write(suite) == ([], {}) and index.check(suite) == []
     finally:
         path.write_text(sound)
     assert first.count(index.END) == 1 and "<script>" not in first
     line = next(line for line in first.splitlines() if "alert" in line)
-    assert line.count("|") - line.count("\\|") == 7, "no column more"
+    assert line.count("|") - line.count("\\|") == 6, "no column more"
 
 
 def test_hostile_texts_stay_texts_on_every_page(tmp_path: Path) -> None:

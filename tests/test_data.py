@@ -23,7 +23,7 @@ import repro.data
 from repro.data import digits, fashion_mnist, gguf, idx, mnist, mnist1d, original, shakespeare, sources, translation
 from repro.data.archives import Archive, Unusable
 from repro.data.keel import stratified
-from repro.data.kinds import Images, Pairs, Tabular, Vocabulary, corpus
+from repro.data.kinds import Images, Pairs, Tabular, Vocabulary, corpus, sentences
 from repro.data.sources import Dataset, File, Source
 from repro.data.text import osis, plain, sword, web, without_repeats
 from repro.errors import ReproError
@@ -448,7 +448,7 @@ def test_translation_splits_hold_nothing_in_common(tmp_path):
 
 def test_pairs_and_vocabulary():
     lines = ["Der Hund bellt.", "Der Hund schl\u00e4ft, der Hund!"]
-    side = translation._side([line.encode() for line in lines], "cpu")
+    side = sentences([line.encode() for line in lines], "cpu")
     pairs = Pairs({"train": side}, {"train": side})
     assert pairs.source["train"].lines() == lines and len(side) == 2
     vocabulary = Vocabulary(lines, size=6)
@@ -629,6 +629,56 @@ def test_original_text(tmp_path):
         parquet(tmp_path / "c" / f"{split}.parquet", {"text": ["abc", "def"]})
     data = original.load("c4", path=tmp_path / "c", limit=100)
     assert bytes(data.valid.numpy()) == b"abc\n" and bytes(data.test.numpy()) == b"def\n"
+
+
+def test_original_text_of_one_split_is_cut(tmp_path):
+    parquet(tmp_path / "o" / "train.parquet", {"text": [f"document {i}" for i in range(30)]})
+    data = original.load("openwebtext", path=tmp_path / "o", limit=10_000)
+    assert bytes(data.valid.numpy()).split() == b"document 27 document 28 document 29".split()
+    assert bytes(data.test.numpy()).startswith(b"document 24") and bytes(data.train.numpy()).endswith(b"document 23\n")
+    with pytest.raises(ReproError, match="no text in the split"):
+        original.load("openwebtext", path=tmp_path / "o", limit=15)
+
+
+def test_original_ptb_and_faces_and_hundred_classes(tmp_path):
+    for split in ("train", "validation", "test"):
+        parquet(tmp_path / "ptb" / f"{split}.parquet", {"sentence": ["no it was n't <unk> monday", split]})
+    assert bytes(original.load("ptb", cache=tmp_path).test.numpy()) == b"no it was n't <unk> monday\ntest\n"
+    arrays, packed = pictures(20, "RGB", (178, 218), 3)
+    parquet(tmp_path / "celeba" / "train.parquet", {"image": packed})
+    faces = original.load("celeba", path=tmp_path / "celeba", size=16)
+    assert (len(faces.train_y), len(faces.valid_y), len(faces.test_y)) == (17, 1, 2)
+    assert faces.train_x.shape[1:] == (3, 16, 16) and faces.classes == 1
+    _, packed = pictures(4, "RGB", (32, 32), 4)
+    for split in ("train", "test"):
+        columns = {"img": packed, "fine_label": [99, 1, 2, 3], "coarse_label": [0, 0, 1, 1]}
+        parquet(tmp_path / "cifar100" / f"{split}.parquet", columns)
+    assert original.load("cifar100", path=tmp_path / "cifar100").test_y.tolist() == [99, 1, 2, 3]
+
+
+def test_original_pairs(tmp_path):
+    for split in ("train", "validation", "test"):
+        rows = [{"de": f"guten tag {split}", "en": "good day"}, {"de": "nein .", "en": "no ."}]
+        parquet(tmp_path / f"{split}.parquet", {"translation": rows})
+    data = original.load("iwslt14-de-en", path=tmp_path)
+    assert data.source["valid"].lines() == ["guten tag validation", "nein ."]
+    assert data.target["test"].lines() == ["good day", "no ."] and len(data.source["train"]) == 2
+    assert len(original.load("iwslt14-de-en", path=tmp_path, limit=1).target["train"]) == 1
+    with pytest.raises(ReproError, match="call original.pairs"):
+        original.text("iwslt14-de-en", path=tmp_path)
+    parquet(tmp_path / "odd" / "train.parquet", {"translation": [{"fr": "a", "en": "b"}]})
+    with pytest.raises(ReproError, match="row 0 of train has no de and en"):
+        original.load("iwslt14-de-en", path=tmp_path / "odd")
+
+
+def test_a_set_that_was_a_script_is_read_from_the_parquet_of_its_configuration(monkeypatch, tmp_path):
+    hub, datasets = pytest.importorskip("repro.data.hub"), pytest.importorskip("datasets")
+    calls = []
+    monkeypatch.setattr(hub, "_connected", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: calls.append((a, o)) or [{"sentence": "a"}])
+    original.load("ptb", cache=tmp_path)
+    assert calls[0][0] == ("ptb-text-only/ptb_text_only",)
+    assert calls[0][1]["data_dir"] == "penn_treebank" and calls[0][1]["revision"] == "refs/convert/parquet"
 
 
 def test_original_errors(monkeypatch, tmp_path):

@@ -25,12 +25,12 @@ family: normalization
 summary: LayerNorm without the mean.
 equation: y = g x / RMS(x)
 provides: [{slot: norm, name: RMSNorm}]
-headline: {cpu: parity, gpu: speed}
+headline: parity
 measures:
   val: {unit: nats, better: lower}
   curve: {unit: nats, better: lower}
   steps: {unit: steps}
-  seconds: {unit: s}
+  seconds: {unit: s, positive: true}
   err: {unit: relative}
 experiments:
   quality:
@@ -65,6 +65,16 @@ claims:
     where: Table 2
     fidelity: same
     untested: needs WMT14
+    read: abstract
+identities:
+  zero-mean:
+    statement: RMSNorm equals LayerNorm when the mean is zero.
+    where: Eq. 4
+    experiment: quality
+    rule: {kind: identity, measure: err, arm: rmsnorm, bound: 1e-9}
+    controls: [{replace: {rmsnorm: layernorm}, expect: violated}]
+elsewhere:
+  - {claim: parity, who: A. Nother, where: Table 1, setting: 7B on C4, says: no difference, agrees: yes}
 profiles:
   smoke: {seeds: 1, quality: {steps: 2, lr: 1e-3, factors: {depth: [2]}}}
   cpu:
@@ -116,7 +126,7 @@ def test_rules_are_those_of_the_profile(write):
     assert paper.rules("parity", "gpu") == []  # its experiment does not run there
     assert paper.rules("parity", "smoke") == [] and paper.rules("bleu", "cpu") == []
     assert paper.judged_in("cpu") == ["parity", "speed"] and paper.judged_profiles("speed") == ["cpu", "gpu"]
-    assert [paper.headline_for(p) for p in ("cpu", "gpu", "paper")] == ["parity", "speed", None]
+    assert [paper.headline_for(p) for p in ("cpu", "gpu", "paper")] == ["parity", None, None]
     assert paper.rules("parity", "cpu")[0].level == 0.95
 
 
@@ -144,7 +154,7 @@ def test_a_control_swaps_arms_and_fixes_levels(write):
         ("expect: not_reproduced", "expect: not_reproduced, at: {depth: 4}"),
         ("seeds: 5\n", "seeds: 6\n"),
         ("nats, better: lower}\n  curve", "nats, better: higher}\n  curve"),
-        ("headline: {cpu: parity", "headline: {cpu: speed"),
+        ("headline: parity", "headline: speed"),
         ("factors: {depth: [4, 12]", "factors: {depth: [4]"),
         ("tuning_seeds: [1000]", "tuning_seeds: [1001]"),
         ("    positive: layernorm\n", ""),
@@ -184,8 +194,8 @@ BAD = {
     "a comma in a text": (
         "expect: not_reproduced}",
         "expect: not_reproduced, why: broken, no norm}",
-        "claims.parity.controls[0].no norm: unknown key; write one of expect, replace, seed_offset, experiment, at, "
-        "why (a text that holds a comma needs quotes inside { })",
+        "claims.parity.controls[0].no norm: unknown key; write one of expect, replace, without, seed_offset, "
+        "experiment, at, why (a text that holds a comma needs quotes inside { })",
     ),
     "missing key": (
         ", arm: rmsnorm, against: layernorm, margin: 0.02",
@@ -212,7 +222,7 @@ BAD = {
         "{kind: noninferiority, measure",
         "{measure",
         "claims.parity.rule: 'kind' is missing; write one of identity, bound, ratio, ordering, noninferiority, "
-        "equivalence, slope, count",
+        "equivalence, slope, count, failures, ranks",
     ),
     "text for a number": (
         "margin: 0.02",
@@ -355,18 +365,18 @@ BAD = {
     ),
     "contrast's factor": (
         "per: depth}",
-        "contrast: {factor: dep, levels: [4, 12], as: ratio}}",
+        "contrast: {factor: dep, levels: [4, 12], as: difference}}",
         "claims.parity.rule.contrast.factor: no factor 'dep' in experiment 'quality' at profile 'cpu'; did you "
         "mean 'depth'?",
     ),
     "contrast's levels": (
         "per: depth}",
-        "contrast: {factor: depth, levels: [4, 8], as: ratio}}",
+        "contrast: {factor: depth, levels: [4, 8], as: difference}}",
         "claims.parity.rule.contrast.factor: depth has no level 8 at profile 'cpu'; it has 4, 12",
     ),
     "contrast of one level": (
         "per: depth}",
-        "contrast: {factor: depth, levels: [4, 4], as: ratio}}",
+        "contrast: {factor: depth, levels: [4, 4], as: difference}}",
         "claims.parity.rule.contrast.levels: is [4, 4]; write two different levels",
     ),
     "x": (
@@ -380,13 +390,108 @@ BAD = {
         "claims.speed.rule.gpu[1].cells: no factor 'modl' in experiment 'timing' at profile 'gpu'; did you mean "
         "'model'?",
     ),
-    "select": (
-        "margin: 0.02",
-        "margin: 0.02, select: {factor: lr, on: tuning}",
-        "claims.parity.rule.select.factor: no factor 'lr' in experiment 'quality' at profile 'cpu'; write one of "
-        "depth, batch",
+    "divided": (
+        "seconds: {unit: s, positive: true}",
+        "seconds: {unit: s}",
+        "measures.seconds: claims.speed.rule.cpu divides by it; write positive: true if it is always above 0, else use "
+        "a difference",
     ),
-    "select without tuning seeds": (", per: model}\n", ", per: model, select: {factor: model, on: tuning}}\n", None),
+    "tune": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    tune: {factor: lr}\n",
+        "claims.parity.tune.factor: no factor 'lr' in 'quality'; write one of depth, batch",
+    ),
+    "tune as a text": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    tune: lr\n",
+        "claims.parity.tune: is the text 'lr'; write one of shared",
+    ),
+    "tune as a list": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    tune: [lr]\n",
+        "claims.parity.tune: is a list; write shared, or {factor: lr, seeds: 2}",
+    ),
+    "trivial": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    trivial: {predictr: bigram}\n",
+        "claims.parity.trivial.predictr: unknown key; did you mean 'predictor'?",
+    ),
+    "trivial's measure": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    trivial: {predictor: bigram, measure: vall}\n",
+        "claims.parity.trivial.measure: no measure 'vall'; did you mean 'val'?",
+    ),
+    "mutants": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    mutants: [identiy]\n",
+        "claims.parity.mutants[0]: no arm 'identiy' in experiment 'quality'; did you mean 'identity'?",
+    ),
+    "fails": (
+        "    positive: layernorm\n",
+        "    positive: layernorm\n    fails: {measure: val}\n",
+        "claims.parity.fails: write one of below, above",
+    ),
+    "read": (
+        "    read: abstract\n",
+        "    read: abstrct\n",
+        "claims.bleu.read: is the text 'abstrct'; did you mean 'abstract'? (allowed: full text, abstract, repository, "
+        "second hand)",
+    ),
+    "elsewhere's claim": (
+        "{claim: parity, who",
+        "{claim: paritty, who",
+        "elsewhere[0].claim: no claim 'paritty'; did you mean 'parity'?",
+    ),
+    "elsewhere's answer": (
+        "agrees: yes}",
+        "agrees: true}",
+        "elsewhere[0].agrees: is the truth value True; write one of yes, no, partly",
+    ),
+    "an identity's control": (
+        "expect: violated",
+        "expect: not_reproduced",
+        "identities.zero-mean.controls[0].expect: is not_reproduced; write expect: violated",
+    ),
+    "an identity without a region": (
+        ", bound: 1e-9}",
+        "}",
+        "identities.zero-mean.rule: write one of bound, min, max, between (now: none)",
+    ),
+    "like nothing": (
+        "gpu: {seeds: 10, timing",
+        "gpu: {like: cqu, timing",
+        "profiles.gpu.like: no profile 'cqu'; did you mean 'cpu'?",
+    ),
+    "like itself": (
+        "gpu: {seeds: 10, timing",
+        "gpu: {like: gpu, timing",
+        "profiles.gpu.like: goes in a circle: gpu is like gpu; write one of them out",
+    ),
+    "like a number": (
+        "gpu: {seeds: 10, timing",
+        "gpu: {like: 3, timing",
+        "profiles.gpu.like: is the number 3; write the name of another profile",
+    ),
+    "first seed": (
+        "seeds: 10, timing",
+        "seeds: 10, first_seed: 995, timing",
+        "profiles.gpu.first_seed: is 995; write at most 990, so that the seeds stay below 1000, which are for tuning",
+    ),
+    "function": (
+        "exclusive: true, factors",
+        "exclusive: true, function: time it, factors",
+        "experiments.timing.function: is 'time it'; write the name of a function, or module:function",
+    ),
+    "function of two modules": (
+        "exclusive: true, factors",
+        "exclusive: true, module: repro.experiments.decoder, function: 'repro.experiments.decoder:speed', factors",
+        "experiments.timing.function: names its module; leave out module",
+    ),
+    "ranks without end": (
+        "repeats: 3, seeds: 3",
+        "repeats: 3, seeds: 3, ranks: 1000000000",
+        "profiles.cpu.timing.ranks: is the number 1000000000; write a whole number of at most 1024",
+    ),
     "a factor twice": (
         "per: depth}",
         "per: depth, at: {depth: 4}}",
@@ -480,19 +585,19 @@ BAD = {
         "claims.parity.positive: no arm 'layernrm' in experiment 'quality'; did you mean 'layernorm'?",
     ),
     "headline": (
-        "{cpu: parity",
-        "{cpu: paritty",
-        "headline.cpu: no claim 'paritty'; did you mean 'parity'?",
+        "headline: parity",
+        "headline: paritty",
+        "headline: no claim 'paritty'; did you mean 'parity'?",
     ),
-    "untested headline": (
-        "{cpu: parity",
-        "{cpu: bleu",
-        "headline.cpu: claim 'bleu' is untested; name one that has a rule",
+    "headline that is an identity": (
+        "headline: parity",
+        "headline: zero-mean",
+        "headline: 'zero-mean' is an identity; write the claim that the paper is known for",
     ),
-    "headline not judged": (
-        "gpu: speed}",
-        "gpu: parity}",
-        "headline.gpu: claim 'parity' is not judged at 'gpu'; run its experiment there or name another",
+    "headline per profile": (
+        "headline: parity",
+        "headline: {cpu: parity, gpu: speed}",
+        "headline: is a mapping; write a text",
     ),
     "neither rule nor untested": (
         "    untested: needs WMT14\n",
@@ -737,9 +842,64 @@ def test_plain_data_and_the_json_schema_agree_with_the_file(write):
     dumped = as_dict(paper)
     rule = dumped["claims"]["parity"]["rule"]
     assert validator.is_valid(json.loads(json.dumps(dumped)))
-    assert rule["level"] == 0.95 and dumped["headline"] == {"cpu": "parity", "gpu": "speed"}
+    assert rule["level"] == 0.95 and dumped["headline"] == "parity"
     contrast = Contrast(factor="d", levels=[1, 2], as_="ratio")
     assert as_dict(contrast) == {"factor": "d", "levels": [1, 2], "as": "ratio"}
+
+
+LIKE = """\
+  long:
+    like: cpu
+    first_seed: 5
+    quality: {steps: 2000, factors: {depth: [12, 24]}}
+    timing: null
+  paper: {like: long, quality: {arms: [rmsnorm, layernorm, identity], factors: {batch: [64]}}}
+"""
+
+
+def test_a_profile_is_another_one_plus_what_differs(write):
+    paper = load(write(TEXT + LIKE))
+    cpu, long, original = (paper.settings(profile, "quality") for profile in ("cpu", "long", "paper"))
+    assert (long.config, long.batched) == ({"steps": 2000, "lr": 0.001}, True) and cpu.config["steps"] == 150
+    assert long.factors == {"depth": [12, 24], "batch": [32]} and cpu.factors["depth"] == [4, 12]
+    assert original.factors == {"depth": [12, 24], "batch": [64]}
+    assert cpu.seeds == [0, 1, 2, 3, 4] and long.seeds == original.seeds == [5, 6, 7, 8, 9]
+    assert paper.experiments_in("long") == paper.experiments_in("paper") == ["quality"]
+    assert "like" not in paper.profiles["long"]
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("like: cpu", "like: paper", "like: goes in a circle: long is like paper is like long; write one of them out"),
+        ("lr: 1e-3, batched", "lr: 1e-3x, batched", "profiles.cpu.quality.lr: is the text '1e-3x'; write a number"),
+        ("factors: {depth: [12, 24]}", "factors: {dept: [12]}", "profiles.long.quality.factors.dept: no factor"),
+        ("timing: null", "timng: null", "profiles.long.timng: no experiment 'timng'; did you mean 'timing'?"),
+    ],
+)
+def test_what_is_wrong_in_a_profile_that_is_like_another(write, old, new, message):
+    assert (TEXT + LIKE).count(old) == 1
+    with pytest.raises(ReproError, match="paper.yaml:[0-9]+: ") as caught:
+        load(write((TEXT + LIKE).replace(old, new)))
+    assert message in str(caught.value)
+
+
+def test_what_is_inherited_keeps_its_line(write):
+    text = TEXT.replace("cpu:\n    seeds: 5\n", "cpu:\n    seeds: 5000\n") + LIKE
+    with pytest.raises(ReproError, match="write at most 1000") as caught:
+        load(write(text))
+    assert f":{text[: text.index('seeds: 5000')].count(chr(10)) + 1}: " in str(caught.value)
+
+
+def test_an_experiment_may_be_a_function_of_another_name(write):
+    assert load(write()).settings("cpu", "timing").function == "timing"
+    for function, module, name in [
+        ("clock", None, "clock"),
+        ("'repro.experiments.decoder:speed'", "repro.experiments.decoder", "speed"),
+    ]:
+        text, _ = changed("exclusive: true, factors", f"exclusive: true, function: {function}, factors")
+        settings = load(write(text)).settings("cpu", "timing")
+        assert (settings.module, settings.function) == (module, name)
 
 
 def test_papers_are_frozen(write):

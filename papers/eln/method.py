@@ -95,7 +95,9 @@ class ELN(Affine):
     def forward(self, input: Tensor) -> Tensor:
         trailing_axes(input, self.normalized_shape)
         x, gain = wide(input), math.sqrt(self.channels)
-        y = x / torch.hypot(x, (self.log_b.to(x.dtype) / 2).exp())  # D4
+        root = (self.log_b.to(x.dtype) / 2).exp()
+        exported = torch.onnx.is_in_onnx_export()  # ONNX has no hypot
+        y = x / ((x.square() + root.square()).sqrt() if exported else torch.hypot(x, root))  # D4
         y = y * (gain if self.weight is None else gain * self.weight.to(x.dtype))  # one pass over y, not two
         return apply_affine(y, None, self.bias).to(input.dtype)
 

@@ -13,7 +13,8 @@ from repro.models.mlp import MLP, ResidualMLP
 from repro.models.slots import identity
 from repro.models.vit import vit
 from repro.papers.fixup import FixupBasicBlock, FixupBottleneck, fixup_groups, fixup_init_, fixup_resnet
-from repro.papers.fixup.method import Bias, find_branches
+from repro.papers.fixup.method import find_branches
+from repro.papers.fixup.networks import Bias
 from repro.testing import assert_near, draw, scramble
 from repro.train import fit, generator
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from repro.papers.nf_resnet import ScaledWSConv2d, activation_gamma, scaled_ws
 from repro.papers.nfnet import AGC, NFNetBlock, adaptive_clip_grad_, nfnet, unitwise_norm
-from repro.papers.nfnet.method import GELU, VARIANTS
+from repro.papers.nfnet.networks import GELU, VARIANTS
 from repro.testing import assert_near, draw, quiet_import, scramble
 from repro.train import fit
 

@@ -2,20 +2,22 @@
 
     y = alpha * norm(V x)          norm(z) = z / ||z||,    ||z|| = sqrt(mean_i z_i^2) over the OUTPUT features
 
-x: (..., n), V ("weight"): (m, n), alpha: (m,), y: (..., m); no bias.  It takes the place of every fully connected layer
-of a Transformer's blocks (queries, keys, values and output of attention, gate, up and down of the feed-forward network;
-Fig. 2), not of the embedding and the head.  alpha starts at 1, at the output of attention and of the feed-forward
-network at 1 / sqrt(L), L blocks; V starts as N(0, 1 / (2.5 n)) (Sec. 4.1).  y does not depend on the size of V, only the
-step that training takes does: dL/dV goes as 1 / ||V||.  Blocks are Post-Norm, x <- Norm(x + f(x)), or Pre-Norm.
+x: (..., n), V ("weight"): (m, n), alpha: (m,), y: (..., m), without a bias.  The layer takes the place of every fully
+connected layer of a Transformer's blocks (queries, keys, values and output of attention, gate, up and down of the
+feed-forward network; Fig. 2), but not of the embedding and the head.  alpha starts at 1, and at 1 / sqrt(L) at the output
+of attention and of the feed-forward network, L blocks.  V starts as N(0, 1 / (2.5 d)), d the width of the model (Sec.
+4.1), which is the smaller side of each of these layers.  y does not depend on the size of V, only the step that training
+takes does: dL/dV goes as 1 / ||V||.  Blocks are Post-Norm, x <- Norm(x + f(x)), or Pre-Norm.
 
-Where the paper leaves a choice, or the authors' code (kaihemo/SDD) differs from it:
+The paper leaves a choice, or the authors' code (kaihemo/SDD) differs from it, in four places:
   D1  eps = 1e-6 is added to the mean square, as in the class of their README (their training files: 1e-5).
   D2  Each of queries, keys and values is one layer: `groups` = 3 normalises the thirds of a fused projection by
       themselves.  Their model.py normalises queries and keys head by head, values only after attention (all heads
       together), and gate and up of the feed-forward network together.
-  D3  ||z|| is taken in float32 at least; y has the dtype of V x (under autocast the lower one), as nn.Linear's would.
-  D4  1 / sqrt(L) is the paper's; their code has 1 / sqrt(2 L), with a V that is 10 times smaller (dense/run.sh).
-  D5  convert_to_sdd keeps the V that a layer has, and refuses a sub-layer whose output projection it does not know.
+  D3  1 / sqrt(L) is the paper's; their code has 1 / sqrt(2 L), with a V that is 10 times smaller (dense/run.sh).
+  D4  convert_to_sdd keeps the V that a layer has, and refuses a sub-layer whose output projection it does not know.
+
+y has the dtype of V x, under autocast the lower one, as nn.Linear's would.
 """
 
 import math
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.models.affine import wide
 from repro.models.slots import Norm, Post, Pre
 
 __all__ = ["PostSDD", "PreSDD", "SDDLinear", "convert_to_sdd"]
@@ -33,7 +36,7 @@ FUSED = {"qkv": 3}  # layers that are several, one above the other
 
 
 class SDDLinear(nn.Linear):
-    """y = alpha * norm(V x) (Eq. 1) in the place of nn.Linear, with `weight` = V, and without a bias.
+    """y = alpha * norm(V x) (Eq. 1) in the place of nn.Linear, with `weight` = V; the bias, if wanted, is added behind it.
 
     x: (..., in_features) -> (..., out_features).  groups: into how many equal slices the outputs are cut that are each
     normalised by themselves.  alpha_init: initial value of alpha.  Raises ValueError where groups does not divide
@@ -44,30 +47,33 @@ class SDDLinear(nn.Linear):
         self,
         in_features: int,
         out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         groups: int = 1,
         alpha_init: float = 1.0,
         eps: float = 1e-6,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ):
-        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        super().__init__(int(in_features), int(out_features), bias, device, dtype)
         if groups < 1 or out_features % groups:
             raise ValueError(f"groups={groups} does not cut {out_features} outputs into equal slices: write a divisor")
         self.groups, self.alpha_init, self.eps = groups, alpha_init, eps
-        self.alpha = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.empty(int(out_features), device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=1 / math.sqrt(2.5 * self.in_features))
+        nn.init.normal_(self.weight, std=1 / math.sqrt(2.5 * min(self.in_features, self.out_features)))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
         if hasattr(self, "alpha"):  # nn.Linear calls this before there is one
             nn.init.constant_(self.alpha, self.alpha_init)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = F.linear(x, self.weight)
-        wide = z.to(torch.promote_types(z.dtype, torch.float32))  # D3
-        slices = wide.unflatten(-1, (self.groups, z.shape[-1] // self.groups))
-        return (F.rms_norm(slices, slices.shape[-1:], None, self.eps).flatten(-2) * self.alpha).to(z.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        z = F.linear(input, self.weight)
+        slices = wide(z).unflatten(-1, (self.groups, self.out_features // self.groups))
+        y = F.rms_norm(slices, slices.shape[-1:], None, self.eps).flatten(-2) * self.alpha
+        return (y if self.bias is None else y + self.bias).to(z.dtype)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={self.groups}, alpha_init={self.alpha_init}, eps={self.eps}"
@@ -92,12 +98,12 @@ def convert_to_sdd(sublayer: nn.Module, depth: int) -> nn.Module:
         sdd = SDDLinear(
             layer.in_features,
             layer.out_features,
-            groups=FUSED.get(ends[name], 1),
-            alpha_init=depth**-0.5 if ends[name] in OUTPUTS else 1.0,
             device=layer.weight.device,
             dtype=layer.weight.dtype,
+            groups=FUSED.get(ends[name], 1),
+            alpha_init=depth**-0.5 if ends[name] in OUTPUTS else 1.0,
         )
-        sdd.weight = layer.weight
+        sdd.weight = layer.weight  # D4
         sublayer.set_submodule(name, sdd.train(layer.training))
     return sublayer
 

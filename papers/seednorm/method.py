@@ -2,33 +2,33 @@
 
     SeeDNorm(x) = (tanh(x . beta) * alpha + gamma) * x / RMS(x),        RMS(x) = sqrt(mean_i x_i^2 + eps)
 
-x and SeeDNorm(x): (..., *normalized_shape), of which the last axes together are the D features of one token.
+x and SeeDNorm(x) have the shape (..., *normalized_shape), of which the last axes together are the D features of one token.
 x . beta is ONE number per token, the dot product with the input as it comes, not divided by RMS(x): this is how the size
-of the input gets through.  alpha, beta and gamma ("weight"): normalized_shape; gamma and alpha start at 1, beta at 0,
-where the layer is RMSNorm exactly.  With `heads` = n (multi-head SeeDNorm, for vision) x and beta are cut into n
-contiguous slices of D / n; the tanh of a slice's dot product multiplies that slice of alpha.  RMS is over all D.
+of the input gets through.  alpha, beta and gamma ("weight") have the shape normalized_shape; gamma and alpha start at 1
+and beta at 0, where the layer is RMSNorm exactly.  With `heads` = n (multi-head SeeDNorm, for vision) x and beta are cut
+into n contiguous slices of D / n; the tanh of a slice's dot product multiplies that slice of alpha.  RMS is over all D.
 
-No statistics are kept: train and eval agree.  Weight decay is meant to act on alpha and beta, although they are
+No statistics are kept: training and evaluation agree.  Weight decay is meant to act on alpha and beta, although they are
 vectors; gamma is treated as the gain of the norm that is replaced.
 
-Where the paper leaves a choice:
+The paper leaves three choices:
   D1  eps = 1e-6, inside the root, as in swiss-ai/Megatron-LM, torch_norm.py (whose caller may pass 1e-5).
-  D2  RMS, dot product and tanh are computed in float32 at least and the output has the dtype of x, under autocast too.
-  D3  gamma is called `weight`, so that checkpoints of RMSNorm load but for alpha and beta.  elementwise_affine=False
+  D2  gamma is called `weight`, so that checkpoints of RMSNorm load but for alpha and beta.  elementwise_affine=False
       leaves out gamma alone, which gives (tanh(x . beta) * alpha + 1) * x / RMS(x), the inner part of AdaSeeDNorm.
-  D4  Dropout on the dynamic term and its division by D, which ViT and ConvNeXt add, belong to their recipe, not here.
+  D3  Dropout on the dynamic term and its division by D, which ViT and ConvNeXt add, belong to their recipe, not here.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.models.affine import Affine, trailing_axes
+from repro.models.affine import Affine, Shape, trailing_axes, wide
 
 __all__ = ["SeeDNorm"]
+
+EPS = 1e-6  # D1
 
 
 class SeeDNorm(Affine):
@@ -43,21 +43,21 @@ class SeeDNorm(Affine):
 
     def __init__(
         self,
-        normalized_shape: int | Sequence[int],
-        eps: float = 1e-6,
+        normalized_shape: Shape,
+        eps: float | None = EPS,
         elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         heads: int = 1,
         alpha_init: float = 1.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ):
         super().__init__(normalized_shape, elementwise_affine, bias=False, device=device, dtype=dtype)
         if heads < 1 or math.prod(self.normalized_shape) % heads:
             raise ValueError(f"heads={heads} does not cut {self.normalized_shape} into equal slices: write a divisor")
         if not (math.isfinite(alpha_init) and alpha_init):
             raise ValueError(f"alpha_init={alpha_init} would keep beta at 0 for ever: write a number such as 1.0")
-        self.eps, self.heads, self.alpha_init = eps, heads, alpha_init
+        self.eps, self.heads, self.alpha_init = EPS if eps is None else eps, heads, alpha_init
         self.alpha, self.beta = (
             nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype)) for _ in range(2)
         )
@@ -79,10 +79,9 @@ class SeeDNorm(Affine):
 
     def forward(self, x: Tensor) -> Tensor:
         trailing_axes(x, self.normalized_shape)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # D2
-        normed = F.rms_norm(wide, self.normalized_shape, None, self.eps)  # D1
-        gamma = 1.0 if self.weight is None else self.cut(self.weight)  # D3
-        y = (self.rescale(self.cut(wide)) * self.cut(self.alpha) + gamma) * self.cut(normed)
+        normed = F.rms_norm(wide(x), self.normalized_shape, None, self.eps)  # D1
+        gamma = 1.0 if self.weight is None else self.cut(self.weight)  # D2
+        y = (self.rescale(self.cut(wide(x))) * self.cut(self.alpha) + gamma) * self.cut(normed)
         return y.reshape(x.shape).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -23,9 +23,9 @@ def folded(arm: str, norm: RepBN, linear: nn.Linear | None = None) -> nn.Module:
     """`fuse`, or a fold that people get wrong."""
     norm = copy.deepcopy(norm)
     if arm == "no_eps":  # sigma is the root of the running variance alone
-        norm.eps = 0.0
+        norm.bn.eps = 0.0
     if arm == "eta_shift":  # beta + eta in place of beta + eta mu
-        norm.bias += norm.eta * (1 - norm.running_mean)
+        norm.bn.bias += norm.eta * (1 - norm.bn.running_mean)
     return fuse(norm, linear)
 
 
@@ -49,16 +49,16 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
 
     def trained(norm: RepBN) -> RepBN:
         """Statistics and parameters as training might leave them: deviations from 0.1 to 10, means of their size."""
-        n, norm = norm.num_features, norm.to(device, dtype).eval()
-        norm.running_var.copy_(100 ** draw(n).clamp(-1, 1))
-        norm.running_mean.copy_(norm.running_var.sqrt() * draw(n))
-        for t in norm.parameters():
+        n, norm = norm.bn.num_features, norm.to(device, dtype).eval()
+        norm.bn.running_var.copy_(100 ** draw(n).clamp(-1, 1))
+        norm.bn.running_mean.copy_(norm.bn.running_var.sqrt() * draw(n))
+        for t in (norm.bn.weight, norm.bn.bias, norm.eta):
             t.copy_(draw(len(t)))
         return norm
 
     for n in config.widths * config.draws:
         norm, linear = trained(RepBN(n)), seeded(partial(nn.Linear, n, n), source).to(device, dtype)
-        x = norm.running_mean + norm.running_var.sqrt() * draw(config.rows, n)
+        x = norm.bn.running_mean + norm.bn.running_var.sqrt() * draw(config.rows, n)
         worst.relative("norm_error", folded(arm, norm)(x), norm(x))
         worst.relative("linear_error", folded(arm, norm, linear)(x), linear(norm(x)))
     model = (

@@ -4,18 +4,18 @@
     PRepBN(x) = lambda LN(x) + (1 - lambda) RepBN(x),   lambda = 1 - t / T at training step t < T, 0 from then on
     SLA(x)_i  = relu(q_i) sum_j relu(k_j)^T v_j / relu(q_i) sum_j relu(k_j)^T + DWC(v)_i
 
-x and y: (..., C), tokens (B, N, C) in a Transformer.  BN is `repro.papers.batchnorm` with its initial values and
-running statistics; each channel has its own over all axes but the last, that is over B N tokens.  eta: ONE learned
-number per layer, shape (1,), starts at 1.  sigma = sqrt(running variance + eps).  In evaluation PRepBN is RepBN alone,
-whatever lambda is, and `fuse` makes it part of the next linear layer.  q, k, v: per head (N, K), the projections of x, k
-plus a learned position that starts at 0; DWC: a depthwise 5 x 5 convolution over the grid of tokens, common to all heads.
+x and y have the shape (..., C), tokens (B, N, C) in a Transformer.  BN is `repro.papers.batchnorm` with its initial values
+and running statistics; each channel has its own over all axes but the last, that is over B N tokens.  eta is ONE learned
+number per layer, of shape (1,), and starts at 1; sigma = sqrt(running variance + eps).  In evaluation PRepBN is RepBN
+alone, whatever lambda is, and `fuse` makes it part of the next linear layer.  q, k, v are, per head (N, K), the
+projections of x, k plus a learned position that starts at 0.  DWC is a depthwise 5 x 5 convolution over the grid of
+tokens, common to all heads.
 
-Departures from the authors' code (xinghaochen/SLAB, prepbn.py and slab_deit.py):
+We depart from the authors' code (xinghaochen/SLAB, prepbn.py and slab_deit.py) in four places:
   D1  x may have any number of axes before the last; theirs is (B, N, C).
-  D2  norms and attention compute in float32 at least and y has the dtype of x, under autocast also.
-  D3  the running statistics are gathered in the steps of LN alone (`warm`) too; theirs begin after them.
-  D4  total_steps (T) has no default; theirs is 300000, which is 80 % of 300 epochs of ImageNet at batch 1024.
-  D5  fuse refuses a PRepBN whose lambda is not yet 0: the network was not trained as it would be evaluated.
+  D2  The running statistics are gathered in the steps of LN alone (`warm`) too; theirs begin after them.
+  D3  total_steps (T) has no default; theirs is 300000, which is 80 % of 300 epochs of ImageNet at batch 1024.
+  D4  fuse refuses a PRepBN whose lambda is not yet 0: the network was not trained as it would be evaluated.
 """
 
 import math
@@ -23,16 +23,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import trailing_axes
+from repro.models.affine import never_fuse, trailing_axes, wide
+from repro.models.recompute import Rewind, recomputing
 from repro.papers.batchnorm.method import BatchNorm
 from repro.papers.layernorm.method import LayerNorm
 
 __all__ = ["SLA", "PRepBN", "RepBN", "fuse"]
 
 
-class RepBN(BatchNorm):
-    """BN(x) + eta x over the last axis of x: (..., C) (Sec. 4.1); arguments and state dict of BatchNorm, and `eta`.
+BUFFERS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
+
+class RepBN(nn.Module):
+    """BN(x) + eta x over the last axis of x: (..., C) (Sec. 4.1); arguments of BatchNorm, which is its part `bn`.
+
+    The state dict is that of the authors, with `eta` for their alpha; one of a BatchNorm loads but for eta.
     Raises ValueError if the last axis is not C or, in training, if there is one token only; TypeError on integers.
     """
 
@@ -41,22 +46,35 @@ class RepBN(BatchNorm):
         num_features: int,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
-        *,
+        affine: bool = True,
+        track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(num_features, eps, momentum, device=device, dtype=dtype)
+        super().__init__()
+        self.bn = BatchNorm(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.eta = nn.Parameter(torch.ones(1, device=device, dtype=dtype))
+        self.register_load_state_dict_pre_hook(self.rename)
+        never_fuse(self)
+
+    @staticmethod
+    def rename(module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+        for name in BUFFERS:
+            if prefix + name in state:
+                state[f"{prefix}bn.{name}"] = state.pop(prefix + name)
+
+    @property
+    def eps(self) -> float:
+        return self.bn.eps
 
     def reset_parameters(self) -> None:
-        super().reset_parameters()
-        if hasattr(self, "eta"):  # BatchNorm's constructor comes here first
-            nn.init.ones_(self.eta)
+        self.bn.reset_parameters()
+        nn.init.ones_(self.eta)
 
-    def forward(self, x: Tensor) -> Tensor:
-        trailing_axes(x, self.num_features)
-        tokens = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, self.num_features)  # D1, D2
-        return (super().forward(tokens) + self.eta * tokens).reshape(x.shape).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        trailing_axes(input, self.bn.num_features)
+        tokens = wide(input).reshape(-1, self.bn.num_features)  # D1
+        return (self.bn(tokens) + self.eta * tokens).reshape(input.shape).to(input.dtype)
 
 
 class PRepBN(nn.Module):
@@ -70,38 +88,44 @@ class PRepBN(nn.Module):
         self,
         num_features: int,
         total_steps: int,
-        *,
-        warm: int = 0,
-        r0: float = 1.0,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        warm: int = 0,
+        r0: float = 1.0,
     ):
         super().__init__()
         if total_steps < 1:
             raise ValueError(f"total_steps={total_steps}: write the number of training steps after which LN is gone")
-        self.total_steps, self.warm, self.r0 = total_steps, warm, r0  # D4
+        self.total_steps, self.warm, self.r0 = total_steps, warm, r0  # D3
         self.layernorm = LayerNorm(num_features, eps, device=device, dtype=dtype)
         self.repbn = RepBN(num_features, eps, device=device, dtype=dtype)
-        self.register_buffer("step", torch.tensor(0, device=device))
+        self.register_buffer("step", torch.zeros((), device=device, dtype=torch.long))
+        self.before = Rewind()
+        never_fuse(self)
 
     def reset_parameters(self) -> None:
         self.layernorm.reset_parameters()
         self.repbn.reset_parameters()
         self.step.zero_()
 
-    def lam(self) -> Tensor:
-        """lambda of the next training step, a scalar on the device of the module."""
-        left = 1 - (self.step.double() - self.warm) / self.total_steps
-        return torch.where(self.step < self.warm, 1.0, self.r0 * left.clamp(0, 1))
+    def lam(self, step: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return lambda of a training step, the next one if not given, a scalar on the device of the module."""
+        step = self.step if step is None else step
+        left = 1 - (step - self.warm).to(dtype) / self.total_steps
+        return torch.where(step < self.warm, 1.0, self.r0 * left.clamp(0, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training:
-            return self.repbn(x)
-        trailing_axes(x, self.repbn.num_features)
-        wide, lam = x.to(torch.promote_types(x.dtype, torch.float32)), self.lam()  # D2
-        self.step.add_(1)
-        return (lam * self.layernorm(wide) + (1 - lam) * self.repbn(wide)).to(x.dtype)  # D3
+            return self.repbn(input)
+        trailing_axes(input, self.repbn.bn.num_features)
+        x = wide(input)
+        (step,) = self.before(lambda: x.flatten(0, -2).sum(0), (self.step,))
+        lam = self.lam(step, x.dtype)
+        if not recomputing():
+            self.step.add_(1)
+        return (lam * self.layernorm(x) + (1 - lam) * self.repbn(x)).to(input.dtype)  # D2
 
     def extra_repr(self) -> str:
         return f"total_steps={self.total_steps}, warm={self.warm}, r0={self.r0}"
@@ -116,24 +140,23 @@ def fuse(norm: RepBN | PRepBN, linear: nn.Linear | None = None) -> BatchNorm | n
     Raises TypeError on another kind of norm and ValueError on a PRepBN that still has LN in it.
     """
     if isinstance(norm, PRepBN):
-        if norm.lam() > 0:  # D5
+        if norm.lam() > 0:  # D4
             raise ValueError(f"lambda is still {norm.lam():.3g}: train past total_steps={norm.total_steps}, then fuse")
         norm = norm.repbn
     if not isinstance(norm, RepBN):
         raise TypeError(f"{type(norm).__name__} cannot be fused: write a RepBN or a PRepBN")
-    mu, var, gamma, beta, eta = (
-        t.double() for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eta)
-    )
-    sigma = (var + norm.eps).sqrt()
+    bn, eta = norm.bn, norm.eta.double()
+    mu, var = bn.running_mean.double(), bn.running_var.double()
+    gamma, beta = (1.0, 0.0) if bn.weight is None else (bn.weight.double(), bn.bias.double())
+    sigma = (var + bn.eps).sqrt()
     if linear is None:
-        plain = BatchNorm(norm.num_features, norm.eps, norm.momentum, device=mu.device, dtype=norm.weight.dtype)
-        kept = {name: t for name, t in norm.state_dict().items() if name != "eta"}
-        plain.load_state_dict({**kept, "weight": gamma + eta * sigma, "bias": beta + eta * mu})
+        plain = BatchNorm(bn.num_features, bn.eps, bn.momentum, device=mu.device, dtype=norm.eta.dtype)
+        plain.load_state_dict({**bn.state_dict(), "weight": gamma + eta * sigma, "bias": beta + eta * mu})
         return plain.eval()
     made = nn.utils.skip_init(nn.Linear, *linear.weight.shape[::-1], device=mu.device, dtype=linear.weight.dtype)
-    wide = linear.weight.double()
-    made.weight.copy_(wide * (gamma / sigma + eta))
-    made.bias.copy_(wide @ (beta - gamma * mu / sigma) + (0 if linear.bias is None else linear.bias))
+    matrix = linear.weight.double()
+    made.weight.copy_(matrix * (gamma / sigma + eta))
+    made.bias.copy_(matrix @ (beta - gamma * mu / sigma) + (0 if linear.bias is None else linear.bias))
     return made.train(linear.training)
 
 
@@ -159,7 +182,7 @@ class SLA(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k + self.positional_encoding, v))
         with torch.autocast(x.device.type, enabled=False):
-            y = self.attend(*(t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k, v))).to(v.dtype)  # D2
+            y = self.attend(*map(wide, (q, k, v))).to(v.dtype)
         local = self.dwc(v.transpose(-2, -1).flatten(0, 1).unflatten(-1, self.grid)).flatten(-2)
         y = y + local.transpose(-2, -1).unflatten(0, (-1, self.heads))
         return self.proj(y.transpose(1, 2).flatten(-2)).to(x.dtype)

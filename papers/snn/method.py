@@ -13,12 +13,11 @@ from N(0, 1 / fan_in), biases of 0 and inputs of zero mean and unit variance; an
 The moment map: z = w x is taken as Gaussian with mean mu omega and variance nu tau, where mu and nu are the mean and the
 variance of the inputs, omega the sum of the weights and tau the sum of their squares; it gives those of selu(z).
 
-Where the paper is silent or rounds:
+The paper is silent or rounds in three places:
   D1  alpha and lambda are given to the last digit of a double, as in the authors' code (bioinf-jku/SNNs, selu.py).
-  D2  selu and AlphaDropout compute in float32 at least and return the dtype of x.
-  D3  alpha and lambda for another fixed point hold at omega = 0 and tau = 1 unless told otherwise; the authors' notebook
+  D2  alpha and lambda for another fixed point hold at omega = 0 and tau = 1 unless told otherwise; the authors' notebook
       (getSELUparameters.ipynb) takes omega = 1.  The two agree where mu = 0.
-  D4  p = 1, which leaves no unit and for which a is infinite, is refused (torch.nn.AlphaDropout returns zeros).
+  D3  p = 1, which leaves no unit and for which a is infinite, is refused (torch.nn.AlphaDropout returns zeros).
 """
 
 import math
@@ -27,36 +26,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.models.affine import leaf, wide
+
 __all__ = ["ALPHA", "AlphaDropout", "SCALE", "SELU", "lecun_normal_", "moment_map", "selu", "selu_constants"]
 
 ALPHA = 1.6732632423543772848170429916717  # D1
 SCALE = 1.0507009873554804934193349852946
 
 
-def _wide(x: Tensor) -> Tensor:
-    """x in float32 at least (D2); TypeError for integers."""
-    if not x.is_floating_point():
-        raise TypeError(f"needs floating-point input, got {x.dtype}: write x.float()")
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+@leaf
+def selu(input: Tensor, inplace: bool = False, *, alpha: float = ALPHA, scale: float = SCALE) -> Tensor:
+    """Return Eq. 2, element by element: scale x for x > 0, scale alpha (e^x - 1) for x <= 0.
 
-
-def selu(x: Tensor, *, alpha: float = ALPHA, scale: float = SCALE) -> Tensor:
-    """Eq. 2, element by element: scale x for x > 0, scale alpha (e^x - 1) for x <= 0.
-
-    x: floating point, of any shape; TypeError otherwise.  alpha, scale: others than (0, 1)'s from `selu_constants`.
+    x: floating point, of any shape; TypeError otherwise.  inplace: write the result into x.  alpha, scale: others than
+    those of (0, 1), from `selu_constants`.
     """
-    return (scale * F.elu(_wide(x), alpha)).to(x.dtype)
+    y = (scale * F.elu(wide(input), alpha)).to(input.dtype)
+    return input.copy_(y) if inplace else y
 
 
 class SELU(nn.Module):
     """`selu` (Eq. 2) as a module without parameters; stands where torch.nn.SELU does."""
 
-    def __init__(self, *, alpha: float = ALPHA, scale: float = SCALE):
+    def __init__(self, inplace: bool = False, *, alpha: float = ALPHA, scale: float = SCALE):
         super().__init__()
-        self.alpha, self.scale = alpha, scale
+        self.inplace, self.alpha, self.scale = inplace, alpha, scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        return selu(x, alpha=self.alpha, scale=self.scale)
+    def forward(self, input: Tensor) -> Tensor:
+        return selu(input, self.inplace, alpha=self.alpha, scale=self.scale)
 
     def extra_repr(self) -> str:
         return "" if (self.alpha, self.scale) == (ALPHA, SCALE) else f"alpha={self.alpha}, scale={self.scale}"
@@ -66,23 +63,24 @@ class AlphaDropout(nn.Module):
     """Alpha dropout ("New Dropout Technique"): units become -scale alpha with probability p; an affine map follows.
 
     x of any shape with mean 0 and variance 1 keeps both in expectation; the identity in eval mode.  p is the probability
-    of dropping, as in torch.nn.AlphaDropout, 0.05 or 0.1 in the paper; ValueError unless 0 <= p < 1 (D4).
+    of dropping, as in torch.nn.AlphaDropout, 0.05 or 0.1 in the paper; ValueError unless 0 <= p < 1 (D3).
     """
 
-    def __init__(self, p: float = 0.5):
+    def __init__(self, p: float = 0.5, inplace: bool = False):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"p={p} is no probability of dropping that leaves a unit; write 0 <= p < 1")
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        wide, q, dropped = _wide(x), 1 - self.p, -SCALE * ALPHA
+        self.p, self.inplace, q, dropped = p, inplace, 1 - p, -SCALE * ALPHA
         a = (q + dropped**2 * q * (1 - q)) ** -0.5
-        b = -a * (1 - q) * dropped
-        keep = torch.rand_like(wide) >= self.p
-        return (a * torch.where(keep, wide, dropped) + b).to(x.dtype)
+        self.map = (a, -a * (1 - q) * dropped)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return input
+        (a, b), x = self.map, wide(input)
+        keep = torch.rand_like(x) >= self.p
+        y = (a * torch.where(keep, x, -SCALE * ALPHA) + b).to(input.dtype)
+        return input.copy_(y) if self.inplace else y
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -90,18 +88,22 @@ class AlphaDropout(nn.Module):
 
 @torch.no_grad()
 def lecun_normal_(target: Tensor | nn.Module, generator: torch.Generator | None = None) -> Tensor | nn.Module:
-    """Weights ~ N(0, 1 / fan_in) in place ("Initialization": omega = 0 and tau = 1 in expectation).
+    """Draw weights ~ N(0, 1 / fan_in) in place ("Initialization": omega = 0 and tau = 1 in expectation); return the target.
 
-    target: a weight (n_out, n_in, *), or a module, all of whose linear and convolution layers are drawn and whose
-    biases become 0; returns it.  ValueError for a tensor of fewer than two axes.
+    target: a weight (n_out, n_in, *), or a module, all of whose linear, convolution and transposed convolution layers are
+    drawn and whose biases become 0.  An output of a transposed convolution of stride s sums, on the average over places,
+    n_in / groups times the kernel over s^axes weights.  Raises ValueError for a tensor of fewer than two axes.
     """
     if isinstance(target, Tensor):
         if target.dim() < 2:
             raise ValueError(f"a tensor of shape {tuple(target.shape)} has no fan-in; write a weight (n_out, n_in, *)")
         return target.normal_(0, target[0].numel() ** -0.5, generator=generator)
     for layer in target.modules():
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
             lecun_normal_(layer.weight, generator)
+            if getattr(layer, "transposed", False):  # its weight is (n_in, n_out / groups, *)
+                summed = layer.in_channels // layer.groups * math.prod(layer.kernel_size) / math.prod(layer.stride)
+                layer.weight.mul_((layer.weight[0].numel() / summed) ** 0.5)
             if layer.bias is not None:
                 layer.bias.zero_()
     return target

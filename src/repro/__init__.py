@@ -11,3 +11,12 @@ __version__ = "0.1.0"
 _root = Path(__file__).resolve().parents[2]
 if (_root / "papers").is_dir() and (_root / "params.yaml").is_file():
     __path__.append(str(_root))
+
+
+def __getattr__(name: str) -> object:
+    """Import `swap`, and with it torch, when it is first used."""
+    if name == "swap":
+        from repro.surgery import swap
+
+        return swap
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

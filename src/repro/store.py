@@ -13,6 +13,8 @@ from typing import Any
 
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
+from repro.files.strict import read_regular
+from repro.files.trial import is_record
 
 
 def canonical(value: Any) -> bytes:
@@ -89,14 +91,14 @@ class Store:
         return self.root / name[:2] / f"{name}.json"
 
     def get(self, key: str) -> dict | None:
-        """The record of `key`; a truncated, edited or misplaced file counts as absent."""
+        """The record of `key`; one that is damaged, incomplete or misplaced counts as absent, whoever wrote it."""
         try:
-            record = json.loads(self.path(key).read_bytes())
+            record = json.loads(read_regular(self.path(key)))
             body = record["body"]
             valid = record["schema"] == SCHEMA and body["key"] == key and record["digest"] == digest(body)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return body if valid else None
+        return body if valid and is_record(body) else None
 
     def put(self, key: str, body: dict, replace: bool = False) -> dict:
         """Write the record; returns the one that counts: an earlier valid one wins, unless `replace`.
@@ -104,6 +106,12 @@ class Store:
         A reader never finds the record missing in between.
         """
         body = {**body, "key": key}
+        if not is_record(body):
+            row = body.get("row")
+            of = f"{row.get('experiment')} {row.get('arm')}" if isinstance(row, dict) else "a trial"
+            raise ReproError(
+                f"{of}: gave what no row can hold; return numbers, or lists of finite numbers, as measures"
+            )
         path = self.path(key)
         record = {"schema": SCHEMA, "digest": digest(body), "body": body}
         temp = _write_temp(path, canonical(record))

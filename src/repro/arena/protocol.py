@@ -219,6 +219,7 @@ def read(root: Path, track: str, profile: str, kind: str) -> dict | None:
     path, again = path_of(root, track, profile, kind), f"run `repro arena --track {track} --profile {profile}` again"
     if not path.exists():
         return None
+
     if kind == "table":
         made = read_table(path, again, paper.shown(path), track, profile)
         rows = read(root, track, profile, "rows")

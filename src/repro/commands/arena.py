@@ -11,6 +11,7 @@ from repro.commands import common
 from repro.commands.common import AsJson, Device, Force, Profile, WithParent, dump, say, table
 from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED
+from repro.files.plan import written
 
 
 def arena(
@@ -36,7 +37,6 @@ def arena(
     """Measure every drop-in method in the same models, each tuned, against the tuned base."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
-    from repro.files.plan import written
 
     root, profile = common.root(), common.profile_of(profile)
     if sum((check, judge, plan)) > 1 or force and (check or judge or plan):

@@ -191,7 +191,7 @@ def results(slug: str, profile: str, kind: str) -> Path:
 
 def verdict_table(paper, verdict: dict) -> None:
     """Print the claims and identities of a verdict."""
-    from repro.publish.evidence import estimate, measured
+    from repro.publish.evidence import ours
     from repro.words import number, verdict_words
 
     rows = []
@@ -201,7 +201,7 @@ def verdict_table(paper, verdict: dict) -> None:
         row = [
             name + "*" * (verdict["headline"] == name),
             short(value),
-            short(f"{measured(judged)}: {estimate(judged)}"),
+            short(ours(judged)),
             verdict_words(judged["state"], judged.get("mark"), claim.fidelity),
         ]
         rows.append(row)

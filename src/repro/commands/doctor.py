@@ -50,9 +50,13 @@ def _packages() -> Iterator[Check]:
 def stranger() -> Iterator[Check]:
     """The package of the registries that has our import name: it may have replaced files of ours."""
     try:
-        version = metadata.version("repro")
+        found = metadata.distribution("repro")
     except metadata.PackageNotFoundError:
         return
+    own = Path(__file__).resolve().parents[2]  # where an installation of ours by its former name left its record
+    if Path(str(found.locate_file(""))).resolve() == own and (own / "repro.egg-info").is_dir():
+        return
+    version = found.version
     yield Check(
         False,
         f"the package `repro` {version} of a registry is installed, which is another project of the same import name",

@@ -184,6 +184,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         for cost in _costs(one, profile, seeds):
             costs.append(cost)
             work = "unknown" if cost.seconds is None else common.duration(cost.seconds)
+            work += " of a GPU" if cost.of == "gpu" and cost.seconds is not None else ""
             path = _path(one.settings(profile, cost.experiment))
             lines.append([one.slug, cost.experiment, str(cost.trials), path, work, cost.basis])
     if not lines:
@@ -192,7 +193,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     work = common.duration(sum(cost.seconds or 0.0 for cost in costs))
     unknown = sum(cost.seconds is None for cost in costs)
     say(
-        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one process"
+        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"
         + (f"; {unknown} experiments have no rate yet" if unknown else "")
     )
 
@@ -200,11 +201,12 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
 def _costs(one, profile: str, seeds: int | None) -> list:
     """What each experiment of a paper costs at a profile, from the rows that are stored."""
     from repro.judge import load_rows
-    from repro.run import plan
+    from repro.run import plan, rehearse
 
-    paths = {p: common.results(one.slug, p, "rows") for p in dict.fromkeys((profile, "cpu", "gpu"))}
+    paths = {p: common.results(one.slug, p, "rows") for p in dict.fromkeys((profile, "long", "cpu"))}
     rows = {p: load_rows(path)["rows"] if path.is_file() else [] for p, path in paths.items()}
-    return plan.costs(one, profile, rows.__getitem__, seeds)
+    rehearsed = rehearse.read(common.root() / ".repro", one.slug, profile)
+    return plan.costs(one, profile, lambda p: rows.get(p, []), seeds, rehearsed)
 
 
 def _path(setting) -> str:

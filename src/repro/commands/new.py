@@ -1,41 +1,53 @@
 """`repro new SLUG`: the stubs of a paper.  They load, and their tests fail until they are filled."""
 
 import keyword
+import os
 import re
+import shutil
 from pathlib import Path
 
 from repro.errors import ReproError
 from repro.files.paths import SLUG
+from repro.publish.stages import MARK
 from repro.spec import load as paper
 from repro.store import write_file
 
-PAPER = """slug: {slug}
-title: The paper's title                                # fill in every line of this file
+PAPER = """# docs/paper_yaml.md lists every key and every kind of rule.
+slug: {slug}
+title: The paper's title
 authors: [First Author, Second Author]
 year: 2020
 venue: Where it was published
 arxiv: "0000.00000"
-code: null                                              # owner/repository@commit of the authors' code
+code: null                                # owner/repository@commit of the authors' code
 family: normalization                     # or activation, initialization, residual, training
 summary: One sentence that says what the method does.
 equation: y = f(x)
-headline: main
+headline: main                            # the one claim that the paper is known for
 measures:
   error: {{unit: relative error, better: lower, diverged: worst}}
 experiments:
   main: {{arms: [method, broken], about: what is measured}}
+identities:                               # exact statements, which hold on every row or not at all
+  exact:
+    statement: An equation of the paper, in words.
+    where: Equation 1
+    experiment: main
+    rule: {{kind: identity, measure: error, arm: method, bound: 1.0e-9}}
+    controls: [{{replace: {{method: broken}}, expect: violated}}]
 claims:
   main:
     statement: One sentence of the paper, with its number.
     paper_value: {{text: as the paper prints it}}
     where: Table 1
-    fidelity: analytic                                  # analytic, same, scaled or proxy
+    fidelity: proxy                       # same, scaled or proxy
     experiment: main
-    rule: {{kind: identity, measure: error, arm: method, bound: 1.0e-9}}
+    trivial: {{none: nothing is trained here}}
+    rule: {{kind: bound, measure: error, arm: method, max: 0.5}}
     controls: [{{replace: {{method: broken}}, expect: not_reproduced}}]
 profiles:
   smoke: {{seeds: 1, main: {{size: 8}}}}
-  cpu: {{seeds: 3, main: {{size: 64}}}}
+  cpu: {{seeds: 5, main: {{size: 64}}}}
 """
 
 METHOD = '''"""{slug}: Title (Authors, Venue Year, arXiv:0000.00000).
@@ -99,6 +111,9 @@ Pitfalls, what failed, what later papers say. Replace this line.
 """
 
 
+PUBLIC = '__all__ = ["method"]'
+
+
 def write(slug: str, root: Path) -> list[Path]:
     """Write the stubs of papers/<slug>; refuses a name that cannot be imported or is taken."""
     if not SLUG.fullmatch(slug) or keyword.iskeyword(slug):
@@ -117,9 +132,15 @@ def write(slug: str, root: Path) -> list[Path]:
         "test_method.py": TEST,
         "NOTES.md": NOTES,
     }
-    for name, text in texts.items():
-        write_file(here / name, text.format(slug=slug))
-    from repro.publish.index import package_file
-
-    write_file(here / "__init__.py", package_file(slug))
-    return [here / name for name in [*texts, "__init__.py"]]
+    texts["__init__.py"] = f"# {MARK} from method.py\nfrom repro.papers.{slug}.method import method\n\n{PUBLIC}\n"
+    # The folder appears with all its files or not at all: a full disk leaves nothing that would be refused next time.
+    draft = root / "papers" / f".{slug}.{os.getpid()}.new"
+    try:
+        for name, text in texts.items():
+            write_file(draft / name, text if name == "__init__.py" else text.format(slug=slug))
+        os.replace(draft, here)
+    except OSError as error:
+        raise ReproError(f"papers/{slug}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return [here / name for name in texts]

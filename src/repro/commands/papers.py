@@ -1,6 +1,6 @@
 """`repro list`, `show`, `history` and `trial`: what the papers are and what their verdicts say."""
 
-from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Annotated
 
 import typer
@@ -32,23 +32,24 @@ def list_papers(
     as_json: AsJson = False,
 ) -> None:
     """List every paper with its verdict, of the strongest evidence."""
-    from repro.publish.evidence import evidence
-    from repro.spec.load import slugs
-    from repro.spec.model import FAMILIES
+    from repro.publish.listing import listing
 
     state = verdict and verdict.replace(" ", "_").replace("-", "_")
     if state is not None and state not in WANTED:
         raise ReproError(f"--verdict {verdict}: unknown verdict; write one of {', '.join(WANTED)}")
-    if family is not None and family not in FAMILIES:
-        raise ReproError(f"--family {family}: unknown family; write one of {', '.join(FAMILIES)}")
+    if family is not None:
+        from repro.spec.model import FAMILIES
+
+        if family not in FAMILIES:
+            raise ReproError(f"--family {family}: unknown family; write one of {', '.join(FAMILIES)}")
     faults, shown = Faults(), []
-    for one in map(evidence, slugs()):
+    for one in (SimpleNamespace(**line) for line in listing()):
         if one.fault:
             faults.add(ReproError(one.fault))
         chosen = family in (None, one.family) and state in (None, *(one.states or {}).values())
         shown += [one] if chosen else []
     if as_json:
-        dump([asdict(one) for one in shown])
+        dump([vars(one) for one in shown])
     else:
         head = ["paper", "verdict", "headline", "ours", "title"]
         table(head, [_line(one) for one in shown])
@@ -121,7 +122,7 @@ def _show(one, verdicts: dict[str, dict | None]) -> None:
 def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
     """Print one claim: the paper's number, ours, the rule and its controls."""
     from repro import words
-    from repro.publish.evidence import estimate, measured
+    from repro.publish.evidence import ours
     from repro.spec.model import as_dict
 
     claim = one.claims[name]
@@ -135,7 +136,7 @@ def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
         judged = (verdict or {"claims": {}})["claims"].get(name)
         if judged:
             state = words.verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
-            paragraph(f"{state}. {measured(judged)}: {estimate(judged)}. {words.sentence(judged['why'])}", f"  {p:<8} ")
+            paragraph(f"{state}. {ours(judged)}. {words.sentence(judged['why'])}", f"  {p:<8} ")
         elif one.rules(name, p):
             say(f"  {p:<8} not run")
         for text in [words.rule_text(as_dict(rule), measures) for rule in one.rules(name, p)]:

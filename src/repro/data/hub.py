@@ -31,8 +31,13 @@ def _connected() -> bool:
     return True
 
 
-def from_hub(repository: str, configuration: str | None, split: str, stream: bool = False) -> Iterable[dict[str, Any]]:
-    """The rows of one split, from the Hub or from what `datasets` has cached; `Unusable` in seconds if neither."""
+def from_hub(
+    repository: str, configuration: str | None, split: str, stream: bool = False, revision: str | None = None
+) -> Iterable[dict[str, Any]]:
+    """The rows of one split, from the Hub or from what `datasets` has cached; `Unusable` in seconds if neither.
+
+    A `revision` of parquet files that the Hub made from a script has one folder for each configuration.
+    """
     datasets = _library()
     online = _connected()
     before = datasets.config.HF_HUB_OFFLINE
@@ -40,7 +45,8 @@ def from_hub(repository: str, configuration: str | None, split: str, stream: boo
         if not online:
             _offline(True)
             stream = False
-        return datasets.load_dataset(repository, configuration, split=split, streaming=stream)
+        where = {"name": configuration} if revision is None else {"data_dir": configuration, "revision": revision}
+        return datasets.load_dataset(repository, split=split, streaming=stream, **where)
     except Exception as error:  # the Hub's errors share no base: connection, gated, missing, damaged
         reason = "no connection and not in its cache" if not online else f"{type(error).__name__}: {error}"
         raise Unusable(" ".join(reason.split())[:160]) from error

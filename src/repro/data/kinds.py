@@ -44,7 +44,7 @@ class Images:
         return (self.unit(x) - mean) / std
 
     def pooled(self, split: str, count: int, pool: int) -> tuple[Tensor, Tensor]:
-        """The first `count` of a split, normalised and averaged over squares of pool x pool pixels; and their labels."""
+        """The first `count` of a split, normalised and averaged over pool x pool pixels; and their labels."""
         x, y = self.split(split)
         return F.avg_pool2d(self.normalised(x[:count]), pool), y[:count]
 
@@ -175,6 +175,13 @@ class Side:
             ids = [START, *ids[: length - 2], END]
             rows.append(ids + [PAD] * (length - len(ids)))
         return torch.tensor(rows, dtype=torch.int64, device=self.text.device).view(-1, length)
+
+
+def sentences(lines: list[bytes], device: torch.device | str) -> Side:
+    """A `Side` of UTF-8 lines, on `device`."""
+    text = torch.frombuffer(bytearray(b"".join(lines)), dtype=torch.uint8) if any(lines) else torch.empty(0).byte()
+    ends = torch.tensor([len(line) for line in lines], dtype=torch.int64).cumsum(0)
+    return Side(text.to(device), ends.to(device))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The data of the original papers: MNIST, CIFAR-10, ImageNet-1k, WikiText-103 and C4.
+"""The data of the original papers, by name: pictures, text and sentence pairs (`ORIGINS`).
 
 They are read through Hugging Face `datasets`: from a folder of parquet files (`path=`, or `.repro/data/<name>` where
 that holds some, as `train-00000-of-00001.parquet`), else from the Hub or its cache. No checksum is pinned here; the
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repro.data.archives import Unusable
 from repro.data.hub import from_folder, from_hub, parquet_files
-from repro.data.kinds import Corpus, Images, Part
+from repro.data.kinds import Corpus, Images, Pairs, Part, Side, sentences
 from repro.data.sources import cache_root
 from repro.errors import ReproError
 
@@ -39,6 +39,9 @@ class Origin:
     valid: int = 0  # validation images, cut from the end of the training split
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    revision: str | None = None  # of the Hub's repository: where a set is a script, the parquet files made from it
+    held_out: int = 0  # of a set with one split: rows at its end that validate, and as many before them that test
+    languages: tuple[str, str] | None = None  # source and target of sentence pairs
 
 
 _TRAIN_TEST = {"train": "train", "test": "test"}
@@ -71,6 +74,33 @@ ORIGINS = {
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
     ),
+    "cifar100": Origin(
+        "uoft-cs/cifar100",
+        None,
+        "img",
+        "fine_label",
+        _TRAIN_TEST,
+        {"train": 50_000, "test": 10_000},
+        classes=100,
+        size=32,
+        valid=5_000,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+    ),
+    # Faces without labels, in one split, for models that complete or generate pictures: all labels are 0.
+    "celeba": Origin(
+        "nielsr/CelebA-faces",
+        None,
+        "image",
+        None,
+        {"train": "train"},
+        {"train": 202_599},
+        classes=1,
+        size=64,
+        held_out=10_000,
+        mean=(0.5063, 0.4258, 0.3832),
+        std=(0.3107, 0.2904, 0.2897),
+    ),
     # Its test labels are not public: the official validation images are the test set.
     "imagenet-1k": Origin(
         "ILSVRC/imagenet-1k",
@@ -88,7 +118,23 @@ ORIGINS = {
     "wikitext-103": Origin("Salesforce/wikitext", "wikitext-103-raw-v1", "text", None, _THREE, {}),
     # C4 has no test split: the first half of its validation text validates, the second half tests.
     "c4": Origin("allenai/c4", "en", "text", None, {"train": "train", "valid": "validation"}, {}),
+    "openwebtext": Origin("Skylion007/openwebtext", None, "text", None, {"train": "train"}, {}, held_out=4_000),
+    "ptb": Origin(
+        "ptb-text-only/ptb_text_only", "penn_treebank", "sentence", None, _THREE, {}, revision="refs/convert/parquet"
+    ),
+    # Prepared as in fairseq: lower case is not forced, 160,239 training pairs.
+    "iwslt14-de-en": Origin(
+        "bbaaaa/iwslt14-de-en-preprocess",
+        "de-en",
+        "translation",
+        None,
+        _THREE,
+        {"train": 160_239, "valid": 7_283, "test": 6_750},
+        revision="refs/convert/parquet",
+        languages=("de", "en"),
+    ),
 }
+LIMITED = {"c4": "800 GB", "openwebtext": "40 GB"}  # texts too large to be held whole
 
 
 def _origin(name: str) -> Origin:
@@ -112,7 +158,7 @@ def rows(
     if path is not None or (folder.is_dir() and parquet_files(folder, official)):
         return from_folder(folder, official)
     try:
-        return from_hub(origin.repository, origin.configuration, official, stream)
+        return from_hub(origin.repository, origin.configuration, official, stream, origin.revision)
     except Unusable as error:
         raise ReproError(
             f"data set {name} is not here; tried Hugging Face {origin.repository} ({error}). Connect, or put its "
@@ -134,18 +180,18 @@ def images(
     split. All of ImageNet takes 16 GB at size 64 and 193 GB at 224: use `rows` there, to train from a stream.
     """
     origin = _origin(name)
-    if not origin.classes:
-        raise ReproError(f"{name} is text: call original.text({name!r})")
+    _wants(name, "images")
     side = size or origin.size
     got = {}
-    for split in ("train", "test"):
+    for split in origin.splits:
         pixels, labels = [], []
         for n, row in enumerate(islice(rows(name, split, path, cache, stream=limit is not None), limit)):
             try:
                 pixels.append(_picture(row[origin.column], side, origin.channels))
-                labels.append(int(row[origin.label]))
+                labels.append(int(row[origin.label]) if origin.label else 0)
             except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
-                wanted = f"a picture in '{origin.column}' and a number in '{origin.label}'"
+                wanted = f"a picture in '{origin.column}'"
+                wanted += f" and a number in '{origin.label}'" if origin.label else ""
                 raise ReproError(
                     f"{name}: row {n} of {split} is not {wanted} ({type(error).__name__}: {error})"
                 ) from error
@@ -155,8 +201,12 @@ def images(
         if not labels:
             raise ReproError(f"{name}: no {split} rows")
         got[split] = torch.from_numpy(np.stack(pixels)).to(device), torch.tensor(labels, device=device)
+    if "test" not in got:
+        x, y = got["train"]
+        cut = len(y) - min(origin.held_out, len(y) // 10)
+        got = {"train": (x[:cut], y[:cut]), "test": (x[cut:], y[cut:])}
     (x, y), (test_x, test_y) = got["train"], got["test"]
-    cut = len(y) - min(origin.valid, len(y) // 10)
+    cut = len(y) - min(origin.valid or origin.held_out, len(y) // 10)
     return Images(
         x[:cut], y[:cut], x[cut:], y[cut:], test_x, test_y, classes=origin.classes, mean=origin.mean, std=origin.std
     )
@@ -171,15 +221,23 @@ def text(
 ) -> Corpus:
     """A text set as bytes, in its official splits; documents end in a newline, each split is cut at `limit` bytes.
 
-    C4 is 800 GB: always give it a `limit`; only so much of it is then streamed.
+    C4 and OpenWebText are large: always give them a `limit`; only so much of them is then streamed.  Of OpenWebText,
+    which has one split, the last documents of what was read validate and those before them test: 4,000 each, or of
+    fewer a tenth.
     """
     origin = _origin(name)
-    if origin.classes:
-        raise ReproError(f"{name} holds images: call original.images({name!r})")
-    if name == "c4" and limit is None:
-        raise ReproError("c4 is 800 GB: pass limit= (bytes a split), such as 1_000_000_000")
-    raw = {s: _text(rows(name, s, path, cache, stream=limit is not None), origin.column, limit) for s in origin.splits}
-    if "test" not in raw:
+    _wants(name, "text")
+    if name in LIMITED and limit is None:
+        raise ReproError(f"{name} is {LIMITED[name]}: pass limit= (bytes a split), such as 1_000_000_000")
+    read = {s: _text(rows(name, s, path, cache, stream=limit is not None), origin.column, limit) for s in origin.splits}
+    raw = {s: _joined(lines) for s, lines in read.items()}
+    if "valid" not in raw:
+        lines, tenth = read["train"], min(origin.held_out, len(read["train"]) // 10)
+        cuts = {"train": (0, -2 * tenth), "test": (-2 * tenth, -tenth), "valid": (-tenth, None)}
+        raw = (
+            {s: _joined(lines[a:b]) for s, (a, b) in cuts.items()} if tenth else raw | dict.fromkeys(cuts, _joined([]))
+        )
+    elif "test" not in raw:
         half = len(raw["valid"]) // 2
         raw["valid"], raw["test"] = raw["valid"][:half], raw["valid"][half:]
     empty = [s for s, t in raw.items() if not len(t)]
@@ -189,22 +247,65 @@ def text(
     return Corpus(*(raw[s].to(device) for s in ("train", "valid", "test")), parts=(whole,))
 
 
-def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Images | Corpus:
-    """`images` or `text`, whichever the set is."""
-    return (images if _origin(name).classes else text)(name, device, **options)
+def pairs(
+    name: str,
+    device: torch.device | str = "cpu",
+    path: str | Path | None = None,
+    cache: str | Path | None = None,
+    limit: int | None = None,
+) -> Pairs:
+    """Sentence pairs in their official splits; each split is cut at `limit` pairs."""
+    origin = _origin(name)
+    _wants(name, "pairs")
+    sides: tuple[dict[str, Side], dict[str, Side]] = ({}, {})
+    for split in origin.splits:
+        lines: tuple[list[bytes], list[bytes]] = ([], [])
+        for n, row in enumerate(islice(rows(name, split, path, cache, stream=limit is not None), limit)):
+            try:
+                both = [row[origin.column][language].strip().encode() for language in origin.languages]
+            except (KeyError, TypeError, AttributeError) as error:
+                wanted = " and ".join(origin.languages)
+                raise ReproError(f"{name}: row {n} of {split} has no {wanted} in '{origin.column}'") from error
+            for kept, line in zip(lines, both, strict=True):
+                kept.append(line)
+        for side, kept in zip(sides, lines, strict=True):
+            side[split] = sentences(kept, device)
+    return Pairs(*sides)
 
 
-def _text(found: Iterator[dict[str, Any]] | Iterable[dict[str, Any]], column: str, limit: int | None) -> Tensor:
-    out = bytearray()
-    for n, row in enumerate(found):
+def _kind(name: str) -> str:
+    origin = _origin(name)
+    return "images" if origin.classes else "pairs" if origin.languages else "text"
+
+
+def _wants(name: str, kind: str) -> None:
+    if _kind(name) != kind:
+        raise ReproError(f"{name} holds {_kind(name)}: call original.{_kind(name)}({name!r})")
+
+
+def load(name: str, device: torch.device | str = "cpu", **options: Any) -> Images | Corpus | Pairs:
+    """`images`, `text` or `pairs`, whichever the set is."""
+    return {"images": images, "text": text, "pairs": pairs}[_kind(name)](name, device, **options)
+
+
+def _text(lines: Iterator[dict[str, Any]] | Iterable[dict[str, Any]], column: str, limit: int | None) -> list[bytes]:
+    """The documents of one split, each ending in a newline, together at most `limit` bytes."""
+    out, size = [], 0
+    for n, row in enumerate(lines):
         if not isinstance(row.get(column), str):
             raise ReproError(f"row {n} has no text in '{column}'; it has {', '.join(row)}")
         line = row[column].encode()
-        out += line if line.endswith(b"\n") else line + b"\n"
-        if limit is not None and len(out) >= limit:
-            del out[limit:]
+        line = line if line.endswith(b"\n") else line + b"\n"
+        out.append(line if limit is None else line[: limit - size])
+        size += len(out[-1])
+        if limit is not None and size >= limit:
             break
-    return torch.frombuffer(out, dtype=torch.uint8) if out else torch.empty(0, dtype=torch.uint8)
+    return out
+
+
+def _joined(lines: list[bytes]) -> Tensor:
+    raw = bytearray(b"".join(lines))
+    return torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
 
 
 def _picture(value: Any, side: int, channels: int) -> np.ndarray:

@@ -10,11 +10,10 @@ import re
 import zlib
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from repro.data.archives import Archive
-from repro.data.kinds import Pairs, Side
+from repro.data.kinds import Pairs, sentences
 from repro.data.sources import Dataset, File, Source, resident
 
 FILE = "en-de.tsv"  # split, English, German
@@ -70,15 +69,9 @@ DATASET = Dataset(
 )
 
 
-def _side(lines: list[bytes], device: str) -> Side:
-    text = torch.frombuffer(bytearray(b"".join(lines)), dtype=torch.uint8)
-    ends = torch.from_numpy(np.cumsum([len(line) for line in lines], dtype=np.int64))
-    return Side(text.to(device), ends.to(device))
-
-
 @resident
 def load(device: torch.device | str = "cpu", cache: str | Path | None = None) -> Pairs:
     """The pairs on `device`, fetched if they are not in the cache; the same object at every call of a process."""
     rows = [line.split(b"\t") for line in bytes(DATASET.read(cache)[FILE].numpy()).splitlines()]
-    sides = [{s: _side([r[i] for r in rows if r[0] == s.encode()], device) for s in SPLITS} for i in (1, 2)]
+    sides = [{s: sentences([r[i] for r in rows if r[0] == s.encode()], device) for s in SPLITS} for i in (1, 2)]
     return Pairs(source=sides[0], target=sides[1])

@@ -29,7 +29,7 @@ def read_plan(path: Path, again: str) -> dict[str, Any]:
     file = JsonFile(path, again)
     document = head(file)
     if importlib.util.find_spec("pydantic"):
-        from repro.files.planned import Plan
+        from repro.files.kinds import Plan
         from repro.files.schema import whole_file
 
         whole_file(file, Plan)

@@ -18,6 +18,7 @@ from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 
 NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # halves of characters too
+PRINTABLE = bytes([9, 10, 13, *range(32, 127)])
 DEPTH = 20  # no document nests deeper
 LARGEST = 2**53  # whole numbers beyond it are not those that were written
 MEBIBYTE = 2**20
@@ -110,22 +111,18 @@ class JsonFile:
         return 1, "not JSON"
 
     def _depth(self) -> None:
-        level = [self.data]
+        level, inner = [self.data], {list, dict}
         for _ in range(DEPTH):
-            level = [
-                v
-                for one in level
-                if isinstance(one, dict | list)
-                for v in (one.values() if isinstance(one, dict) else one)
-                if isinstance(v, dict | list)
-            ]
+            values = [one.values() if type(one) is dict else one for one in level if type(one) in inner]
+            level = [v for many in values if not inner.isdisjoint(map(type, many)) for v in many if type(v) in inner]
             if not level:
                 return
         raise RecursionError
 
     def _characters(self) -> None:
         """Refuse what a terminal or a file cannot take: control characters and halves of characters."""
-        if "\\u" not in self.text and not NOT_TEXT.search(self.text):
+        plain = self.text.isascii() and not self.text.encode().translate(None, PRINTABLE)
+        if "\\u" not in self.text and (plain or not NOT_TEXT.search(self.text)):
             return
         for place, line, token in _places(self.text):
             found = place[-1] if token is None else json.loads(token) if token[0] == '"' else ""

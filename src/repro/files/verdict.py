@@ -146,11 +146,17 @@ def read_verdict(
 
 
 def stored(
-    slug: str, profile: str, root: Path | None = None, claims: Iterable[str] | None = None
+    slug: str,
+    profile: str,
+    root: Path | None = None,
+    claims: Iterable[str] | None = None,
+    *,
+    seal: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """(verdict, rows) of a paper at a profile; None where it has not run.
 
     A verdict without its rows, or of other rows than those beside it, is refused: nothing may show it.
+    seal: whether the seal of the rows over provenance and seconds, which decide no verdict, is checked too.
     """
     paths = {kind: results(slug, profile, kind, root) for kind in ("verdict", "rows")}
     shown = {kind: results_name(slug, profile, kind) for kind in paths}
@@ -161,7 +167,7 @@ def stored(
     again = f"run `repro run {slug} --profile {profile}`"
     if not paths["rows"].exists():
         raise ReproError(f"{shown['verdict']}: has no rows beside it ({shown['rows']} is missing); {again}")
-    rows = read_rows(paths["rows"], again, shown["rows"])
+    rows = read_rows(paths["rows"], again, shown["rows"], seal=seal)
     digest = rows_digest(rows["rows"])
     if digest != rows["provenance"]["digest"]:
         raise ReproError(f"{shown['rows']}: the rows were edited by hand: their digest differs; {again}")

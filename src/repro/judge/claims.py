@@ -124,7 +124,7 @@ class Case:
             barred = result["diverged"] and result["inside"] and result["state"] != "not_reproduced"
             if control is None and barred and not self.fails:
                 seeds = ", ".join(map(str, result["diverged"]))
-                why = f"{rule.arm} diverged at seed {seeds}, and a method that diverges cannot be reproduced."
+                why = f"the arm {rule.arm} diverged at seed {seeds}, and a method that diverges cannot be reproduced."
                 result |= {"state": "inconclusive", "needed_seeds": None, "why": why, "p": 1.0}
             results.append(result)
             failed |= set(_failed(i, rule, used, result, len(self.parts(i)), self.settings))
@@ -194,7 +194,8 @@ def judge_claim(paper: Paper, profile: str, claim_id: str, rows: list[dict]) -> 
     positive = _positive(case)
     unread = state == "inconclusive" and trivial and trivial["n"] is None  # its rows are missing, as `why` says
     stop = _ignores_seed(case) or _edge(case, method.seen)
-    if stop is None and trivial and trivial["state"] != "reproduced" and not unread:
+    short = len(case.settings.seeds) < case.terms.least
+    if stop is None and trivial and trivial["state"] != "reproduced" and not unread and not short:
         stop = _not_learnt(trivial)
     if stop is None and state == "reproduced":
         stop = _control_gate(case, controls)
@@ -266,7 +267,9 @@ def _edge(case: Case, seen: Seen, of: str = "") -> Stop | None:
     for (arm, cell), chosen in seen.chosen.items():
         place = f" at {levels_text(dict(sorted(cell)))}" if _varying(case, cell) else ""
         if chosen.edge and chosen.level is None and not of:
-            return Stop(f"{arm} diverged at every level of {factor}{place} on the tuning seeds.", "edge_of_grid")
+            return Stop(
+                f"the arm {arm} diverged at every level of {factor}{place} on the tuning seeds.", "edge_of_grid"
+            )
         if chosen.edge and chosen.level is not None:
             return Stop(
                 f"the best {factor} of {of}{arm}{place}, {chosen.level}, lies at the edge of the grid, so that a better "

@@ -187,6 +187,28 @@ def failure_rate(failed: int, n: int, level: float) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _below(failed: int, n: int, rate: float) -> float:
+    """P(so few fail) at a failure rate: small where the rate of the runs is below it."""
+    from scipy.special import bdtr
+
+    return 0.0 if rate >= 1 else 1.0 if rate <= 0 else float(bdtr(failed, n, rate))
+
+
+def _above(failed: int, n: int, rate: float) -> float:
+    """P(so many fail) at a failure rate: small where the rate of the runs is above it."""
+    from scipy.special import bdtrc
+
+    return (
+        0.0
+        if rate < 0
+        else 1.0
+        if failed == 0 or rate >= 1
+        else 0.0
+        if rate == 0
+        else float(bdtrc(failed - 1, n, rate))
+    )
+
+
 def decide_rate(
     failed: int, n: int, region: Region, level: float, no_level: float, least: int = LEAST_SEEDS
 ) -> Decision:
@@ -194,19 +216,17 @@ def decide_rate(
     if n < least:
         return Decision("inconclusive", few(n, least), level=level, n=n, needed=least)
 
-    def says(k: int, m: int) -> tuple[str, float, float, float]:
-        low, high = failure_rate(k, m, level)
-        if low > region.low and high < region.high:
-            return "reproduced", low, high, level
-        far_low, far_high = failure_rate(k, m, no_level)
-        if far_high < region.low or far_low > region.high:
-            return "not_reproduced", far_low, far_high, no_level
-        return "inconclusive", low, high, level
+    def state_of(k: int, m: int) -> str:
+        if _below(k, m, region.high) <= 1 - level and _above(k, m, region.low) <= 1 - level:
+            return "reproduced"
+        far = min(_above(k, m, region.high), _below(k, m, region.low))
+        return "not_reproduced" if far <= 1 - no_level else "inconclusive"
 
-    state, low, high, used = says(failed, n)
-    needed = None
+    state, needed = state_of(failed, n), None
+    used = no_level if state == "not_reproduced" else level
+    low, high = failure_rate(failed, n, used)
     if state == "inconclusive":
-        plans = (m for m in range(n + 1, 501) if says(round(failed / n * m), m)[0] != "inconclusive")
+        plans = (m for m in range(n + 1, 501) if state_of(round(failed / n * m), m) != "inconclusive")
         needed = next(plans, None)
     where = f"and the {100 * (2 * used - 1):.4g} % interval of the failure rate, [{low:.3f}, {high:.3f}], "
     runs = f"{failed} of {n} runs failed, "
@@ -214,13 +234,10 @@ def decide_rate(
         why = f"{runs}{where}reaches over the boundary of {region.text}. {advice(n, needed)}"
     else:
         why = f"{runs}{where}lies {'inside' if state == 'reproduced' else 'outside'} {region.text}."
-    from scipy.stats import binom
-
-    ps = [float(binom.cdf(failed, n, region.high))] if region.high < 1 else []
-    ps += [float(binom.sf(failed - 1, n, region.low))] if region.low > 0 else []
+    p = max(_below(failed, n, region.high), _above(failed, n, region.low))
     share = failed / n
     slack = min(low - region.low, region.high - high)
-    return Decision(state, why, share, (low, high), used, n, needed, slack, region.holds(share), max(ps, default=0.0))
+    return Decision(state, why, share, (low, high), used, n, needed, slack, region.holds(share), p)
 
 
 def _sign_decision(values: list[float], region: Region, level: float, no_level: float, out: frozenset[int]) -> Decision:

@@ -67,6 +67,33 @@ def channels_first(x: Tensor, channels: int, axes: int = 3) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+class Length(torch.autograd.Function):
+    """torch.linalg.vector_norm over `axes`, whose derivatives of every order are 0, not NaN, where all entries are 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        x, size = ctx.saved_tensors
+        zero = size == 0
+        return x * (slope / size.masked_fill(zero, 1.0)).masked_fill(zero, 0.0), None
+
+
+def length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return the l2 norm of `x` over `axes`, which are kept as axes of size 1."""
+    if x.requires_grad and torch.is_grad_enabled():
+        return Length.apply(x, axes)
+    return torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+
+
 def register_affine(
     module: nn.Module,
     shape: Sequence[int],

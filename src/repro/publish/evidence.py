@@ -1,10 +1,13 @@
 """What a paper's headline stands on: the verdict of the largest profile that has run, derived from its rows."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from repro import __version__
 from repro.errors import ReproError
-from repro.files.paths import JUDGED
+from repro.files.paths import JUDGED, SCHEMA, results, results_name
+from repro.files.verdict import read_verdict as verdict_file
 from repro.files.verdict import stored
 from repro.spec.load import load
 from repro.spec.model import Paper
@@ -38,12 +41,20 @@ def estimate(judged: dict[str, Any]) -> str:
     if judged.get("estimate") is None:
         return "–"
     low, high = judged.get("interval") or (None, None)
-    unit = f" {judged['unit']}" if judged.get("unit") else ""
-    text = number(judged["estimate"]) + unit
+    value, unit = judged["estimate"], str(judged.get("unit") or "")
+    if unit.startswith("of "):  # a count of conditions or cells has no interval that tells more
+        return f"{value:g} {unit}, n = {judged['n']}"
+    text = number(value) + (f" {unit}" if unit not in ("", "ratio") else "")
     if low is not None or high is not None:
         level = f" ({percent(judged['level'])})" if judged.get("level") else ""
         text += f" [{number(low)}, {number(high)}]{level}"
     return text + (f", n = {judged['n']}" if judged.get("n") else "")
+
+
+def ours(judged: dict[str, Any]) -> str:
+    """The estimate with its name: `ratio of seconds: 0.43 [0.41, 0.45] (95 %), n = 5`."""
+    name = "" if str(judged.get("unit", "")).startswith("of ") else measured(judged)  # a count of conditions has none
+    return f"{name}: {estimate(judged)}" if name and judged.get("estimate") is not None else estimate(judged)
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,8 @@ class Evidence:
     states: dict[str, str] | None = None  # profile -> state of the headline there, or not_run
     profile: str | None = None  # of the strongest evidence
     judged: bool = False
-    measured: str = ""
     estimate: str = ""
+    ours: str = ""  # the estimate with its name
     words: str = "not run"
     identities: dict[str, int] | None = None  # verified, violated, incomplete: how many
     fault: str | None = None
@@ -71,11 +82,42 @@ class Evidence:
 def read_verdict(paper: Paper, profile: str) -> dict[str, Any] | None:
     """The stored verdict of a paper, or None where it has not run; one without its rows is refused."""
     claims = {*paper.claims}
-    found = stored(paper.slug, profile, claims=claims)
+    found = stored(paper.slug, profile, claims=claims, seal=False)
     return found[0] if found else None
 
 
-def evidence(slug: str) -> Evidence:
+def verdicts_of(paper: Paper) -> dict[str, dict[str, Any] | None]:
+    """Profile -> the stored verdict, weakest first; that a verdict is of its rows is not found out twice."""
+    return {profile: _remembered(paper, profile) for profile in JUDGED if profile in paper.profiles}
+
+
+def _remembered(paper: Paper, profile: str) -> dict[str, Any] | None:
+    """As `read_verdict`, which reads all rows: what it found right is remembered by the content of the files.
+
+    `repro verify` and `repro judge --check`, which decide whether what is stored can be trusted, never ask this memory.
+    """
+    paths = [results(paper.slug, profile, kind) for kind in ("verdict", "rows")]
+    root = paths[0].parents[3]
+    try:
+        content = [path.read_bytes() for path in paths]
+    except OSError:
+        return read_verdict(paper, profile)
+    key = hashlib.sha256(b"\0".join([__version__.encode(), str(SCHEMA).encode(), *content])).hexdigest()
+    mark = root / ".repro" / "checked" / key
+    if mark.is_file():
+        again = f"run `repro judge {paper.slug} --profile {profile}`"
+        return verdict_file(paths[0], again, results_name(paper.slug, profile, "verdict"), {*paper.claims})
+    found = read_verdict(paper, profile)
+    if (root / "params.yaml").is_file():
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError:
+            pass  # a checkout that may not be written is only slower
+    return found
+
+
+def evidence(slug: str, verdicts: dict[str, dict[str, Any] | None] | None = None) -> Evidence:
     """The evidence of one paper; a fault where its files cannot be read."""
     try:
         paper = load(slug)
@@ -94,8 +136,9 @@ def evidence(slug: str) -> Evidence:
     states: dict[str, str] = {}
     shown: dict[str, Any] = {}
     try:
+        verdicts = verdicts_of(paper) if verdicts is None else verdicts
         for profile in [p for p in STRONGEST if p in paper.profiles]:
-            verdict = read_verdict(paper, profile)
+            verdict = verdicts[profile]
             judged = verdict["claims"].get(paper.headline) if verdict else None
             states[profile] = judged["state"] if judged else "not_run"
             if judged and not shown:
@@ -103,8 +146,8 @@ def evidence(slug: str) -> Evidence:
                 shown = {
                     "profile": profile,
                     "judged": True,
-                    "measured": measured(judged),
                     "estimate": estimate(judged),
+                    "ours": ours(judged),
                     "words": f"{words} (`{profile}`)" + ", post hoc" * bool(verdict["post_hoc"]),
                     "identities": _count(verdict.get("identities") or {}),
                 }

@@ -63,18 +63,14 @@ def public_names(slug: str) -> list[str]:
 
 
 def package_file(slug: str) -> str:
-    lines = []
-    for file in method_files(slug):
-        names = names_of(slug, file)
-        listed = f"from repro.papers.{slug}.{file} import {', '.join(names)}"
-        if len(listed) > 120:
-            listed = f"from repro.papers.{slug}.{file} import (\n" + "".join(f"    {n},\n" for n in names) + ")"
-        lines.append(listed)
-    listed = "\n".join(sorted(lines, key=lambda line: line.split()[1]))
-    public = json.dumps(public_names(slug))
-    if len(public) > 108:
-        public = "[\n" + "".join(f"    {json.dumps(name)},\n" for name in public_names(slug)) + "]"
-    return f"# {MARK} from method.py\n{listed}\n\n__all__ = {public}\n"
+    """`papers/<slug>/__init__.py`: the public names of its method, as the formatter leaves the file."""
+    lines = [readme.imports(f"repro.papers.{slug}.{file}", names_of(slug, file)) for file in method_files(slug)]
+    names = public_names(slug)
+    public = f"__all__ = {json.dumps(names)}"
+    if len(public) > 120:
+        public = "__all__ = [\n" + "".join(f"    {json.dumps(name)},\n" for name in names) + "]"
+    imported = "\n".join(sorted(lines, key=lambda line: line.split()[1]))
+    return f"# {MARK} from method.py\n{imported}\n\n{public}\n"
 
 
 def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
@@ -82,8 +78,14 @@ def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
     The files of a paper that cannot be read are left as they are; the others are made all the same.
     """
+    with provenance.steady():
+        return _build(root)
+
+
+def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
     slugs, loaded, faults = papers.slugs(), [], {}
     files: dict[Path, str] = {}
+    verdicts: dict[str, dict] = {}
     digests = _digests(root)
     for slug in slugs:
         here = root / "papers" / slug
@@ -94,13 +96,14 @@ def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
             digests[slug] = stages.source_digest(paper)
             loaded.append(paper)
             files |= made
-            files[here / "README.md"] = readme.paper_readme(paper, names)
+            verdicts[slug] = evidence.verdicts_of(paper)
+            files[here / "README.md"] = readme.paper_readme(paper, names, verdicts[slug])
         except ReproError as error:
             faults[slug] = str(error)
     digests = {slug: digests[slug] for slug in slugs if slug in digests}
     files[root / stages.SOURCES] = json.dumps(digests, indent=1) + "\n"
     files[root / "dvc.yaml"] = stages.root_stages(root, slugs, loaded)
-    table = readme.verdict_table([evidence.evidence(slug) for slug in slugs])
+    table = readme.verdict_table([evidence.evidence(slug, verdicts.get(slug)) for slug in slugs])
     page = root / "README.md"
     files[page] = spliced(plain(page, "README.md"), table)
     return files, faults
@@ -108,7 +111,8 @@ def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
 def sources(root: Path) -> Path:
     """Write `sources.json` alone, which is what DVC looks at; raise where a paper cannot be read."""
-    digests = {slug: stages.source_digest(papers.load(slug)) for slug in papers.slugs()}
+    with provenance.steady():
+        digests = {slug: stages.source_digest(papers.load(slug)) for slug in papers.slugs()}
     path = root / stages.SOURCES
     write_file(path, json.dumps(digests, indent=1) + "\n")
     return path

@@ -13,7 +13,7 @@ def escape(text: object) -> str:
     line = "".join(_ENTITIES.get(c, c) for c in line)
     line = _SPECIAL.sub(r"\\\1", line)
     line = re.sub(r"^(?=[-+#=])", r"\\", line)
-    return re.sub(r"^(\d+)([.)])", r"\1\\\2", line)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)
 
 
 def code(text: object) -> str:

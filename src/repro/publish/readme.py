@@ -1,7 +1,7 @@
 """The README of each paper and the table in the README of the suite, from paper.yaml and what is stored."""
 
 from repro.files.paths import JUDGED
-from repro.publish.evidence import Evidence, estimate, measured, read_verdict
+from repro.publish.evidence import Evidence, ours
 from repro.publish.markdown import code, escape, link, short
 from repro.publish.stages import MARK
 from repro.spec.model import Paper
@@ -13,7 +13,13 @@ def paper_value(claim) -> str:
     return claim.paper_value.text or number(claim.paper_value.value)
 
 
-def paper_readme(paper: Paper, names: list[str]) -> str:
+def imports(module: str, names: list[str]) -> str:
+    """An import of these names, as the formatter leaves it."""
+    line = f"from {module} import {', '.join(names)}"
+    return line if len(line) <= 120 else f"from {module} import (\n" + "".join(f"    {n},\n" for n in names) + ")"
+
+
+def paper_readme(paper: Paper, names: list[str], verdicts: dict[str, dict | None]) -> str:
     """`papers/<slug>/README.md`."""
     slug = paper.slug
     source = f"[arXiv:{escape(paper.arxiv)}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
@@ -22,7 +28,7 @@ def paper_readme(paper: Paper, names: list[str]) -> str:
     lines += [f"{escape(', '.join(paper.authors))}. {escape(paper.venue)}. {source}".strip(), ""]
     lines += [f"**Withdrawn**: {escape(paper.withdrawn)}", ""] if paper.withdrawn else []
     lines += [escape(paper.summary), ""]
-    lines += ["```python", f"from repro.papers.{slug} import {', '.join(names)}", "```", ""]
+    lines += ["```python", imports(f"repro.papers.{slug}", names), "```", ""]
     lines += [
         "The method is [method.py](method.py). What is measured is [experiment.py](experiment.py), and the rules are "
         "in [paper.yaml](paper.yaml). Pitfalls are in [NOTES.md](NOTES.md), and the rendered page is "
@@ -30,7 +36,7 @@ def paper_readme(paper: Paper, names: list[str]) -> str:
         "",
     ]
     for profile in [p for p in JUDGED if p in paper.profiles]:
-        lines += _profile(paper, profile)
+        lines += _profile(paper, profile, verdicts.get(profile))
     if untested := {name: claim for name, claim in paper.claims.items() if claim.untested}:
         lines += ["## Not tested here", ""]
         lines += [
@@ -41,8 +47,7 @@ def paper_readme(paper: Paper, names: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _profile(paper: Paper, profile: str) -> list[str]:
-    verdict = read_verdict(paper, profile)
+def _profile(paper: Paper, profile: str, verdict: dict | None) -> list[str]:
     lines = [f"## Profile `{profile}`", ""]
     if verdict is None:
         return [*lines, f"Not run. `repro run {paper.slug} --profile {profile}` measures it.", ""]
@@ -54,7 +59,7 @@ def _profile(paper: Paper, profile: str) -> list[str]:
         state = verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
         lines.append(
             f"| {code(name)}{headline}: {escape(claim.statement)} | {escape(claim.where)} "
-            f"| {escape(paper_value(claim))} | {escape(measured(judged))}: {estimate(judged)} | {controls} | {state} |"
+            f"| {escape(paper_value(claim))} | {escape(ours(judged))} | {controls} | {state} |"
         )
     lines.append("")
     if verdict["post_hoc"]:
@@ -76,9 +81,8 @@ def verdict_table(evidence: list[Evidence]) -> str:
         if one.fault:
             lines.append(f"| {shown} | | | | cannot be read |")
             continue
-        ours = f"{one.measured}: {one.estimate}" if one.judged else "–"
         lines.append(
             f"| {shown} | {escape(short(one.statement, 110))} | {escape(short(one.paper_value, 60))} "
-            f"| {escape(ours)} | {one.words} |"
+            f"| {escape(one.ours or '–')} | {one.words} |"
         )
     return "\n".join(lines)

@@ -22,6 +22,7 @@ def paper_stages(paper: Paper) -> str:
     """`papers/<slug>/dvc.yaml`: measure, then judge, at the profile of params.yaml."""
     slug, here = paper.slug, f"papers/{paper.slug}"
     judged = [p for p in JUDGED if p in paper.profiles and results(slug, p, "metrics").is_file()]
+    stated = ", ".join(["claims", "headline", *(["identities"] if paper.identities else []), "measures"])
     metrics = "".join(f"  - results/{p}.metrics.json\n" for p in judged)
     return f"""# {MARK} from paper.yaml
 vars:
@@ -45,7 +46,7 @@ stages:
       - {here}/results/${{item.profile}}.rows.json
       - src/repro/judge
     params:
-      - {here}/paper.yaml: [claims, headline, identities, measures, "profiles.${{item.profile}}"]
+      - {here}/paper.yaml: [{stated}, "profiles.${{item.profile}}"]
     outs:
       - {here}/results/${{item.profile}}.verdict.json: {{cache: false, persist: true}}
       - {here}/results/${{item.profile}}.quality.json: {{cache: false, persist: true}}

@@ -57,7 +57,9 @@ def _alt() -> Any:
     try:
         import altair
     except ImportError as error:
-        raise ReproError("figures need altair and vl-convert: from the checkout, run `make setup`") from error
+        raise ReproError(
+            "figures need altair and vl-convert: run `make setup`, or `uv pip install -e '.[suite]'`"
+        ) from error
     return altair
 
 

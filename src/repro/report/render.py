@@ -47,7 +47,9 @@ def _run(notebook: Path, parameters: dict[str, Any], timeout: int) -> Any:
         import papermill
         from papermill.exceptions import PapermillExecutionError
     except ImportError as error:
-        raise ReproError("reports need papermill and nbconvert: pip install 'repro[report]'") from error
+        raise ReproError(
+            "reports need papermill and nbconvert: run `make setup`, or `uv pip install -e '.[suite]'`"
+        ) from error
 
     with tempfile.TemporaryDirectory(prefix="repro-report-") as folder, _quiet():
         try:

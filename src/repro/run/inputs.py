@@ -152,7 +152,8 @@ def covered(unit: dict, function: str | None) -> set[str]:
     """
     arms = [trial["arm"] for trial in unit["trials"]]
     if function is None:
-        named = set(provenance.closure(unit["module"]))
+        packages = [m for m in provenance._parents(unit["module"]) if provenance.module_file(m) is not None]
+        named = set(provenance.closure(*packages))
     else:
         named = set(provenance.function_closure(unit["module"], function, arms))
     return {parent for name in named | provenance.NEUTRAL for parent in provenance._parents(name)}

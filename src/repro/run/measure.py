@@ -21,7 +21,8 @@ from typing import NoReturn
 from repro.errors import Failed, ReproError, one_line
 from repro.files import plan as plan_file
 from repro.files.paths import SCHEMA, row_key
-from repro.files.rows import read_rows
+from repro.files.strict import JsonFile, head
+from repro.files.trial import is_record
 from repro.run import provenance
 from repro.run.engines import local
 from repro.run.execute import LARGEST_RANKS, SUFFIX, function_name
@@ -329,7 +330,7 @@ def _stored(units: list[dict], store: Store, but: Set[str] = frozenset()) -> lis
     """The rows of these units that are in the store, named as this plan names them."""
     rows = []
     for trial in (trial for unit in units for trial in unit["trials"] if trial["key"] not in but):
-        if (record := store.get(trial["key"])) is not None:
+        if (record := _record(store, trial["key"])) is not None:
             rows.append({**record["row"], **{name: trial[name] for name in IDENTITY}})
     return rows
 
@@ -343,7 +344,7 @@ def earlier_documents(results: Path | None) -> list[dict]:
         return []
     found = []
     try:
-        found.append(read_rows(results, "run the profile again"))
+        found.append(_read_rows(results))
     except ReproError:
         pass
     try:
@@ -354,6 +355,19 @@ def earlier_documents(results: Path | None) -> list[dict]:
     except (ReproError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return found
+
+
+def _read_rows(path: Path) -> dict:
+    """A rows document that is as a run wrote it; checked in every part where pydantic is installed."""
+    try:
+        from repro.files.rows import read_rows
+    except ImportError:  # a bare machine
+        file = JsonFile(path, "run the profile again")
+        document = head(file)
+        if not isinstance(document.get("provenance"), dict) or document != sealed(document):
+            file.fail((), "the file is not as it was written")
+        return document
+    return read_rows(path, "run the profile again")
 
 
 def _take_up(entry: dict, units: list[dict], documents: list[dict], store: Store) -> None:
@@ -377,12 +391,19 @@ def _take_up(entry: dict, units: list[dict], documents: list[dict], store: Store
                     "measured": source["started"],
                     "notes": source.get("notes", []),
                 }
-                store.put(key, body, replace=True)
+                if is_record(body):
+                    store.put(key, body, replace=True)
+
+
+def _record(store: Store, key: str) -> dict | None:
+    """The record of a trial; one that is damaged in any way, whoever sealed it, counts as absent."""
+    record = store.get(key)
+    return record if record is not None and is_record(record) else None
 
 
 def _final(record: dict | None) -> bool:
     """Whether a record counts; a measurement that failed its own check does not: the next run tries it again."""
-    return record is not None and record["row"]["status"] != "invalid"
+    return record is not None and is_record(record) and record["row"]["status"] != "invalid"
 
 
 def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Failed:
@@ -401,7 +422,7 @@ def _document(
 ) -> dict:
     found: dict[tuple, tuple[str, dict]] = {}
     for trial in (trial for unit in units for trial in unit["trials"]):
-        if (record := store.get(trial["key"])) is not None:
+        if (record := _record(store, trial["key"])) is not None:
             found[row_key(trial)] = (
                 trial["key"],
                 {**record, "row": {**record["row"], **{n: trial[n] for n in IDENTITY}}},
@@ -507,7 +528,7 @@ def write_rows(path: Path, document: dict) -> None:
 
 def _complete(path: Path) -> bool:
     try:
-        return not read_rows(path, "").get("provenance", {}).get("missing")
+        return not _read_rows(path)["provenance"].get("missing")
     except ReproError:
         return False
 

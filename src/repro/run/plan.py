@@ -1,6 +1,6 @@
 """From paper.yaml to the trials that a run makes: plain data, no torch, ready for another machine.
 
-plan = {schema, entries: [{paper, profile, registered, experiments, tune?, trials: [{experiment, arm, seed, factors}]}]},
+plan = {schema, digest, entries: [{paper, profile, registered, experiments, tune?, trials: [{experiment, arm, seed, factors}]}]},
 experiments = {name: {module, function, exclusive, batched, ranks, arms, config}}, the trials in seed-major order,
 tune = {experiment: {factor, seeds, levels, measure, better}}: each arm's level of the factor is chosen on these seeds.
 """
@@ -12,7 +12,7 @@ from math import prod
 from statistics import median
 
 from repro.errors import ReproError
-from repro.files.paths import SCHEMA
+from repro.files.plan import written
 from repro.run.execute import LARGEST_RANKS
 from repro.run.tuning import TUNING_SEEDS
 from repro.spec.model import Paper
@@ -119,7 +119,7 @@ def _bounded(paper: Paper, profile: str, tuned: dict[str, dict], seeds: int | No
 
 def make(papers: list[Paper], profile: str, seeds: int | None = None) -> dict:
     """The plan of several papers at one profile."""
-    return {"schema": SCHEMA, "entries": [entry(paper, profile, seeds) for paper in papers]}
+    return written({"entries": [entry(paper, profile, seeds) for paper in papers]})
 
 
 def seconds_of(trials: list[dict], rows: list[dict]) -> float | None:

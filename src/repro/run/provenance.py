@@ -12,7 +12,8 @@ import hashlib
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -48,15 +49,37 @@ def root() -> Path:
     return Path.cwd()
 
 
+_steady: dict[object, object] | None = None  # what was looked up while `steady` is open
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Take it that no source is written while this is open, so that each module is looked for once."""
+    global _steady
+    before, _steady = _steady, {} if _steady is None else _steady
+    try:
+        yield
+    finally:
+        _steady = before
+
+
 def module_file(module: str) -> Path | None:
     """The source file of a module of this suite, found without importing it."""
-    parts = module.split(".")
-    if parts[0] != "repro":
+    if not module.startswith("repro."):
         return None
+    if _steady is None:
+        return _module_file(module)
+    if module not in _steady:
+        _steady[module] = _module_file(module)
+    return _steady[module]
+
+
+def _module_file(module: str) -> Path | None:
+    parts = module.split(".")
     for base in map(Path, repro.__path__):
         path = base.joinpath(*parts[1:])
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if len(parts) > 1 and candidate.is_file():
+            if candidate.is_file():
                 return candidate
     return None
 
@@ -226,6 +249,15 @@ def function_digest(module: str, function: str, arms: Iterable[str] = ()) -> str
 
 def _traced(module: str, function: str, arms: Iterable[str]) -> tuple[str | None, dict[str, Path]]:
     """Digest of the part of a module that a function uses (None: it counts as a whole), and all modules that it runs."""
+    if _steady is None:
+        return _trace(module, function, arms)
+    key = module, function, tuple(arms)
+    if key not in _steady:
+        _steady[key] = _trace(module, function, arms)
+    return _steady[key]
+
+
+def _trace(module: str, function: str, arms: Iterable[str]) -> tuple[str | None, dict[str, Path]]:
     path = module_file(module)
     if path is None:
         raise ReproError(f"{module}: no such module in this suite")

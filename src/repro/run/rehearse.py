@@ -21,11 +21,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repro.errors import Diverged, InvalidMeasurement, ReproError
+from repro.run import provenance
 from repro.run.processes import die_with_parent, quiet_bytecode
 from repro.store import write_file
+
+if TYPE_CHECKING:
+    from repro.spec.model import Paper
 
 BATCH = 4  # examples of a step
 PATIENCE = 300.0  # seconds for an arm, before it counts as too large for this machine
@@ -304,7 +308,7 @@ class _Process:
         self.process.communicate()
 
 
-def rehearse(entry: dict, *, device: str, state: Path, patience: float = PATIENCE) -> Iterator[Rehearsed]:
+def each(entry: dict, *, device: str, state: Path, patience: float = PATIENCE) -> Iterator[Rehearsed]:
     """Rehearse every arm of one planned paper, one after the other; what was counted is kept for `repro plan`."""
     found, process = [], None
     log = state / "logs" / "rehearse.log"
@@ -328,6 +332,34 @@ def rehearse(entry: dict, *, device: str, state: Path, patience: float = PATIENC
             process.close()
         if found:
             _keep(state, entry, found)
+
+
+def rehearse(paper: "Paper", profile: str, device: str = "cpu", state: Path | None = None) -> list[dict[str, Any]]:
+    """Rehearse a paper at a profile; one line of plain data for each arm and level, in the order of the plan."""
+    from repro.run import plan
+
+    entry, state = plan.entry(paper, profile), state or provenance.root() / ".repro"
+    return [{"paper": paper.slug, **asdict(one)} for one in each(entry, device=device, state=state)]
+
+
+HEAD = ["paper", "experiment", "arm", "at", "status", "parameters", "memory", "FLOP a trial", "steps", "why"]
+
+
+def line(one: dict[str, Any]) -> list[str]:
+    """A line as people read it."""
+    count = one["count"]
+    return [
+        one["paper"],
+        one["experiment"],
+        one["arm"],
+        ", ".join(f"{name} {level}" for name, level in one["factors"].items()),
+        one["status"],
+        f"{count['parameters']:,}" if count["parameters"] else "",
+        f"{one['peak_bytes'] / 2**20:,.0f} MiB" if one["peak_bytes"] else "",
+        f"{count['flop']:.1e}" if count["flop"] else "",
+        f"{count['steps']:,}" if count["steps"] else "",
+        one["why"],
+    ]
 
 
 def _path(state: Path, slug: str, profile: str) -> Path:

@@ -14,6 +14,7 @@ from repro.spec.likes import resolve_likes
 from repro.spec.model import (
     Claim,
     Control,
+    Experiment,
     Figure,
     Level,
     Paper,
@@ -45,6 +46,8 @@ _ALMOST = re.compile(r"[+-]?\d+(?=[.,e])([.,]\d*)?(e[+-]?\d*)?[a-z]?", re.IGNORE
 
 
 SEEDS = 2**31  # every generator takes seeds below
+RANKS = 1024  # processes of one trial
+TRIALS = 100_000  # of one experiment at one profile
 
 
 def paper(file: YamlFile, paper: Paper) -> None:
@@ -80,6 +83,7 @@ def paper(file: YamlFile, paper: Paper) -> None:
             fail(("experiments", name), "cannot be a function; write a name of letters, digits and _")
         _check_factors(file, ("experiments", name), experiment.arms, experiment.factors)
         _check_module(file, ("experiments", name, "module"), experiment.module)
+        _check_function(file, ("experiments", name, "function"), experiment)
     for profile, settings in paper.profiles.items():
         _check_profile(file, paper, profile, settings)
     for claim_id, claim in paper.claims.items():
@@ -89,6 +93,9 @@ def paper(file: YamlFile, paper: Paper) -> None:
             _check_shown(file, paper, shown, (kind, i))
     for name, statement in paper.identities.items():
         _check_identity(file, paper, name, statement)
+    for i, other in enumerate(paper.elsewhere):
+        if other.claim not in {**paper.claims, **paper.identities}:
+            fail(("elsewhere", i, "claim"), f"no claim '{other.claim}'{did_you_mean(other.claim, paper.claims)}")
     if paper.headline not in paper.claims:
         if paper.headline in paper.identities:
             fail(("headline",), f"'{paper.headline}' is an identity; write the claim that the paper is known for")
@@ -162,6 +169,19 @@ def _check_module(file: YamlFile, where: Where, module: str | None) -> None:
         file.fail(where, f"no module '{module}' in this suite; write one such as repro.experiments.decoder")
 
 
+def _check_function(file: YamlFile, where: Where, experiment: Experiment) -> None:
+    """`function:` names a function of a module, or of the module that stands before the colon."""
+    if experiment.function is None:
+        return
+    module, colon, name = experiment.function.rpartition(":")
+    if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name):
+        file.fail(where, f"is '{experiment.function}'; write the name of a function, or module:function")
+    if colon and experiment.module is not None:
+        file.fail(where, "names its module; leave out module")
+    if colon:
+        _check_module(file, where, module)
+
+
 def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors: dict[str, list[Level]]) -> None:
     for key, values in (("arms", arms), *((f"factors.{name}", levels) for name, levels in factors.items())):
         place = (*where, *key.split(".", 1))
@@ -175,20 +195,21 @@ def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors
 def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[str, Any]) -> None:
     base: Where = ("profiles", profile)
 
-    def whole(where: Where, value: Any, least: int) -> None:
+    def whole(where: Where, value: Any, least: int, most: int = SEEDS - 1) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             file.fail(where, f"{_is(value)}; write a whole number of at least {least}")
-        if value >= SEEDS:
-            file.fail(where, f"{_is(value)}; write a whole number of at most {SEEDS - 1}")
+        if value > most:
+            file.fail(where, f"{_is(value)}; write a whole number of at most {most}")
 
     if "seeds" not in settings:
         file.fail(base, "'seeds' is missing")
     whole((*base, "seeds"), settings["seeds"], 1)
+    _check_first_seed(file, base, settings, settings["seeds"])
     if not isinstance(settings.get("about", ""), str):
         file.fail((*base, "about"), f"{_is(settings['about'])}; write a text")
     for name, here in settings.items():
         where = (*base, name)
-        if name in ("seeds", "about"):
+        if name in ("seeds", "first_seed", "about"):
             continue
         if name not in paper.experiments:
             file.fail(where, f"no experiment '{name}'{did_you_mean(name, paper.experiments)}")
@@ -201,12 +222,13 @@ def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[st
         if seeds > 1000:
             place = (*where, "seeds") if "seeds" in here else (*base, "seeds")
             file.fail(place, "write at most 1000: seeds from 1000 on are for tuning")
+        _check_first_seed(file, where, {**settings, **here} if "seeds" in here else here, seeds)
         if not isinstance(here.get("batched", False), bool):
             file.fail((*where, "batched"), f"{_is(here['batched'])}; write true or false")
         if here.get("batched") and declared.exclusive:
             file.fail((*where, "batched"), "an exclusive experiment cannot be batched")
         if "ranks" in here:
-            whole((*where, "ranks"), here["ranks"], 1)
+            whole((*where, "ranks"), here["ranks"], 1, RANKS)
         if "ranks" in here and (here.get("batched") or declared.exclusive):
             file.fail((*where, "ranks"), "a batched or exclusive experiment runs in one process; leave out ranks")
         for key in ("tuning_seeds", "arms"):
@@ -229,11 +251,25 @@ def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[st
             if not isinstance(levels, list) or any(isinstance(v, list | dict | None) for v in levels):
                 file.fail((*where, "factors", factor), "write a list of levels")
         _check_factors(file, where, here.get("arms"), factors)
+        arms, levels = paper.shape(profile, name)
+        count = (seeds + len(here.get("tuning_seeds", ()))) * len(arms) * math.prod(map(len, levels.values()))
+        if count > TRIALS:
+            file.fail(where, f"asks for {count} trials; write fewer levels, arms or seeds: at most {TRIALS} trials")
         for key, value in here.items():
             if key in declared.factors:
                 file.fail((*where, key), f"is a factor; write factors: {{{key}: [...]}}")
             if isinstance(value, str) and _ALMOST.fullmatch(value):
                 file.fail((*where, key), f"is the text '{value}'; write a number")
+
+
+def _check_first_seed(file: YamlFile, where: Where, settings: dict[str, Any], seeds: int) -> None:
+    """The seeds from `first_seed` on stay below those for tuning."""
+    first = settings.get("first_seed", 0)
+    if not isinstance(first, int) or isinstance(first, bool) or first < 0:
+        file.fail((*where, "first_seed"), f"{_is(first)}; write a whole number of at least 0")
+    if first and first + seeds > 1000:
+        hint = f"write at most {max(0, 1000 - seeds)}, so that the seeds stay below 1000, which are for tuning"
+        file.fail((*where, "first_seed"), f"is {first}; {hint}")
 
 
 def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> None:
@@ -255,6 +291,10 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
     if claim.experiment not in paper.experiments:
         hint = did_you_mean(claim.experiment, paper.experiments)
         file.fail((*where, "experiment"), f"no experiment '{claim.experiment}'{hint}")
+    factors = paper.experiments[claim.experiment].factors
+    if isinstance(claim.tune, Tune) and claim.tune.factor not in factors:
+        hint = did_you_mean(claim.tune.factor, factors)
+        file.fail((*where, "tune", "factor"), f"no factor '{claim.tune.factor}' in '{claim.experiment}'{hint}")
     shapes = claim.rule if isinstance(claim.rule, dict) else {None: claim.rule}
     for profile, shape in shapes.items():
         if shape in ([], {}):
@@ -291,7 +331,7 @@ def _tuned(judged: Claim | Statement) -> str | None:
 
 def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, where: Where) -> None:
     """What a claim about trained arms says of tuning, of the trivial predictor and of runs that fail."""
-    trivial, declared = claim.predictor, paper.experiments[claim.experiment]
+    trivial = claim.predictor
     for profile in paper.judged_profiles(claim_id) if trivial else ():
         for rule in paper.rules(claim_id, profile):
             name = trivial.measure or rule.measure
@@ -303,9 +343,6 @@ def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, whe
                 file.fail(("measures", name), f"{by} compares by it; write better: lower, or better: higher")
     if isinstance(claim.tune, Tune):
         tune = claim.tune
-        if tune.factor not in declared.factors:
-            hint = did_you_mean(tune.factor, declared.factors)
-            file.fail((*where, "tune", "factor"), f"no factor '{tune.factor}' in '{claim.experiment}'{hint}")
         if tune.seeds < 2:
             file.fail((*where, "tune", "seeds"), f"is {tune.seeds}; write at least 2")
         if tune.by is not None and tune.by not in paper.measures:

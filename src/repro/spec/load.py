@@ -4,12 +4,14 @@ import functools
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import repro
 from repro.errors import ReproError
+from repro.files.paths import paper_dirs
 from repro.files.strict import MEBIBYTE, read_regular
-from repro.spec.model import Paper, Params
+
+if TYPE_CHECKING:
+    from repro.spec.model import Paper, Params
 
 
 def _load(path: Path, cls: type) -> Any:
@@ -36,21 +38,12 @@ def _read(path: Path) -> bytes:
 # ---- the suite ----------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def paper_dirs() -> Path:
-    """The folder that holds the papers: `papers/` of the checkout, or of the installed package."""
-    found = [path for base in map(Path, repro.__path__) if (path := base / "papers").is_dir()]
-    if not found:
-        raise ReproError("no papers folder beside this package; install from a checkout: pip install -e .")
-    return next((path for path in found if (path.parent / "params.yaml").is_file()), found[0]).resolve()
-
-
 def slugs() -> list[str]:
     """Every paper of the suite: the folders that hold a `paper.yaml`, sorted."""
     return sorted(path.parent.name for path in paper_dirs().glob("*/paper.yaml"))
 
 
-def load(paper: str | Path, root: str | Path | None = None) -> Paper:
+def load(paper: str | Path, root: str | Path | None = None) -> "Paper":
     """The paper of a slug (in `root/papers` if given), of a folder or a `paper.yaml` (a Path); a one-line ReproError if wrong."""
     folder = paper_dirs() if root is None else Path(root) / "papers"
     path = folder / paper if isinstance(paper, str) else Path(paper)
@@ -69,6 +62,8 @@ def load(paper: str | Path, root: str | Path | None = None) -> Paper:
         near = get_close_matches(path.parent.name, known, 3, 0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "`repro list` shows all"
         raise ReproError(f"{paper}: no such paper; {hint}")
+    from repro.spec.model import Paper
+
     return _load(path, Paper)
 
 
@@ -82,8 +77,10 @@ def load_yaml(path: str | Path) -> Any:
     return YamlFile(Path(path), shown(Path(path)), _read(Path(path))).data
 
 
-def load_params(root: str | Path) -> Params:
+def load_params(root: str | Path) -> "Params":
     """`params.yaml` of a checkout."""
+    from repro.spec.model import Params
+
     return _load(Path(root) / "params.yaml", Params)
 
 

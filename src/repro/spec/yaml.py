@@ -18,10 +18,11 @@ except ImportError:  # PyYAML without libyaml: everything is read by ruamel.yaml
     CParser = None
 
 from repro.errors import ReproError
-from repro.files.strict import NOT_TEXT, dotted
+from repro.files.strict import NOT_TEXT, PRINTABLE, dotted
 
 Where = tuple[str | int, ...]
 ANCHOR = re.compile(r"(?:^|[\s\[{,:-])[&*][^\s,\[\]{}]", re.M)
+NESTED = re.compile(r"(?:[-?:][ \t]+){20}|^[ \t]{500}", re.M)
 PLAIN = [  # (tag, first characters, what matches) of the plain scalars of YAML 1.2 that are no texts
     ("null", "~nN", re.compile(r"~|null|Null|NULL")),
     ("bool", "tTfF", re.compile(r"true|True|TRUE|false|False|FALSE")),
@@ -72,9 +73,15 @@ class _Loader(CParser or object):
         return "tag:yaml.org,2002:" + ("seq" if kind is yaml.SequenceNode else "map")
 
 
+def _simple(text: str) -> bool:
+    """Whether the parser in C may read a text: no anchors, and it cannot nest so deep that C's stack ends."""
+    deep = text.count("[") + text.count("{") > 1000 or NESTED.search(text)
+    return not deep and not ANCHOR.search(text) and "%YAML" not in text
+
+
 def compose(text: str) -> Any:
     """The node tree of a YAML 1.2 text."""
-    if CParser and not ANCHOR.search(text) and "%YAML" not in text:
+    if CParser and _simple(text):
         loader = _Loader(text)
         try:
             return loader.get_single_node()
@@ -143,7 +150,11 @@ class YamlFile:
 
     def _plain(self, text: str) -> None:
         """Refuse characters that no text holds, and the directive that asks for another YAML."""
-        if match := NOT_TEXT.search(text.replace("\x85", "\n")):
+        if text.isascii() and not text.encode().translate(None, PRINTABLE):
+            match = None
+        else:
+            match = NOT_TEXT.search(text.replace("\x85", "\n"))
+        if match:
             line = text.count("\n", 0, match.start()) + 1
             raise ReproError(f"{self.shown}:{line}: holds the control character {match[0]!r}; leave it out")
         if match := re.search(r"^%YAML\s+(?!1\.2\s)(\S*)", text, re.M):

@@ -224,7 +224,7 @@ def clause_export(build: Kind, x: Tensor, slot: str) -> None:
     for name, made in {
         "torch.export": exported.module(),
         "torch.jit.trace": traced,
-        "torch.fx": torch.fx.symbolic_trace(module),
+        "torch.fx": torch.fx.symbolic_trace(nn.Sequential(module)),
     }.items():
         assert_near(made(other).detach(), want, name, rel=1e-6)
 

@@ -1,0 +1,223 @@
+"""Two phases: tuning trials choose each arm's level, then the judged seeds run there; in one process, on known values."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import Checkout
+from repro.errors import Failed
+from repro.files.paths import row_key
+from repro.run import measure as run
+from repro.run.tuning import choose, level_to_run
+from repro.store import Store
+
+PLACE = {"class": "cpu-test", "model": "a test"}
+BEST = {"method": 0.1, "baseline": 1.0}  # the rate at which each arm's loss is least
+
+
+def entry(tune: bool = True, seeds: int = 3, **setting: object) -> dict:
+    """A plan of two arms at three rates and two depths."""
+    levels, arms, depths = [0.01, 0.1, 1.0], ["method", "baseline"], [2, 4]
+
+    def trial(arm: str, seed: int, depth: int, **rate: float) -> dict:
+        return {"experiment": "noop", "arm": arm, "seed": seed, "factors": {"depth": depth, **rate}}
+
+    trials = [trial(arm, seed, depth) for seed in range(seeds) for depth in depths for arm in arms]
+    for seed in (1000, 1001):
+        trials += [trial(arm, seed, depth, lr=lr) for depth in depths for arm in arms for lr in levels]
+    made = {
+        "paper": "demo",
+        "profile": "cpu",
+        "registered": "sha256:rules",
+        "experiments": {
+            "noop": {
+                "module": "repro.experiments.noop",
+                "function": "noop",
+                "exclusive": False,
+                "batched": False,
+                "ranks": None,
+                "arms": arms,
+                "config": {},
+                **setting,
+            }
+        },
+        "trials": trials,
+    }
+    how = {"factor": "lr", "seeds": [1000, 1001], "levels": levels, "measure": "loss", "better": "lower"}
+    return {**made, "tune": {"noop": how}} if tune else made
+
+
+class Engine:
+    """Known values in place of worker processes; `asked` holds what was measured, in order."""
+
+    def __init__(self, after: int | None = None, diverged: str | None = None):
+        self.asked, self.after, self.diverged = [], after, diverged
+
+    def __call__(self, units, *, jobs, state, done, heard, deadline=None) -> None:
+        for unit in units:
+            if self.after is not None and len(self.asked) >= self.after:
+                return
+            results = []
+            for trial in unit["trials"]:
+                self.asked.append(row_key(trial))
+                loss = abs(trial["factors"]["lr"] - BEST[trial["arm"]]) + trial["seed"] / 1e6
+                ok = {"status": "ok", "measures": {"loss": [9.0, loss]}}
+                results.append({"status": "diverged", "measures": {}} if trial["arm"] == self.diverged else ok)
+            done(unit, {"results": results, "seconds": 1.0})
+
+
+def measured(tmp_path: Path, plan: dict, engine: Engine, **options: object) -> dict:
+    quiet = run.Progress(say=lambda text: None)
+    where = {"store": Store(tmp_path / "trials"), "state": tmp_path, "device": "cpu", "jobs": 1, "place": PLACE}
+    return run.measure(plan, **where, progress=quiet, engine=engine, **options)
+
+
+def levels_of(document: dict) -> dict[str, set[float]]:
+    judged = [row for row in document["rows"] if row["seed"] < 1000]
+    return {arm: {row["factors"]["lr"] for row in judged if row["arm"] == arm} for arm in BEST}
+
+
+def test_tuning_trials_come_first_and_every_arm_gets_its_own_level(tmp_path: Path) -> None:
+    engine = Engine()
+    document = measured(tmp_path, entry(), engine)
+    seeds = [key[2] for key in engine.asked]
+    assert seeds[:24] == [1000] * 12 + [1001] * 12 and set(seeds[24:]) == {0, 1, 2}
+    assert levels_of(document) == {"method": {0.1}, "baseline": {1.0}}
+    assert len(document["rows"]) == len(entry()["trials"]) == 36
+    assert [row["seed"] for row in document["rows"]] == sorted(row["seed"] for row in document["rows"])
+    assert "missing" not in document["provenance"]
+
+
+def test_a_second_run_measures_nothing_and_gives_the_same_rows(tmp_path: Path) -> None:
+    first, again = measured(tmp_path, entry(), Engine()), Engine()
+    assert measured(tmp_path, entry(), again)["rows"] == first["rows"] and again.asked == []
+
+
+def test_all_units_of_a_document_are_those_that_were_measured(tmp_path: Path) -> None:
+    """Also of batched ones, whose keys name the seeds that ran together: tuning and judged seeds apart."""
+    plan = entry(batched=True)
+    document = measured(tmp_path, plan, Engine())
+    units = run.units_of(plan, "cpu", PLACE, run.settled(plan, document["rows"]))
+    keys = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
+    assert [keys[row_key(row)] for row in document["rows"]] == document["provenance"]["trials"]
+
+
+def test_stopped_in_the_tuning_the_next_run_goes_on(tmp_path: Path) -> None:
+    half = measured(tmp_path, entry(), Engine(after=10), deadline=time.monotonic() + 3600)
+    assert half["provenance"]["missing"] == 26 and len(half["rows"]) == 10
+    path = tmp_path / "results" / "cpu.rows.json"
+    run.write_rows(path, half)
+    engine = Engine()
+    whole = measured(tmp_path, entry(), engine, results=path)
+    run.write_rows(path, whole)
+    assert len(engine.asked) == 26 and len(whole["rows"]) == 36
+    with pytest.raises(Failed, match="holds all rows of an earlier run"):
+        run.write_rows(path, half)
+
+
+def test_nothing_finished_in_time_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="--minutes"):
+        measured(tmp_path, entry(), Engine(after=0), deadline=time.monotonic())
+
+
+def test_where_every_level_diverges_the_first_one_runs(tmp_path: Path) -> None:
+    document = measured(tmp_path, entry(), Engine(diverged="method"))
+    assert levels_of(document) == {"method": {0.01}, "baseline": {1.0}}
+    rows = [row for row in document["rows"] if row["seed"] >= 1000]
+    chosen = choose(
+        rows,
+        arm="method",
+        cell={"depth": 2},
+        factor="lr",
+        levels=[0.01, 0.1, 1.0],
+        seeds=[1000, 1001],
+        measure="loss",
+        better="lower",
+    )
+    assert (chosen.level, chosen.edge, level_to_run(chosen)) == (None, True, 0.01)
+
+
+def test_rows_whose_keys_hold_are_taken_up_by_an_empty_store(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "cpu.rows.json"
+    first = measured(tmp_path / "here", entry(), Engine())
+    run.write_rows(path, first)
+    elsewhere, forced = Engine(), Engine()
+    assert measured(tmp_path / "there", entry(), elsewhere, results=path)["rows"] == first["rows"]
+    assert elsewhere.asked == []
+    measured(tmp_path / "forced", entry(), forced, results=path, force=True)
+    assert len(forced.asked) == 36, "--force measures what the file holds"
+    other = {**PLACE, "class": "cpu-other"}
+    another = Engine()
+    quiet = run.Progress(say=lambda text: None)
+    where = {"store": Store(tmp_path / "other"), "state": tmp_path, "device": "cpu", "jobs": 1, "place": other}
+    run.measure(entry(), **where, progress=quiet, engine=another, results=path)
+    assert len(another.asked) == 36, "rows of another device class are other rows"
+
+
+@pytest.mark.parametrize("damage", ["checksum", "cut", "row"])
+def test_rows_that_are_not_as_they_were_written_are_not_taken_up(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "results" / "cpu.rows.json"
+    run.write_rows(path, measured(tmp_path / "here", entry(), Engine()))
+    text = path.read_text()
+    row = json.dumps(json.loads(text)["rows"][0]["measures"])
+    new = {"checksum": text.replace("9.0", "8.0", 1), "cut": text[:-40], "row": text.replace(row, "null", 1)}[damage]
+    assert new != text
+    path.write_text(new)
+    engine = Engine()
+    measured(tmp_path / "there", entry(), engine, results=path)
+    assert len(engine.asked) == 36
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_registration_of_rows_that_were_seen_is_kept(tmp_path: Path, force: bool) -> None:
+    """Edit a rule after reading the rows, measure with an empty store: the rows keep the registration they were seen under."""
+    path = tmp_path / "results" / "cpu.rows.json"
+    run.write_rows(path, measured(tmp_path / "here", entry(), Engine()))
+    edited = {**entry(), "registered": "sha256:edited"}
+    again = measured(tmp_path / "there", edited, Engine(), results=path, force=force)
+    assert again["registered"] == "sha256:rules"
+    run.write_rows(path, again)
+    more = measured(tmp_path / "more", {**entry(seeds=5), "registered": "sha256:more"}, Engine(), results=path)
+    assert more["registered"] == "sha256:rules", "more seeds than planned do not begin anew"
+
+
+def test_fresh_seeds_begin_a_new_registration(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "cpu.rows.json"
+    run.write_rows(path, measured(tmp_path / "here", entry(), Engine()))
+    fresh = {**entry(), "registered": "sha256:fresh"}
+    fresh["trials"] = [{**t, "seed": t["seed"] + 3} if t["seed"] < 1000 else t for t in fresh["trials"]]
+    assert measured(tmp_path / "here", fresh, Engine(), results=path)["registered"] == "sha256:fresh"
+
+
+def test_papers_that_share_an_experiment_share_its_trials(tmp_path: Path) -> None:
+    measured(tmp_path, entry(), Engine())
+    other = json.loads(json.dumps(entry()).replace('"noop": {"module"', '"sweep": {"module"'))
+    other |= {"paper": "other", "tune": {"sweep": other["tune"]["noop"]}}
+    other["trials"] = [{**t, "experiment": "sweep"} for t in other["trials"]]
+    engine = Engine()
+    document = measured(tmp_path, other, engine)
+    assert engine.asked == [] and {row["experiment"] for row in document["rows"]} == {"sweep"}
+
+
+def test_the_plan_of_a_tuned_claim(checkout: Checkout) -> None:
+    """From paper.yaml on, through worker processes, on a machine that has torch and numpy alone too."""
+    checkout.edit("factors: {depth: [1, 2]}", "factors: {depth: [1, 2], lr: [0.1, 0.2, 0.4]}")
+    checkout.edit("    experiment: main\n", "    experiment: main\n    tune: {factor: lr, seeds: 2}\n")
+    checkout.edit("    depth: int\n    mode: str\n", "    depth: int\n    mode: str\n    lr: float = 0.1\n", EXPERIMENT)
+    checkout.edit('+ (arm == "broken")', '+ (arm == "broken") + abs(config.lr - 0.2)', EXPERIMENT)
+    plan = checkout.ok("plan", "demo", "--json")
+    (checkout.root / "plan.json").write_text(plan)
+    made = json.loads(plan)["entries"][0]
+    assert len(made["trials"]) == 2 * 2 * 3 * 2 + 2 * 2 * 3, "two seeds at every level, three seeds at the chosen one"
+    words = ["-m", "repro.run", "plan.json", "--out", "out"]
+    done = checkout.python(*words, env=checkout.bare_environment(checkout.root / "bare"))
+    assert done.returncode == 0, done.stderr
+    brought = json.loads((checkout.root / "out" / "demo" / "cpu.rows.json").read_text())
+    judged = [row for row in brought["rows"] if row["seed"] < 1000]
+    assert len(judged) == 12 and {row["factors"]["lr"] for row in judged} == {0.2}
+    assert "36 in the store, 0 to measure" in checkout.ok("run", "demo")
+
+
+EXPERIMENT = "papers/demo/experiment.py"
