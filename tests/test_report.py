@@ -46,8 +46,8 @@ measures:
   val_nats: {unit: nats per byte, better: lower}
   train_nats: {unit: nats per byte, better: lower}
   step: {unit: training steps, better: lower}
-  ms: {unit: milliseconds, better: lower}
-  norm: {unit: gradient norm, better: higher}
+  ms: {unit: milliseconds, better: lower, positive: true}
+  norm: {unit: gradient norm, better: higher, positive: true}
 experiments:
   identities: {arms: [rmsnorm, sum], about: "relative errors in float64"}
   quality:
@@ -382,7 +382,9 @@ def refuse_requests(page: Page) -> None:
                 raise AssertionError(f"{tag} {name}={value}")
             if name == "href":
                 assert tag == "a" and re.match(
-                    r"https://(arxiv|doi)\.org/|#|(\.\./)?[\w/]+\.html|rows\.(csv\.gz|parquet)$", value
+                    r"https://(arxiv|doi)\.org/|https://github\.com/[\w./-]+$|#|(\.\./)?[\w/]+\.html"
+                    r"|rows\.(csv\.gz|parquet)$|verdicts\.csv$",
+                    value,
                 ), value
             if name == "style" or name == "fill":
                 assert "url(" not in (value or "") and "http" not in (value or "")
