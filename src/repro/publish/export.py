@@ -1,6 +1,6 @@
-"""Results to paste: verdicts as CSV, parquet, JSON lines, Markdown and LaTeX, figures as SVG and PNG, badges as SVG.
+"""Results to paste: verdicts as CSV, parquet, JSON lines, Markdown and LaTeX; figures as SVG and PNG; badges.
 
-    verdict_lines(root, slug)        one dictionary per claim and profile: the paper's number, ours, interval, n, rule, ...
+    verdict_lines(root, slug)        one dictionary per claim and profile
     exported(root, form, slug)       the same as one file: csv, parquet, json (lines), md, latex
     figure(root, slug, claim, png)   the figure of a claim with its caption and the digest of its rows
     badge(root, slug, claim)         a small picture of one verdict
@@ -137,7 +137,8 @@ def as_latex(lines: Sequence[Mapping[str, Any]]) -> str:
     head = " & ".join(map(_latex, HEADS)) + r" \\"
     digests = _latex(_digests(lines) or "none")
     return (
-        f"% \\usepackage{{booktabs}}; digests of the rows: {digests}\n\\begin{{tabular}}{{llllrll}}\n\\toprule\n{head}\n"
+        f"% \\usepackage{{booktabs}}; digests of the rows: {digests}\n"
+        f"\\begin{{tabular}}{{llllrll}}\n\\toprule\n{head}\n"
         f"\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n"
     )
 

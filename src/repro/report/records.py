@@ -1,5 +1,6 @@
 """What has been measured and judged, read from `papers/*/results` without judging anything again."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError
 from repro.files.paths import JUDGED, results
-from repro.files.rows import read_rows
-from repro.files.verdict import read_quality, stored
 
 if TYPE_CHECKING:
     import pandas
@@ -76,6 +75,8 @@ class Record:
 
 
 def _rows(slug: str, profile: str, root: Path) -> dict[str, Any] | None:
+    from repro.files.rows import read_rows
+
     path = results(slug, profile, "rows", root)
     return read_rows(path, f"run `repro run {slug}` again") if path.exists() else None
 
@@ -138,6 +139,7 @@ def load_paper(slug: str, root: Path) -> "Paper":
 
 def record(slug: str, root: Path, *, current: Current = current, stale: Stale | None = None) -> Record:
     """One paper with its results; `stale` (profile -> experiment -> why) replaces the comparison of digests."""
+    from repro.files.verdict import read_quality, stored
     from repro.spec.model import as_dict
 
     loaded = load_paper(slug, root)
@@ -224,10 +226,16 @@ def frame(root: Path | str) -> "pandas.DataFrame":
 
 
 def verdicts(root: Path | str, *, current: Current = current) -> "pandas.DataFrame":
-    """Every claim of every paper at each of its profiles, one line each, `not_run` included."""
+    """Every claim of every paper at each of its profiles, one line each, `not_run` included.
+
+    A paper that cannot be read is left out with a warning.
+    """
     import pandas
 
-    lines = [line for one in records(Path(root), current=current) for line in claim_lines(one)]
+    good, bad = readable(Path(root), current=current)
+    for why in bad.values():
+        warnings.warn(why, stacklevel=2)
+    lines = [line for one in good for line in claim_lines(one)]
     return pandas.DataFrame(lines, columns=list(_LINE))
 
 
