@@ -49,7 +49,7 @@ def test_tables_render(tree):  # noqa: F811
     latex = export.exported(tree, "latex", "demo").decode()
     rows = [row for row in latex.splitlines() if row.endswith(r"\\")]
     assert len(rows) == len(judged) + 1 and all(len(re.findall(r"(?<!\\)&", row)) == 6 for row in rows)
-    assert r"\\toprule" in latex and latex.count("{tabular}") == 2
+    assert r"\toprule" in latex and latex.count("{tabular}") == 2
 
 
 def test_hostile_text_is_escaped(hostile):  # noqa: F811

@@ -893,8 +893,9 @@ def test_learning_curves_are_drawn_where_rows_hold_them(tree):
 
 def test_a_large_suite_has_a_small_index(tree):
     page = report.ComparisonPage(tree)
-    one = len(str(page.headlines_table())) + len(str(page.claims())) + len(str(page.map()))
-    assert one / 6 * 5 * 345 < 1_000_000 - 40_000, "six claims of two papers; a new paper has five at most"
+    page.records, page.headlines, page.lines = page.records * 173, page.headlines * 173, page.lines * 287
+    parts = (page.head(), page.map(), page.headlines_table(), page.magnitude(), page.claims())
+    assert sum(len(str(part).encode()) for part in parts) < 1_000_000 - 30_000, "style and script take 25 kB"
 
 
 # --- data frames and staleness ----------------------------------------------------------------------------------------
@@ -1129,7 +1130,7 @@ def test_the_notebooks_for_readers_run(name, tree):
         if "parameters" in cell["metadata"].get("tags", []) and name == "rows":
             space |= {"root": str(tree), "slug": "demo"}
     if name == "rows":
-        assert set(space["judged"].paper) == {"demo"} and len(space["mean"]) == 2
+        assert set(space["judged"].paper) == {"demo"} and len(space["mean"]) >= 1
     else:
         assert space["losses"][-1] < space["losses"][0]
 
