@@ -1,10 +1,11 @@
 """What most experiments do: train a model and score it, time arms turn by turn, keep the worst of many errors.
 
-A Config that inherits from `Pictures` or `Text` has the settings that these functions read; a paper adds its own fields.
-Every keyword of `train.fit` passes through `**options` and wins over the Config.  A trained arm returns beside its score
+A Config that inherits from `Pictures` or `Text` has the settings that these functions read; a paper adds its own
+fields. Every keyword of `train.fit` passes through `**options` and wins over the Config.  A trained arm returns beside
+its score
 
-    learning_curve, learning_steps    the mean training loss of about 20 stretches of the run, and the step at their ends
-    trivial_linear, trivial_bigram    what a predictor without a network scores on the same data, in the unit of the score
+    learning_curve, learning_steps    the mean training loss of about 20 stretches of the run, and the step at each end
+    trivial_linear, trivial_bigram    what a predictor without a network scores on the same data, in the score's unit
 """
 
 import math
@@ -225,7 +226,8 @@ def perplexities(measures: Measures, most: float = 50.0) -> Measures:
 
 
 def timed(passes: Callable[..., Callable[[], object]], *, reference: str, **options: object) -> Callable[..., dict]:
-    """Return the `_group` function of an exclusive experiment whose arms are the calls passes(arm, seed, config, device).
+    """Return the `_group` function of an exclusive experiment whose arms are the calls passes(arm, seed, config,
+    device).
 
     The Config has the fields of `Timed`.  Options are those of `timing.compare`; a function is called with the Config.
     """
