@@ -1,8 +1,8 @@
 """What papers/online_norm measures: the network of its Fashion-MNIST experiment, its gradient, and its variance.
 
-`fmnist` repeats the authors' run (Cerebras/online-normalization, experiments/mlp) to the letter: 784-500-300-10 with ReLU
-and without a single bias, Xavier's uniform weights, pixels in [0, 1], batches of 32 of all 60,000 images, the incomplete
-last one left out, SGD at 0.04, weight decay 1e-4 but for the norms, and the test accuracy after epoch 9.
+`fmnist` repeats the authors' run (Cerebras/online-normalization, experiments/mlp) to the letter: 784-500-300-10 with
+ReLU and without a single bias, Xavier's uniform weights, pixels in [0, 1], batches of 32 of all 60,000 images, the
+incomplete last one left out, SGD at 0.04, weight decay 1e-4 but for the norms, and the test accuracy after epoch 9.
 """
 
 from dataclasses import dataclass
