@@ -1,4 +1,6 @@
-"""`repro.swap` on models of others, built at random: timm's ViT and ResNet, transformers' Llama, Gemma, GPT-2 and BERT."""
+"""`repro.swap` on models of others, built at random: timm's ViT and ResNet, transformers' Llama, Gemma, GPT-2 and
+BERT.
+"""
 
 import copy
 import pickle

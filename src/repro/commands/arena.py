@@ -89,6 +89,7 @@ def _check(root, names: list[str], profile: str) -> None:
     """Fail if a stored table differs from one made of its rows."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
+    from repro.judge import difference
 
     differing = []
     for name in names:
@@ -97,9 +98,9 @@ def _check(root, names: list[str], profile: str) -> None:
             say(f"arena {name} {profile}: not run")
             continue
         fresh = json.loads(json.dumps(arena_table.table(rows, settings)))
-        same = protocol.read(root, name, profile, "table") == fresh
-        differing += [] if same else [name]
-        say(f"arena {name} {profile}: the stored table {'holds' if same else 'DIFFERS'}")
+        place = difference(protocol.read(root, name, profile, "table"), fresh)
+        differing += [name] if place else []
+        say(f"arena {name} {profile}: the stored table {f'DIFFERS ({place})' if place else 'holds'}")
     if differing:
         raise Failed(
             f"stored tables differ from their rows: {', '.join(differing)}; run `repro arena` and look at the change"

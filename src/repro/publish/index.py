@@ -22,8 +22,9 @@ BEGIN, END = f"<!-- {MARK} -->", "<!-- end of GENERATED -->"
 def method_files(slug: str) -> list[str]:
     """The files that hold a paper's method, by name without .py: method, then the others that have an `__all__`."""
     folder = papers.paper_dirs() / slug
-    others = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
-    return ["method", *(name for name in others if name not in ("method", "experiment"))]
+    others = sorted(path for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
+    others = [path.stem for path in others if path.stem not in ("method", "experiment")]
+    return ["method", *(name for name in others if "__all__" in (folder / f"{name}.py").read_text(encoding="utf-8"))]
 
 
 def names_of(slug: str, file: str) -> list[str]:

@@ -248,7 +248,7 @@ def function_digest(module: str, function: str, arms: Iterable[str] = ()) -> str
 
 
 def _traced(module: str, function: str, arms: Iterable[str]) -> tuple[str | None, dict[str, Path]]:
-    """Digest of the part of a module that a function uses (None: it counts as a whole), and all modules that it runs."""
+    """Digest of the part of a module that a function uses (None: all of it), and every module that it runs."""
     if _steady is None:
         return _trace(module, function, arms)
     key = module, function, tuple(arms)
@@ -412,7 +412,7 @@ def commit() -> dict[str, object]:
 
 
 def checkout_of(folder: Path) -> Path | None:
-    """The checkout of this suite in which a folder lies: the nearest parent with `params.yaml`, `papers/` and `src/repro`."""
+    """The checkout in which a folder lies: the nearest parent with `params.yaml`, `papers/` and `src/repro`."""
     for base in (folder, *folder.parents):
         if (base / "params.yaml").is_file() and (base / "papers").is_dir() and (base / "src" / "repro").is_dir():
             return base

@@ -95,6 +95,8 @@ class StepsTo(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule(_Strict):
+    """The keys that a rule of any kind may have."""
+
     measure: str
     """Measure that the rule looks at."""
     arm: str
@@ -127,6 +129,8 @@ class _Rule(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Region(_Strict):
+    """The region of a rule: one of min, max, between."""
+
     min: Number | None = None
     """Lower end of the region."""
     max: Number | None = None
@@ -346,6 +350,8 @@ class Trivial(_Strict):
     """Name of the predictor. Example: `bigram`"""
     measure: str | None = None
     """Measure that is compared; that of the rule unless given."""
+    arm: str | None = None
+    """Arm that must have learnt; the comparator of each rule, or its arm where it has none, unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
