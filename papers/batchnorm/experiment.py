@@ -1,7 +1,8 @@
 """What papers/batchnorm measures: an identity, and sigmoid networks with and without BatchNorm.
 
-`training` is the network of Section 4.1, 784-100-100-100-10 with sigmoids, weights N(0, 0.1^2), plain SGD and batches of
-60, on Fashion-MNIST binarized at 1/2 in place of binary MNIST.  `deep` and `shallow` vary its depth and learning rate.
+`training` is the network of Section 4.1, 784-100-100-100-10 with sigmoids, weights N(0, 0.1^2), plain SGD and batches
+of 60, on Fashion-MNIST binarized at 1/2 in place of binary MNIST.  `deep` and `shallow` vary its depth and learning
+rate.
 """
 
 from dataclasses import dataclass
@@ -72,7 +73,9 @@ class Frozen(BatchNorm):
 
 
 def sigmoid_net(arm: str, depth: int, seed: int, device: torch.device) -> MLP:
-    """depth x 100 sigmoids; arms share their draws, BatchNorm takes the place of the bias.  `xavier` has Glorot's weights."""
+    """depth x 100 sigmoids; arms share their draws, BatchNorm takes the place of the bias.  `xavier` has Glorot's
+    weights.
+    """
     norm = {"baseline": identity, "frozen": lambda n: BatchNorm(n, affine=False)}.get(arm, BatchNorm)
     widths, weights = [784, *[WIDTH] * depth, 10], generator("batchnorm weights", seed)
     init = (

@@ -86,7 +86,9 @@ class Invariance:
 
 
 def invariance(arm: str, seed: int, config: Invariance, device: torch.device) -> dict[str, float]:
-    """Logits, and gradients of all weights, as each patch p becomes a p + b, a from 0.1 to 10; as shares of the largest."""
+    """Logits, and gradients of all weights, as each patch p becomes a p + b, a from 0.1 to 10; as shares of the
+    largest.
+    """
     source, worst = generator("dual_patchnorm invariance", seed), Worst()
 
     def draw(*shape: int) -> Tensor:  # from the generator that draws the models too

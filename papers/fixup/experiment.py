@@ -1,7 +1,7 @@
 """What papers/fixup measures: the size of updates, a bound on gradients, one epoch at growing depth, a ResNet.
 
-Arms of a seed start from the same draws.  `no_rule2` is Fixup without the factor L^(-1/(2m-2)); `he` draws every layer by
-He's rule; `root_half` is `he` with every sum of shortcut and branch divided by sqrt(2).
+Arms of a seed start from the same draws.  `no_rule2` is Fixup without the factor L^(-1/(2m-2)); `he` draws every layer
+by He's rule; `root_half` is `he` with every sum of shortcut and branch divided by sqrt(2).
 """
 
 import copy
@@ -141,7 +141,9 @@ class OneEpoch(Pictures):
 
 
 def deep_mlp(arm: str, config: OneEpoch, inputs: int, source: torch.Generator) -> ResidualMLP:
-    """inputs-width, L blocks x + W2 relu(W1 x + b1) + b2, width-10; BatchNorm at the start of each branch and at the end."""
+    """inputs-width, L blocks x + W2 relu(W1 x + b1) + b2, width-10; BatchNorm at the start of each branch and at the
+    end.
+    """
     placement, norm = {"batchnorm": ("pre", BatchNorm), "root_half": ("post", lambda n: RootHalf())}.get(
         arm, ("none", identity)
     )

@@ -82,7 +82,9 @@ class SmallBatch(Pictures):
 def small_batch_batch(
     arm: str, seeds: list[int], config: SmallBatch, device: torch.device
 ) -> list[Measures | Diverged]:
-    """784-width-width-10 with ReLU and Adam; norms on the two hidden layers, in `batchnorm_all` on the logits too (Section 6.6)."""
+    """784-width-width-10 with ReLU and Adam; norms on the two hidden layers, in `batchnorm_all` on the logits too
+    (Section 6.6).
+    """
     (x, y), (test_x, test_y) = config.load(device)
     x, test_x = x.flatten(1), test_x.flatten(1)
     widths = [x.shape[1], config.width, config.width, 10]

@@ -46,7 +46,9 @@ def sabotage(arm: str, removal: method.LayerNormRemoval) -> None:
 
 @torch.no_grad()
 def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[str, float]:
-    """Logits of a folded model against those of the one with FakeLN, in float64; weights, gains, biases, sigmas at random."""
+    """Logits of a folded model against those of the one with FakeLN, in float64; weights, gains, biases, sigmas at
+    random.
+    """
     source = generator("ln_removal folding", seed)
     model = (
         GPT(
@@ -130,7 +132,9 @@ def tracked_loss(model: GPT, weight: float) -> Callable[[Tensor, Tensor], Tensor
 
 @torch.no_grad()
 def attribution_error(model: GPT, x: Tensor, y: Tensor) -> float:
-    """NMAE of direct logit attribution (Eqs. 4, 5, 9 and 10): heads' effects on the target's logit at the last position."""
+    """NMAE of direct logit attribution (Eqs. 4, 5, 9 and 10): heads' effects on the target's logit at the last
+    position.
+    """
     model = copy.deepcopy(model).double().eval()
     heads = [part for part in model.modules() if isinstance(part, Attention)]
     caught: list[Tensor] = []  # the heads' outputs, then the stream before the last norm
@@ -151,8 +155,8 @@ def attribution_error(model: GPT, x: Tensor, y: Tensor) -> float:
 
 
 def removal(arm: str, seed: int, config: Removal, device: torch.device) -> tasks.Measures:
-    """Held-out loss of one pre-trained model after: fine-tuning alone (vanilla), with removal (one_by_one, at_once), and
-    removal without fine-tuning (untuned; all_but_final; tripled, where sigma_avg is three times too large)."""
+    """Held-out loss of one pre-trained model after: fine-tuning alone (vanilla), with removal (one_by_one, at_once),
+    and removal without fine-tuning (untuned; all_but_final; tripled, where sigma_avg is three times too large)."""
     corpus, (first, begun) = config.load(device), pretrained(seed, config, device)
     model, hook, loss = copy.deepcopy(first), None, cross_entropy
     if arm != "vanilla":

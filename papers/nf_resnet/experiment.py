@@ -10,13 +10,7 @@ from torch.nn import functional as F
 
 from repro.models.convnet import Slots, cifar_resnet
 from repro.models.slots import Init, draw_, fan_in, scaled_gaussian
-from repro.papers.nf_resnet.method import (
-    NFBlock,
-    ScaledActivation,
-    ScaledWSConv2d,
-    ScaledWSLinear,
-    activation_gamma,
-)
+from repro.papers.nf_resnet.method import NFBlock, ScaledActivation, ScaledWSConv2d, ScaledWSLinear, activation_gamma
 from repro.papers.nf_resnet.networks import NFResNet, nf_resnet
 from repro.papers.nf_resnet.plot import signal_propagation_plot
 from repro.tasks import Measures, Pictures, classify

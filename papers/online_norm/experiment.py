@@ -1,8 +1,8 @@
 """What papers/online_norm measures: the network of its Fashion-MNIST experiment, its gradient, and its variance.
 
-`fmnist` repeats the authors' run (Cerebras/online-normalization, experiments/mlp) to the letter: 784-500-300-10 with ReLU
-and without a single bias, Xavier's uniform weights, pixels in [0, 1], batches of 32 of all 60,000 images, the incomplete
-last one left out, SGD at 0.04, weight decay 1e-4 but for the norms, and the test accuracy after epoch 9.
+`fmnist` repeats the authors' run (Cerebras/online-normalization, experiments/mlp) to the letter: 784-500-300-10 with
+ReLU and without a single bias, Xavier's uniform weights, pixels in [0, 1], batches of 32 of all 60,000 images, the
+incomplete last one left out, SGD at 0.04, weight decay 1e-4 but for the norms, and the test accuracy after epoch 9.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from repro.models.mlp import MLP
 from repro.models.slots import identity, linear
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm import LayerNorm
-from repro.papers.online_norm.method import OnlineNorm, Stream, powers, recursion
+from repro.papers.online_norm.method import OnlineNorm
+from repro.papers.online_norm.stream import Stream, powers, recursion
 from repro.tasks import Measures, Worst, learning
 from repro.train import Diverged, History, draws, evaluate_classifier, fit, generator, seed_of
 

@@ -4,9 +4,9 @@
     Pre-LN    y = x + f(Norm(x))
     Peri-LN   y = x + Norm_out(f(Norm_in(x)))
 
-f is a sub-layer (attention or feed-forward) that keeps the shape of its input; x, y: (..., dim), and Norm acts over dim.
-The output norm acts on f's output, before the addition: after it, it would be Post-LN.  Norm_in and Norm_out are two
-modules of one kind (LayerNorm or RMSNorm), each with parameters of its own that start as the norm starts them
+f is a sub-layer (attention or feed-forward) that keeps the shape of its input; x, y: (..., dim), and Norm acts over
+dim. The output norm acts on f's output, before the addition: after it, it would be Post-LN.  Norm_in and Norm_out are
+two modules of one kind (LayerNorm or RMSNorm), each with parameters of its own that start as the norm starts them
 (gain 1, bias 0) and are trained.  A Transformer block has four norms; the model keeps the norm after its last block.
 
 Without eps, RMSNorm gives every branch RMS at most max |gain|, whatever the weights, so that
@@ -33,8 +33,8 @@ __all__ = ["PeriLN", "PostLN", "PreLN"]
 class PeriLN(nn.Module):
     """A placement, called as PeriLN(sublayer, norm, dim, index, depth): y = x + Norm_out(f(Norm_in(x))) (Section 3).
 
-    x, y: (..., dim).  norm(dim) is called twice.  Neither index (0-based block) nor depth changes the block.  What forward
-    gets beside x (masks, positions, caches) goes to the sub-layer.
+    x, y: (..., dim).  norm(dim) is called twice.  Neither index (0-based block) nor depth changes the block.  What
+    forward gets beside x (masks, positions, caches) goes to the sub-layer.
     Raises TypeError where norm is a module instead of what builds one, ValueError unless 0 <= index < depth.
     """
 

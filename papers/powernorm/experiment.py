@@ -1,4 +1,6 @@
-"""What papers/powernorm measures: the gradient of PN-V, how large PN's can grow, batch statistics of text, perplexities."""
+"""What papers/powernorm measures: the gradient of PN-V, how large PN's can grow, batch statistics of text,
+perplexities.
+"""
 
 import math
 from collections.abc import Callable
@@ -73,8 +75,9 @@ class Bounded:
 def bounded(arm: str, seed: int, config: Bounded, device: torch.device) -> dict:
     """PN under an upstream gradient that is the same at every step, inputs whose scale drifts; float64.
 
-    While (1 - alpha) Gamma <= 1, nu is an average of the earlier Lambda / Gamma, so |dL/dx| psi <= |g| + |xh| max |Lambda / Gamma|;
-    bound_share is the left side over the right, the largest of all.  growth: the largest |dL/dx| over that of step 100.
+    While (1 - alpha) Gamma <= 1, nu is an average of the earlier Lambda / Gamma, so |dL/dx| psi <= |g| + |xh| max
+    |Lambda / Gamma|; bound_share is the left side over the right, the largest of all.  growth: the largest |dL/dx| over
+    that of step 100.
     """
     layer = PowerNorm(config.features, eps=0.0, groups=None, device=device, dtype=torch.float64)
     source, shape = generator("powernorm bounded", seed), (config.steps + 1, config.rows, config.features)
@@ -115,7 +118,9 @@ def text(device: torch.device, size: int, vocab: int) -> Corpus:
 
 
 class Watched(BatchNorm):
-    """BatchNorm of (B, T, D) over tokens, or of images; with `sample` it notes how far each batch is from the running variance."""
+    """BatchNorm of (B, T, D) over tokens, or of images; with `sample` it notes how far each batch is from the running
+    variance.
+    """
 
     def __init__(self, n: int, sample: int = 0):
         super().__init__(n)

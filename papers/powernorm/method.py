@@ -3,7 +3,8 @@
     PN-V                 psi_B^2 = mean_b x_b^2     xh = x / psi_B     y = gamma xh + beta      (no centring)
     PN, forward pass     xh = x / psi     y = gamma xh + beta     psi^2 <- alpha psi^2 + (1 - alpha) psi_B^2
     PN, backward pass    g = gamma dL/dy     x' = g - nu xh     dL/dx = x' / psi
-                         nu <- nu (1 - (1 - alpha) Gamma) + (1 - alpha) Lambda,  Gamma = mean_b xh_b^2,  Lambda = mean_b g_b xh_b
+                         nu <- nu (1 - (1 - alpha) Gamma) + (1 - alpha) Lambda,
+                         Gamma = mean_b xh_b^2,  Lambda = mean_b g_b xh_b
     inference            y = gamma x / psi + beta, for both
 
 x and y: (..., num_features).  Each feature has its own statistics, over the B values that it has in the batch and along
@@ -13,11 +14,11 @@ the projection mean_b(g xh) of this batch it subtracts nu, a moving average of i
 
 The paper is silent, or the authors' code (sIncerass/powernorm, mask_powernorm.py) differs from it, in six places:
   D1  eps = 1e-5 inside the root, alpha = 0.9, gamma, psi^2 = 1 and beta, nu = 0 at the start, as in the code.
-  D2  PN first divides each token by the RMS of each of its `groups` of features, as in the code (groups is the number of
-      heads there and 1 here); groups=None is Algorithm 2.
+  D2  PN first divides each token by the RMS of each of its `groups` of features, as in the code (groups is the number
+      of heads there and 1 here); groups=None is Algorithm 2.
   D3  dL/dx is divided by the running psi, as in Algorithm 2; the code takes psi_B, also where the forward pass did not.
-  D4  In the first `warmup_iters` batches (0 here, 10000 in the code) PN normalises by psi_B; in all but the last of them
-      psi^2 is averaged over all batches so far and then updated as above, as in the code.
+  D4  In the first `warmup_iters` batches (0 here, 10000 in the code) PN normalises by psi_B; in all but the last of
+      them psi^2 is averaged over all batches so far and then updated as above, as in the code.
   D5  Padding (pad_mask) has no part in psi, Gamma and Lambda, and nu pulls at no padding; the code leaves it out of psi
       only.  NaN and infinity at padding count as 0.
   D6  PN-V at inference takes a moving average of psi_B^2 with the same alpha.
@@ -26,9 +27,8 @@ The paper is silent, or the authors' code (sIncerass/powernorm, mask_powernorm.p
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from repro.models.affine import Affine, apply_affine, leaf, trailing_axes, wide
+from repro.models.affine import Affine, apply_affine, leaf, rms_norm, trailing_axes, wide
 from repro.models.recompute import Rewind, recomputing
 
 __all__ = ["PowerNorm", "PowerNormV"]
@@ -72,7 +72,7 @@ def scaled(x: Tensor, groups: int | None, eps: float) -> Tensor:
     if groups is None:
         return wide(x)
     parts = wide(x).unflatten(-1, (groups, x.shape[-1] // groups))
-    return F.rms_norm(parts, parts.shape[-1:], eps=eps).flatten(-2)
+    return rms_norm(parts, parts.shape[-1:], eps).flatten(-2)
 
 
 @leaf
@@ -82,7 +82,8 @@ def inference(x: Tensor, psi2: Tensor, weight: Tensor | None, bias: Tensor | Non
 
 
 class PowerNormV(Affine):
-    """PN-V, gamma x / sqrt(mean_b x_b^2 + eps) + beta (Sec. 4.1): batch normalization without centring, over the last axis.
+    """PN-V, gamma x / sqrt(mean_b x_b^2 + eps) + beta (Sec. 4.1): batch normalization without centring, over the last
+    axis.
 
     x: (..., num_features) -> the same.  pad_mask: (...), True at padding.  alpha: weight of the old running value.
     affine=False: neither gamma nor beta.  Raises ValueError where the shape of x or pad_mask or alpha does not fit,
@@ -155,8 +156,8 @@ class PowerNormV(Affine):
 class PowerNorm(PowerNormV):
     """PN (Sec. 4.2, Algorithm 2): by the running quadratic mean, with the approximate backward pass of the header.
 
-    Arguments are those of PowerNormV, and groups and warmup_iters (D2, D4).  The backward pass changes nu, which it reads
-    as it is by then; it has no second derivatives.  Raises ValueError where groups does not divide num_features.
+    Arguments are those of PowerNormV, and groups and warmup_iters (D2, D4).  The backward pass changes nu, which it
+    reads as it is by then; it has no second derivatives.  Raises ValueError where groups does not divide num_features.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ class Layers:
 
 
 def layers(arm: str, seed: int, config: Layers, device: torch.device) -> dict[str, float]:
-    """ZeroMeanLinear against a linear layer less its mean, CRMSNorm against LayerNorm of (z, -sum z): relative errors of
-    outputs and gradients, case by case, in float64."""
+    """ZeroMeanLinear against a linear layer less its mean, CRMSNorm against LayerNorm of (z, -sum z): relative errors
+    of outputs and gradients, case by case, in float64."""
     source, worst = generator("pre_rmsnorm layers", seed), Worst()
     for n in config.widths * config.draws:
         x, weight, other, upstream = torch.randn(4, n, n, generator=source, dtype=torch.float64).to(device)

@@ -13,14 +13,13 @@ Weights are (outputs, inputs), so A_o is recentred over its outputs, axis 0.  Th
 converted, and computes what it did.  For training (`online=True`) the parameters remain those of the Pre-LN model and
 are recentred in every forward pass (Sec. 3.5), so that gradients, and with them all optimizer steps, are its own.
 
-Where the paper is silent, or the authors' code (ZixuanJiang/pre-rmsnorm-transformer) differs:
-  D1  CRMS takes its sums in float32 at least and returns the dtype of z; theirs brings float64 down to float32.
-  D2  their LinearZeroMeanOutput needs a bias; ZeroMeanLinear does not.
-  D3  the paper's norms have no gain and bias.  Both are folded into the layers that read the norm, which get a bias
+The paper is silent, or the authors' code (ZixuanJiang/pre-rmsnorm-transformer) differs, in five places:
+  D1  their LinearZeroMeanOutput needs a bias; ZeroMeanLinear does not.
+  D2  the paper's norms have no gain and bias.  Both are folded into the layers that read the norm, which get a bias
       where they had none (a head tied to the embedding becomes its own), or stay with the norm if online.
-  D4  online, x_0 is recentred as a sum, as in their GPT; their ViT recentres each of its three terms.
-  D5  online, dropout behind A_o is refused: it takes the zero mean away, and Sec. 4.1 would recentre x behind it.
-  D6  LayerScale is refused: it takes the zero mean away too (Sec. 4.1 holds it harmless) unless A_o, b_o contain it.
+  D3  online, x_0 is recentred as a sum, as in their GPT; their ViT recentres each of its three terms.
+  D4  online, dropout behind A_o is refused: it takes the zero mean away, and Sec. 4.1 would recentre x behind it.
+  D5  LayerScale is refused: it takes the zero mean away too (Sec. 4.1 holds it harmless) unless A_o, b_o contain it.
 """
 
 import copy
@@ -102,8 +101,9 @@ def is_timm(module: nn.Module, name: str) -> bool:
 
 
 def anatomy(model: nn.Module) -> tuple[list[tuple[nn.Module, str, int]], dict[nn.Module, list[nn.Module]], str]:
-    """What touches the main branch: the parameters that write it, with the axis along which they do; each norm, with the
-    layers that read it; and the name of what stands before the first block.  Raises the errors of `to_pre_rmsnorm`."""
+    """What touches the main branch: the parameters that write it, with the axis along which they do; each norm, with
+    the layers that read it; and the name of what stands before the first block.  Raises the errors of
+    `to_pre_rmsnorm`."""
     require(
         isinstance(model, GPT) or is_timm(model, "VisionTransformer"), f"{type(model)}: write repro's GPT or timm's ViT"
     )
@@ -119,7 +119,7 @@ def anatomy(model: nn.Module) -> tuple[list[tuple[nn.Module, str, int]], dict[nn
     require(isinstance(getattr(model, start), NONE), f"{start} acts on the main branch: leave it out")
     for i, block in enumerate(model.blocks):
         if is_timm(block, "Block"):
-            require(isinstance(block.ls1, NONE), f"blocks.{i}: LayerScale (D6) must be multiplied into proj and fc2")
+            require(isinstance(block.ls1, NONE), f"blocks.{i}: LayerScale (D5) must be multiplied into proj and fc2")
             halves = [(block.norm1, block.attn), (block.norm2, block.mlp)]
         else:
             halves = [(half.norm, half.sublayer) for half in block.children() if type(half) is Pre]
@@ -151,13 +151,14 @@ def put(owner: nn.Module, name: str, value: Tensor) -> None:
 def to_pre_rmsnorm(model: nn.Module, *, online: bool = False) -> nn.Module:
     """A copy of a Pre-LN model as Pre-RMSNorm Transformer (Sec. 3.1): same inputs, outputs and width.
 
-    model: repro.models.gpt.GPT, or the VisionTransformer of timm or repro.models.vit, with LayerNorms before its branches.
-    online: for training (Sec. 3.5): parameters and their names stay.  Otherwise they are recentred and folded once, which
-    costs nothing at inference, but trains otherwise; a model that was trained online may be converted so.  Norms within a
-    branch (of queries and keys) are left as they are.
+    model: repro.models.gpt.GPT, or the VisionTransformer of timm or repro.models.vit, with LayerNorms before its
+    branches.
+    online: for training (Sec. 3.5): parameters and their names stay.  Otherwise they are recentred and folded once,
+    which costs nothing at inference, but trains otherwise; a model that was trained online may be converted so.  Norms
+    within a branch (of queries and keys) are left as they are.
 
-    ValueError for other models, Post-LN and other placements, other norms (BatchNorm, RMSNorm), no final norm, and whatever
-    else acts on the main branch: LayerScale, a norm or a scale of the embeddings, dropout if online.
+    ValueError for other models, Post-LN and other placements, other norms (BatchNorm, RMSNorm), no final norm, and
+    whatever else acts on the main branch: LayerScale, a norm or a scale of the embeddings, dropout if online.
     """
     model = copy.deepcopy(model)
     written, norms, start = anatomy(model)
@@ -179,7 +180,7 @@ def to_pre_rmsnorm(model: nn.Module, *, online: bool = False) -> nn.Module:
     setattr(model, start, Recenter() if online else nn.Identity())
     for name, module in model.named_modules() if online else ():
         behind = name.endswith(("dropout", "proj_drop", "drop2")) and module.p > 0
-        require(not behind, f"{name} takes the zero mean of the main branch away (D5): set p to 0")
+        require(not behind, f"{name} takes the zero mean of the main branch away (D4): set p to 0")
     return model
 
 

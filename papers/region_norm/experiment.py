@@ -1,4 +1,5 @@
-"""What papers/region_norm measures: statistics of corrupted images, the case of one region, and a small inpainting network.
+"""What papers/region_norm measures: statistics of corrupted images, the case of one region, and a small inpainting
+network.
 
 `inpainting` is the authors' generator (networks.py) with fewer channels and blocks, on Fashion-MNIST with rectangular
 holes and an l1 loss, without adversary: 7 x 7 convolution, two strided ones, dilated residual blocks, pixel shuffles.
@@ -90,7 +91,9 @@ class OneRegion:
 
 
 def one_region(arm: str, seed: int, config: OneRegion, device: torch.device) -> dict[str, float]:
-    """A mask that is 0, or 1, everywhere: against torch's instance norm and batch norm, outputs and gradients, in float64."""
+    """A mask that is 0, or 1, everywhere: against torch's instance norm and batch norm, outputs and gradients, in
+    float64.
+    """
     draw, worst = draws(device, "region_norm one region", seed), tasks.Worst()
     x, upstream = draw(2, config.batch, config.channels, config.side, config.side)
     x = (3 + 2 * x).requires_grad_()
@@ -126,7 +129,9 @@ LAYERS = {  # the norms of the first layers, and of the others
 
 
 class Inpainter(nn.Module):
-    """(B, 2, H, W), an image and the mask of its hole -> (B, 2, H, W), the whole image as the network has it, and the mask."""
+    """(B, 2, H, W), an image and the mask of its hole -> (B, 2, H, W), the whole image as the network has it, and the
+    mask.
+    """
 
     def __init__(self, arm: str, c: int, blocks: int, fill: float):
         super().__init__()
@@ -204,7 +209,9 @@ def psnr(out: Tensor, target: Tensor, mask: Tensor) -> float:
 
 
 def inpainting(arm: str, seed: int, config: Inpainting, device: torch.device) -> tasks.Measures:
-    """PSNR in the holes of test images, over all their pixels together, for holes of 10 to 50 % of the image, and by size."""
+    """PSNR in the holes of test images, over all their pixels together, for holes of 10 to 50 % of the image, and by
+    size.
+    """
     data, source = fashion_mnist.load(device), generator("region_norm inpainting", seed)
     model = seeded(lambda: Inpainter(arm, config.channels, config.blocks, config.fill), source).to(device)
     train, test = (

@@ -8,46 +8,45 @@ With a mask that is 1 in the hole and 0 elsewhere, each sample and channel is no
     RN-L, for the others, no mask   s = sigmoid(conv(mean over channels of x, maximum over channels of x))
                                     y = (1 + gamma(s)) x^ + beta(s), the hole being where s >= t = 0.8
 
-x and y: (B, C, H, W); mask: (B, 1, H', W'), resized to the nearest pixel; s: (B, 1, H, W).  gamma_R, beta_R: (C,),
-start at 0.  conv, gamma and beta are 7 x 7 convolutions to one channel, which all channels share; torch's initial
-values.  The gradient flows through mu_R and s2_R, not through the mask.  No running statistics: train and eval agree.
+x and y have the shape (B, C, H, W), mask (B, 1, H', W'), resized to the nearest pixel, s (B, 1, H, W).  gamma_R and
+beta_R have the shape (C,) and start at 0.  conv, gamma and beta are 7 x 7 convolutions to one channel, which all
+channels share, with torch's initial values.  The gradient flows through mu_R and s2_R, not through the mask.  There are
+no running
+statistics: training and evaluation agree.
 
-Where the authors' code (geekyutao/RN, rn.py) differs from the paper, or the paper is silent:
-  D1  statistics are those of a sample, as in the paper; theirs are those of the batch: batchwise=True.
+The authors' code (geekyutao/RN, rn.py) differs from the paper, or the paper is silent, in five places:
+  D1  Statistics are those of a sample, as in the paper; theirs are those of the batch: batchwise=True.
   D2  eps = 1e-5 is added to s2_R.  Their detour (the other region filled with mu_R, batch norm over everything, times
       sqrt(|R| / all)) adds eps all / |R| instead, which hushes small regions: batchwise=True does so too.
   D3  beta_R of RN-B acts on its region; theirs, both are added everywhere, so that only their sum matters.
-  D4  an empty region takes no part, and a region of one pixel, or of one value, gives 0.
-  D5  works in float32 at least, and y has the dtype of x, under autocast also.
+  D4  An empty region takes no part, and a region of one pixel, or of one value, gives 0.
+  D5  RN-L computes s without autocast, since rounding would move pixels to the other region.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.models.affine import leaf, wide
+
 __all__ = ["RegionNormB", "RegionNormL", "region_norm"]
 
 
-def widened(x: Tensor) -> Tensor:
-    """x in float32 at least (D5)."""
-    if not x.is_floating_point():
-        raise TypeError(f"a norm needs floating-point input, got {x.dtype}: write x.float()")
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
+@leaf
 def region_norm(x: Tensor, mask: Tensor, eps: float = 1e-5, *, batchwise: bool = False) -> Tensor:
-    """x^ of x: (B, C, H, W), without any affine map; mask: (B, 1, H, W), 1 or True in the hole, 0 elsewhere (Section 3).
+    """Return x^ of x: (B, C, H, W), without any affine map; mask: (B, 1, H, W), 1 or True in the hole, 0 elsewhere
+    (Section 3).
 
     batchwise=True: mu and s2 over the whole batch, and eps, as in the authors' code (D1, D2).
     Raises ValueError if a shape does not fit, TypeError if x is an integer.
     """
-    if x.dim() != 4 or mask.shape != (len(x), 1, *x.shape[2:]):
+    if x.dim() != 4 or mask.shape != (x.shape[0], 1, *x.shape[2:]):
         raise ValueError(f"x {tuple(x.shape)} and mask {tuple(mask.shape)} are not (B, C, H, W) and (B, 1, H, W)")
-    wide, axes = widened(x), (0, 2, 3) if batchwise else (2, 3)
-    hole, y = mask.detach().to(wide.dtype), torch.zeros_like(wide)
+    values, axes = wide(x), (0, 2, 3) if batchwise else (2, 3)
+    hole, y = mask.detach().to(values.dtype), torch.zeros_like(values)
     for region in (hole, 1 - hole):
         size = region.sum(axes, keepdim=True).clamp(min=1)  # D4
-        centred = (wide - (wide * region).sum(axes, keepdim=True) / size) * region
+        centred = (values - (values * region).sum(axes, keepdim=True) / size) * region
         variance = centred.square().sum(axes, keepdim=True) / size
         diluted = mask.numel() / size if batchwise else 1  # D2
         y = y + centred / (variance + eps * diluted).sqrt()
@@ -64,13 +63,13 @@ class RegionNormB(nn.Module):
         self,
         num_features: int,
         eps: float = 1e-5,
-        *,
-        batchwise: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        batchwise: bool = False,
     ):
         super().__init__()
-        self.num_features, self.eps, self.batchwise = num_features, eps, batchwise
+        self.num_features, self.eps, self.batchwise = int(num_features), eps, batchwise
         for name in ("foreground_gamma", "foreground_beta", "background_gamma", "background_beta"):
             self.register_parameter(name, nn.Parameter(torch.empty(num_features, device=device, dtype=dtype)))
         self.reset_parameters()
@@ -80,13 +79,14 @@ class RegionNormB(nn.Module):
             nn.init.zeros_(p)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.num_features or mask.shape[:2] != (len(x), 1):
+        if x.dim() != 4 or x.shape[1] != self.num_features or mask.shape[:2] != (x.shape[0], 1):
             raise ValueError(
-                f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), or mask {tuple(mask.shape)} not (B, 1, H', W')"
+                f"x {tuple(x.shape)} is not (B, {self.num_features}, H, W), "
+                f"or mask {tuple(mask.shape)} not (B, 1, H', W')"
             )
-        wide = widened(x)
-        hole = F.interpolate(mask.detach().to(wide.dtype), x.shape[2:], mode="nearest")
-        y = region_norm(wide, hole, self.eps, batchwise=self.batchwise)
+        values = wide(x)
+        hole = F.interpolate(mask.detach().to(values.dtype), x.shape[2:], mode="nearest")
+        y = region_norm(values, hole, self.eps, batchwise=self.batchwise)
         in_hole, elsewhere = (
             (self.foreground_gamma, self.foreground_beta),
             (self.background_gamma, self.background_beta),
@@ -125,16 +125,16 @@ class RegionNormL(nn.Module):
         num_features: int,
         threshold: float = 0.8,
         eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         kernel_size: int = 7,
         batchwise: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} would move the map: write an odd number")
         super().__init__()
-        self.num_features, self.threshold, self.eps, self.batchwise = num_features, threshold, eps, batchwise
+        self.num_features, self.threshold, self.eps, self.batchwise = int(num_features), threshold, eps, batchwise
         self.sa = SelfAwareAffine(kernel_size, device, dtype)
 
     def reset_parameters(self) -> None:
@@ -144,10 +144,10 @@ class RegionNormL(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {self.num_features}, H, W)")
-        wide = widened(x)
-        with torch.autocast(x.device.type, enabled=False):  # D5: rounding of s would move pixels to the other region
-            s, gamma, beta = self.sa(wide.to(self.sa.conv1.weight.dtype))
-        y = region_norm(wide, s.detach() >= self.threshold, self.eps, batchwise=self.batchwise)
+        values = wide(x)
+        with torch.autocast(x.device.type, enabled=False):  # D5
+            s, gamma, beta = self.sa(values.to(self.sa.conv1.weight.dtype))
+        y = region_norm(values, s.detach() >= self.threshold, self.eps, batchwise=self.batchwise)
         return (y * (1 + gamma) + beta).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -4,19 +4,21 @@
 
     a_ij = softmax_j(q_i k_j^T / sqrt(d_k)), j <= i;    E(l, h) = mean_i -sum_j a_ij log a_ij
 
-x: (B, T, D).  A GPT whose blocks have no norm, ReLU in place of GELU; the norm after the last block stays, as in the
-authors' code (Nandan91/relu-revival-normfree, model_utils.py), which replaces the blocks of GPT-2 alone.  All weights
-start as N(0, 0.02^2) whatever the depth, the norm's gain as 1 and its bias as 0.  E(l, h) is the mean over queries and
-sequences of the entropy, in nats, of head h of layer l; row i of a causal map has i keys, so E <= mean_i log i.  Heads
-are in entropic overload where E is in [3/4 max, max], in entropy collapse where it is in [0, 1/4 max), max being the
-largest E of the model (their follow-up, arXiv:2501.03489, Equation 7 and Section 3, has these definitions).
+x has the shape (B, T, D).  It is a GPT whose blocks have no norm, ReLU in place of GELU; the norm after the last block
+stays, as in the authors' code (Nandan91/relu-revival-normfree, model_utils.py), which replaces the blocks of GPT-2
+alone.  All weights start as N(0, 0.02^2) whatever the depth, the norm's gain as 1 and its bias as 0.  E(l, h) is the
+mean over queries and sequences of the entropy, in nats, of head h of layer l; row i of a causal map has i keys, so E <=
+mean_i log i.  Heads are in entropic overload where E is in [3/4 max, max], in entropy collapse where it is in [0, 1/4
+max), max being the largest E of the model (their follow-up, arXiv:2501.03489, Equation 7 and Section 3, has these
+definitions).
 
-Departures from the authors' code:
+We depart from the authors' code in four places:
   D1  No layer has a bias.  There queries and keys have a trained one (that of the keys changes no weight).
   D2  Rotary positions and an untied head by default, as in Pythia, the paper's second model; GPT-2's are
       positions="learned", tied=True.
   D3  0 log 0 = 0 by itself: nothing is added inside the logarithm, and a NaN is not dropped from the sum.
-  D4  normalized=True divides the entropy of a row by its largest value, the log of the number of its keys; the paper does not.
+  D4  normalized=True divides the entropy of a row by its largest value, the log of the number of its keys; the paper
+      does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from repro.models.gpt import GPT, Attention, causal
+from repro.models.modes import measured
 from repro.models.slots import Act
-from repro.train import measured
 
 __all__ = [
     "LearnableLeakyReLU",
@@ -53,10 +55,11 @@ def norm_free_gpt(
     std: float = 0.02,
     embedding_std: float | None = None,
 ) -> GPT:
-    """A decoder without norms in its blocks: tokens (B, T) -> logits (B, T, vocab) ("SM + R" in the paper's tables; with GELU "SM + G").
+    """A decoder without norms in its blocks: tokens (B, T) -> logits (B, T, vocab) ("SM + R" in the paper's tables;
+    with GELU "SM + G").
 
-    x + Attn(x), then x + W2 act(W1 x), `depth` times; LayerNorm and the head follow.  Arguments as of repro.models.gpt.GPT.
-    Raises ValueError where heads does not divide width or positions is unknown.
+    x + Attn(x), then x + W2 act(W1 x), `depth` times; LayerNorm and the head follow.  Arguments as of
+    repro.models.gpt.GPT. Raises ValueError where heads does not divide width or positions is unknown.
     """
     return GPT(
         vocab,
@@ -77,7 +80,8 @@ def norm_free_gpt(
 
 
 class LearnableLeakyReLU(nn.Module):
-    """y = x where x >= 0, else slope x: one learnable slope, which starts at `slope` (learnable_lrelu in the authors' code).
+    """y = x where x >= 0, else slope x: one learnable slope, which starts at `slope` (learnable_lrelu in the authors'
+    code).
 
     As an act each layer has a slope of its own; for a global one make it once and give `act=lambda: it`.
     x, y: any shape, of one dtype.  Raises ValueError unless the slope is a finite number.
@@ -95,11 +99,13 @@ class LearnableLeakyReLU(nn.Module):
         return torch.where(x >= 0, x, x * self.slope.to(x.dtype))
 
     def extra_repr(self) -> str:
-        return f"slope={self.slope.item():.4g}"
+        return "slope=?" if self.slope.is_meta else f"slope={self.slope.item():.4g}"
 
 
 def attention_weights(q_BHTK: Tensor, k_BHTK: Tensor) -> Tensor:
-    """a_ij = softmax_j(q_i k_j^T / sqrt(K)), 0 where j > i; (B, H, T, T), in float32 at least (Equation 6 of arXiv:2501.03489)."""
+    """a_ij = softmax_j(q_i k_j^T / sqrt(K)), 0 where j > i; (B, H, T, T), in float32 at least (Equation 6 of
+    arXiv:2501.03489).
+    """
     q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q_BHTK, k_BHTK))
     later = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).triu(1)
     return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(later, -torch.inf).softmax(-1)
@@ -107,7 +113,8 @@ def attention_weights(q_BHTK: Tensor, k_BHTK: Tensor) -> Tensor:
 
 @contextmanager
 def watch_attention(model: nn.Module, record: Callable[[int, Tensor, Tensor], object]) -> Iterator[None]:
-    """While it lasts, record(layer, q, k) is called as each attention of `model` is: layer from 0, q and k (B, H, T, K).
+    """While it lasts, record(layer, q, k) is called as each attention of `model` is: layer from 0, q and k (B, H, T,
+    K).
 
     q and k are as the scores see them, rotated and normalised.  The model computes what it computes without.
     Raises ValueError where the model has no repro.models.gpt.Attention, or one that is no causal softmax.
@@ -159,7 +166,8 @@ def entropy_bands(entropy: Tensor, maximum: float | None = None) -> Tensor:
     """Shares of heads with E in [0, max/4), [max/4, max/2), [max/2, 3max/4), [3max/4, max]: (4,), float64.
 
     The last is entropic overload, the first entropy collapse (Figure 2a of arXiv:2501.03489).  maximum: max, by default
-    the largest of `entropy`, any shape.  Raises ValueError where max is not positive or an entropy is above it or negative.
+    the largest of `entropy`, any shape.  Raises ValueError where max is not positive or an entropy is above it or
+    negative.
     """
     top = float(entropy.max()) if maximum is None else maximum
     if not (top > 0 and entropy.min() >= 0 and entropy.max() <= top):

@@ -1,4 +1,5 @@
-"""What papers/rmsnorm measures: its relation to LayerNorm, the time of a training step, the quality of a language model.
+"""What papers/rmsnorm measures: its relation to LayerNorm, the time of a training step, the quality of a language
+model.
 
 The invariance table is `repro.experiments.invariance`.
 """
@@ -49,7 +50,9 @@ def sum_rms(a: Tensor) -> Tensor:
 
 
 def equivalence(arm: str, seed: int, config: Equivalence, device: torch.device) -> dict[str, float]:
-    """norm(a - mean(a)) against LN(a): largest relative error of outputs and gradients; and the gap if a is not centred."""
+    """norm(a - mean(a)) against LN(a): largest relative error of outputs and gradients; and the gap if a is not
+    centred.
+    """
     draw, worst, gaps = draws(device, "rmsnorm equivalence", seed), Worst(), []
     for n in config.widths:
         norm = {"rmsnorm": lambda a, n=n: rms_norm(a, n, eps=0.0), "sum_rms": sum_rms}[arm]

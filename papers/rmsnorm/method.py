@@ -2,18 +2,18 @@
 
     RMS(a) = sqrt(mean_i a_i^2)          y = g * a / RMS(a)
 
-a and y have the shape (..., *normalized_shape), whose last axes together are the n summed inputs of one layer.  The gain
-g ("weight") has the shape normalized_shape and starts at 1.  Nothing is centred, there is no bias (the b of f(y + b)
-belongs to the layer around), and training and evaluation are the same.  pRMSNorm takes RMS over the first k = ceil(n p)
-inputs and divides all n by it.
+a and y have the shape (..., *normalized_shape), whose last axes together are the n summed inputs of one layer.  The
+gain g ("weight") has the shape normalized_shape and starts at 1.  Nothing is centred, there is no bias (the b of f(y +
+b) belongs to the layer around), and training and evaluation are the same.  pRMSNorm takes RMS over the first k = ceil(n
+p) inputs and divides all n by it.
 
 The paper is silent, or the authors' code (bzhangGo/rmsnorm, rmsnorm_torch.py) differs from it, in two places:
-  D1  eps = 1e-8 is added to RMS(a), outside the root, as in that file.  Their TensorFlow file and torch.nn put it inside;
-      the two part company where RMS(a) is not much larger than sqrt(eps).
+  D1  eps = 1e-8 is added to RMS(a), outside the root, as in that file.  Their TensorFlow file and torch.nn put it
+      inside; the two part company where RMS(a) is not much larger than sqrt(eps).
   D2  k is rounded up, as in the paper; the code rounds down and divides by zero when n p < 1.
 
-In float32 the squares overflow once their sum passes 3.4e38; y is then 0, as in torch.  The derivative at a = 0 is g / eps,
-which float16 cannot hold: there, and in float16 alone, it is g.
+In float32 the squares overflow once their sum passes 3.4e38; y is then 0, as in torch.  The derivative at a = 0 is g /
+eps, which float16 cannot hold: there, and in float16 alone, it is g.
 """
 
 import math

@@ -198,7 +198,8 @@ def language_model(arm: str, seed: int, config: LanguageModel, device: torch.dev
 
 # --- the time of a pass ----------------------------------------------------------------------------------------------
 
-# The authors' code has torch's nn.LayerNorm against a ScaleNorm of elementary operators; composed_layernorm is as theirs.
+# The authors' code has torch's nn.LayerNorm against a ScaleNorm of elementary operators; composed_layernorm is as
+# theirs.
 NORMS = {
     "layernorm": nn.LayerNorm,
     "layernorm_again": nn.LayerNorm,

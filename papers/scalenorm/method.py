@@ -5,14 +5,14 @@
                     which is tied to it; with a final ScaleNorm       logit = g cos(w, x)        (Eq. 6)
     SmallInit       all matrices of attention and feed-forward ~ N(0, 2 / (d + 4 d)), attention too (Sec. 2.2)
 
-||.|| is the l2 norm over the features.  g ("scale") is ONE learned number per norm, of shape (1,); it starts at sqrt(d),
-where ScaleNorm is RMSNorm with gain 1.  No mean is subtracted, there is no bias, and training and evaluation are the
-same.  Word embeddings start as U(-0.01, 0.01) (Sec. 3.2).  A norm stands before each sub-layer (PreNorm, Eq. 3), and one
-more after the last.
+||.|| is the l2 norm over the features.  g ("scale") is ONE learned number per norm, of shape (1,); it starts at
+sqrt(d), where ScaleNorm is RMSNorm with gain 1.  No mean is subtracted, there is no bias, and training and evaluation
+are the same.  Word embeddings start as U(-0.01, 0.01) (Sec. 3.2).  A norm stands before each sub-layer (PreNorm, Eq.
+3), and one more after the last.
 
 The paper is silent, or the authors' code (tnq177/transformers_without_tears) differs from it, in five places:
-  D1  Their ScaleNorm(scale) takes the first g, for inputs of any width.  So does ours where `scale` is a float; an int or
-      a shape is the width d, as of torch.nn's norms, and g starts at sqrt(d).
+  D1  Their ScaleNorm(scale) takes the first g, for inputs of any width.  So does ours where `scale` is a float; an int
+      or a shape is the width d, as of torch.nn's norms, and g starts at sqrt(d).
   D2  ||x|| is clamped at eps = 1e-5, as in their layers.py (Eq. 5 has no eps), and ||w|| at 1e-12, as by F.normalize.
   D3  At the input only the rows that are looked up are normalised; they normalise the whole table.
   D4  small_init leaves embeddings and head to the model; d is the smaller side of a matrix.

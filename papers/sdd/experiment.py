@@ -1,4 +1,6 @@
-"""What papers/sdd measures: identities of the layer, gradients through depth, what it can stand for, and decoders of it."""
+"""What papers/sdd measures: identities of the layer, gradients through depth, what it can stand for, and decoders of
+it.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,10 +4,10 @@
 
 x: (..., n), V ("weight"): (m, n), alpha: (m,), y: (..., m), without a bias.  The layer takes the place of every fully
 connected layer of a Transformer's blocks (queries, keys, values and output of attention, gate, up and down of the
-feed-forward network; Fig. 2), but not of the embedding and the head.  alpha starts at 1, and at 1 / sqrt(L) at the output
-of attention and of the feed-forward network, L blocks.  V starts as N(0, 1 / (2.5 d)), d the width of the model (Sec.
-4.1), which is the smaller side of each of these layers.  y does not depend on the size of V, only the step that training
-takes does: dL/dV goes as 1 / ||V||.  Blocks are Post-Norm, x <- Norm(x + f(x)), or Pre-Norm.
+feed-forward network; Fig. 2), but not of the embedding and the head.  alpha starts at 1, and at 1 / sqrt(L) at the
+output of attention and of the feed-forward network, L blocks.  V starts as N(0, 1 / (2.5 d)), d the width of the model
+(Sec. 4.1), which is the smaller side of each of these layers.  y does not depend on the size of V, only the step that
+training takes does: dL/dV goes as 1 / ||V||.  Blocks are Post-Norm, x <- Norm(x + f(x)), or Pre-Norm.
 
 The paper leaves a choice, or the authors' code (kaihemo/SDD) differs from it, in four places:
   D1  eps = 1e-6 is added to the mean square, as in the class of their README (their training files: 1e-5).
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.models.affine import wide
+from repro.models.affine import rms_norm, wide
 from repro.models.slots import Norm, Post, Pre
 
 __all__ = ["PostSDD", "PreSDD", "SDDLinear", "convert_to_sdd"]
@@ -36,7 +36,8 @@ FUSED = {"qkv": 3}  # layers that are several, one above the other
 
 
 class SDDLinear(nn.Linear):
-    """y = alpha * norm(V x) (Eq. 1) in the place of nn.Linear, with `weight` = V; the bias, if wanted, is added behind it.
+    """y = alpha * norm(V x) (Eq. 1) in the place of nn.Linear, with `weight` = V; the bias, if wanted, is added behind
+    it.
 
     x: (..., in_features) -> (..., out_features).  groups: into how many equal slices the outputs are cut that are each
     normalised by themselves.  alpha_init: initial value of alpha.  Raises ValueError where groups does not divide
@@ -72,7 +73,7 @@ class SDDLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         z = F.linear(input, self.weight)
         slices = wide(z).unflatten(-1, (self.groups, self.out_features // self.groups))
-        y = F.rms_norm(slices, slices.shape[-1:], None, self.eps).flatten(-2) * self.alpha
+        y = rms_norm(slices, slices.shape[-1:], self.eps).flatten(-2) * self.alpha
         return (y if self.bias is None else y + self.bias).to(z.dtype)
 
     def extra_repr(self) -> str:

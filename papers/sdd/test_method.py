@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from repro.models.slots import Post, Pre, scaled_gaussian
 from repro.models.vit import vit
 from repro.papers.rmsnorm import RMSNorm
 from repro.papers.sdd import PostSDD, PreSDD, SDDLinear, convert_to_sdd
-from repro.testing import assert_near, assert_same_outcome, check_gradients, draw, hard_inputs, outcome, scramble
+from repro.testing import (
+    assert_near,
+    assert_same_outcome,
+    check_gradients,
+    draw,
+    hard_inputs,
+    mutation,
+    outcome,
+    scramble,
+)
 
 N, M, EPS = 5, 6, 1e-6
 TOKENS = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(1))
@@ -115,37 +125,15 @@ def broken(fault):
     return layer
 
 
-FAULTS = [
-    "input normalised",
-    "rows of V normalised",
-    "V normalised as a whole",
-    "alpha before the norm",
-    "no norm",
-    "centred",
-    "sum for mean",
-    "over the batch",
-    "mean absolute value",
-    "detached norm",
-    "half-precision norm",
-    "no eps",
-    "eps outside the root",
-    "one alpha",
-    "alpha + 1",
-    "no alpha",
-    "alpha is not trained",
-]
-
-
-@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("groups", [2, 3])
 @pytest.mark.parametrize("layer", [ours, broken(None)], ids=["ours", "unbroken"])
-def test_oracle(layer, groups):
+def test_oracle_with_groups(layer, groups):
     check(layer, groups)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_mutant_dies(fault):
-    with pytest.raises(AssertionError):
-        check(broken(fault), 1)
+test_oracle, test_mutant_dies = mutation(
+    partial(check, groups=1), broken, ours, but=["groups ignored", "groups interleaved"]
+)
 
 
 @pytest.mark.parametrize("fault", ["groups ignored", "groups interleaved"])
@@ -204,13 +192,13 @@ def test_gradcheck(groups):
 def test_factory_and_initial_values():
     layer = SDDLinear(400, 6, alpha_init=0.5, dtype=torch.float64)
     assert layer.alpha.tolist() == [0.5] * 6 and layer.bias is None and layer.weight.shape == (6, 400)
-    assert 0.9 < layer.weight.std() * math.sqrt(2.5 * 400) < 1.1
+    assert 0.9 < layer.weight.std() * math.sqrt(2.5 * 6) < 1.1  # d is the smaller side, as of a `down` of 400 to 6
     assert {name: t.dtype for name, t in layer.state_dict().items()} == dict.fromkeys(
         ("weight", "alpha"), torch.float64
     )
     assert all(t.is_meta for t in SDDLinear(4, 6, device="meta").state_dict().values())
     scramble(layer).reset_parameters()
-    assert layer.alpha.tolist() == [0.5] * 6 and layer.weight.abs().max() < 0.5
+    assert layer.alpha.tolist() == [0.5] * 6 and layer.weight.abs().max() < 2
     assert "groups=1, alpha_init=0.5, eps=1e-06" in repr(layer)
     with pytest.raises(TypeError):
         SDDLinear(4, 6, True)  # where nn.Linear has its bias
@@ -261,7 +249,7 @@ def test_d2_a_fused_layer_is_three():
         assert_near(fused(x).detach()[:, 2 * part : 2 * part + 2], own(x).detach(), rel=1e-6)
 
 
-def test_d3_norm_in_float32():
+def test_float32_convention():
     layer, x = scramble(SDDLinear(64, 8)), 1 + draw(3, 64, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y, z = layer(x), F.linear(x, layer.weight)
@@ -285,7 +273,7 @@ def gpt(placement, **options):
     )
 
 
-def test_d4_alpha_of_the_outputs():
+def test_d3_alpha_of_the_outputs():
     for block in gpt(PostSDD).blocks:
         alphas = {
             name: layer.alpha.detach().unique() for name, layer in block.named_modules() if isinstance(layer, SDDLinear)
@@ -296,7 +284,7 @@ def test_d4_alpha_of_the_outputs():
         assert len(alphas) == 5
 
 
-def test_d5_keeps_v_and_refuses_what_it_does_not_know():
+def test_d4_keeps_v_and_refuses_what_it_does_not_know():
     sublayer = nn.Sequential()
     sublayer.up, sublayer.down = nn.Linear(4, 6, dtype=torch.float64), nn.Linear(6, 4, dtype=torch.float64)
     before = sublayer.up.weight
@@ -342,7 +330,9 @@ def test_decoder_does_not_depend_on_the_size_of_v():
 
 
 def test_the_order_of_the_authors_block():
-    """Theirs is x <- Norm(x), x <- x + f(x), one norm at the end: Post-Norm with a norm on the embedding and none after it."""
+    """Theirs is x <- Norm(x), x <- x + f(x), one norm at the end: Post-Norm with a norm on the embedding and none after
+    it.
+    """
     model = gpt(PostSDD, after_embedding=RMSNorm, final_norm=False)
     x, norm = model.embedding(TOKENS), model.after_embedding
     for part in [part for block in model.blocks for part in (block.attention, block.feed_forward)]:

@@ -121,8 +121,8 @@ class InputGradient:
 def input_gradient(arm: str, seed: int, config: InputGradient, device: torch.device) -> dict[str, float]:
     """The gradient with respect to the input k x, of the median token and in mean square over tokens; logarithms.
 
-    The size is bimodal over tokens, and its median jumps between the modes.  `log_change` is the median over tokens of each
-    token's own change, log |gradient at k x| - log |gradient at x|.
+    The size is bimodal over tokens, and its median jumps between the modes.  `log_change` is the median over tokens of
+    each token's own change, log |gradient at k x| - log |gradient at x|.
     """
     draw = draws(device, "seednorm input gradient", seed)
     layer, x = learned(arm, config.width, draw, device), draw(config.tokens, config.width)

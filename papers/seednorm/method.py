@@ -2,14 +2,15 @@
 
     SeeDNorm(x) = (tanh(x . beta) * alpha + gamma) * x / RMS(x),        RMS(x) = sqrt(mean_i x_i^2 + eps)
 
-x and SeeDNorm(x) have the shape (..., *normalized_shape), of which the last axes together are the D features of one token.
-x . beta is ONE number per token, the dot product with the input as it comes, not divided by RMS(x): this is how the size
-of the input gets through.  alpha, beta and gamma ("weight") have the shape normalized_shape; gamma and alpha start at 1
-and beta at 0, where the layer is RMSNorm exactly.  With `heads` = n (multi-head SeeDNorm, for vision) x and beta are cut
-into n contiguous slices of D / n; the tanh of a slice's dot product multiplies that slice of alpha.  RMS is over all D.
+x and SeeDNorm(x) have the shape (..., *normalized_shape), of which the last axes together are the D features of one
+token. x . beta is ONE number per token, the dot product with the input as it comes, not divided by RMS(x): this is how
+the size of the input gets through.  alpha, beta and gamma ("weight") have the shape normalized_shape; gamma and alpha
+start at 1 and beta at 0, where the layer is RMSNorm exactly.  With `heads` = n (multi-head SeeDNorm, for vision) x and
+beta are cut into n contiguous slices of D / n; the tanh of a slice's dot product multiplies that slice of alpha.  RMS
+is over all D.
 
-No statistics are kept: training and evaluation agree.  Weight decay is meant to act on alpha and beta, although they are
-vectors; gamma is treated as the gain of the norm that is replaced.
+No statistics are kept: training and evaluation agree.  Weight decay is meant to act on alpha and beta, although they
+are vectors; gamma is treated as the gain of the norm that is replaced.
 
 The paper leaves three choices:
   D1  eps = 1e-6, inside the root, as in swiss-ai/Megatron-LM, torch_norm.py (whose caller may pass 1e-5).
@@ -22,9 +23,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from repro.models.affine import Affine, Shape, trailing_axes, wide
+from repro.models.affine import Affine, Shape, rms_norm, trailing_axes, wide
 
 __all__ = ["SeeDNorm"]
 
@@ -79,7 +79,7 @@ class SeeDNorm(Affine):
 
     def forward(self, x: Tensor) -> Tensor:
         trailing_axes(x, self.normalized_shape)
-        normed = F.rms_norm(wide(x), self.normalized_shape, None, self.eps)  # D1
+        normed = rms_norm(wide(x), self.normalized_shape, self.eps)  # D1
         gamma = 1.0 if self.weight is None else self.cut(self.weight)  # D2
         y = (self.rescale(self.cut(wide(x))) * self.cut(self.alpha) + gamma) * self.cut(normed)
         return y.reshape(x.shape).to(x.dtype)

@@ -4,10 +4,10 @@
     PRepBN(x) = lambda LN(x) + (1 - lambda) RepBN(x),   lambda = 1 - t / T at training step t < T, 0 from then on
     SLA(x)_i  = relu(q_i) sum_j relu(k_j)^T v_j / relu(q_i) sum_j relu(k_j)^T + DWC(v)_i
 
-x and y have the shape (..., C), tokens (B, N, C) in a Transformer.  BN is `repro.papers.batchnorm` with its initial values
-and running statistics; each channel has its own over all axes but the last, that is over B N tokens.  eta is ONE learned
-number per layer, of shape (1,), and starts at 1; sigma = sqrt(running variance + eps).  In evaluation PRepBN is RepBN
-alone, whatever lambda is, and `fuse` makes it part of the next linear layer.  q, k, v are, per head (N, K), the
+x and y have the shape (..., C), tokens (B, N, C) in a Transformer.  BN is `repro.papers.batchnorm` with its initial
+values and running statistics; each channel has its own over all axes but the last, that is over B N tokens.  eta is ONE
+learned number per layer, of shape (1,), and starts at 1; sigma = sqrt(running variance + eps).  In evaluation PRepBN is
+RepBN alone, whatever lambda is, and `fuse` makes it part of the next linear layer.  q, k, v are, per head (N, K), the
 projections of x, k plus a learned position that starts at 0.  DWC is a depthwise 5 x 5 convolution over the grid of
 tokens, common to all heads.
 
@@ -133,11 +133,12 @@ class PRepBN(nn.Module):
 
 @torch.no_grad()
 def fuse(norm: RepBN | PRepBN, linear: nn.Linear | None = None) -> BatchNorm | nn.Linear:
-    """What `norm` is in evaluation, without its eta x and its LN (Sec. 4.1, lemma); `norm` and `linear` stay as they are.
+    """What `norm` is in evaluation, without its eta x and its LN (Sec. 4.1, lemma); `norm` and `linear` stay as they
+    are.
 
     fuse(norm): a plain BatchNorm with gamma + eta sigma and beta + eta mu, in evaluation mode, for (N, C, *).
-    fuse(norm, linear): a linear layer with a bias, equal to linear(norm(x)) to rounding; drop the norm when it is in place.
-    Raises TypeError on another kind of norm and ValueError on a PRepBN that still has LN in it.
+    fuse(norm, linear): a linear layer with a bias, equal to linear(norm(x)) to rounding; drop the norm when it is in
+    place. Raises TypeError on another kind of norm and ValueError on a PRepBN that still has LN in it.
     """
     if isinstance(norm, PRepBN):
         if norm.lam() > 0:  # D4
@@ -163,8 +164,8 @@ def fuse(norm: RepBN | PRepBN, linear: nn.Linear | None = None) -> BatchNorm | n
 class SLA(nn.Module):
     """Simplified linear attention (Sec. 4.2) of tokens x: (B, N, dim) on a grid (rows, columns), N = rows columns.
 
-    (relu(q) relu(k)^T) v is computed as relu(q) (relu(k)^T v), at a cost linear in N; the denominator is kept above 0 by
-    eps.  Raises ValueError if heads does not divide dim or N is not the size of the grid.
+    (relu(q) relu(k)^T) v is computed as relu(q) (relu(k)^T v), at a cost linear in N; the denominator is kept above 0
+    by eps.  Raises ValueError if heads does not divide dim or N is not the size of the grid.
     """
 
     def __init__(self, dim: int, heads: int, grid: tuple[int, int], *, bias: bool = True, eps: float = 1e-6):

@@ -10,13 +10,13 @@ from N(0, 1 / fan_in), biases of 0 and inputs of zero mean and unit variance; an
     alpha dropout, q = 1 - p, d ~ Bernoulli(q):    y = a (x d + alpha' (1 - d)) + b,    alpha' = -lambda alpha
         a = (q + alpha'^2 q (1 - q))^(-1/2),    b = -a (1 - q) alpha'
 
-The moment map: z = w x is taken as Gaussian with mean mu omega and variance nu tau, where mu and nu are the mean and the
-variance of the inputs, omega the sum of the weights and tau the sum of their squares; it gives those of selu(z).
+The moment map: z = w x is taken as Gaussian with mean mu omega and variance nu tau, where mu and nu are the mean and
+the variance of the inputs, omega the sum of the weights and tau the sum of their squares; it gives those of selu(z).
 
 The paper is silent or rounds in three places:
   D1  alpha and lambda are given to the last digit of a double, as in the authors' code (bioinf-jku/SNNs, selu.py).
-  D2  alpha and lambda for another fixed point hold at omega = 0 and tau = 1 unless told otherwise; the authors' notebook
-      (getSELUparameters.ipynb) takes omega = 1.  The two agree where mu = 0.
+  D2  alpha and lambda for another fixed point hold at omega = 0 and tau = 1 unless told otherwise; the authors'
+      notebook (getSELUparameters.ipynb) takes omega = 1.  The two agree where mu = 0.
   D3  p = 1, which leaves no unit and for which a is infinite, is refused (torch.nn.AlphaDropout returns zeros).
 """
 
@@ -62,8 +62,8 @@ class SELU(nn.Module):
 class AlphaDropout(nn.Module):
     """Alpha dropout ("New Dropout Technique"): units become -scale alpha with probability p; an affine map follows.
 
-    x of any shape with mean 0 and variance 1 keeps both in expectation; the identity in eval mode.  p is the probability
-    of dropping, as in torch.nn.AlphaDropout, 0.05 or 0.1 in the paper; ValueError unless 0 <= p < 1 (D3).
+    x of any shape with mean 0 and variance 1 keeps both in expectation; the identity in eval mode.  p is the
+    probability of dropping, as in torch.nn.AlphaDropout, 0.05 or 0.1 in the paper; ValueError unless 0 <= p < 1 (D3).
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False):
@@ -88,11 +88,12 @@ class AlphaDropout(nn.Module):
 
 @torch.no_grad()
 def lecun_normal_(target: Tensor | nn.Module, generator: torch.Generator | None = None) -> Tensor | nn.Module:
-    """Draw weights ~ N(0, 1 / fan_in) in place ("Initialization": omega = 0 and tau = 1 in expectation); return the target.
+    """Draw weights ~ N(0, 1 / fan_in) in place ("Initialization": omega = 0 and tau = 1 in expectation); return the
+    target.
 
-    target: a weight (n_out, n_in, *), or a module, all of whose linear, convolution and transposed convolution layers are
-    drawn and whose biases become 0.  An output of a transposed convolution of stride s sums, on the average over places,
-    n_in / groups times the kernel over s^axes weights.  Raises ValueError for a tensor of fewer than two axes.
+    target: a weight (n_out, n_in, *), or a module, all of whose linear, convolution and transposed convolution layers
+    are drawn and whose biases become 0.  An output of a transposed convolution of stride s sums, on the average over
+    places, n_in / groups times the kernel over s^axes weights.  Raises ValueError for a tensor of fewer than two axes.
     """
     if isinstance(target, Tensor):
         if target.dim() < 2:
@@ -150,7 +151,8 @@ def selu_constants(mu: float = 0.0, nu: float = 1.0, *, omega: float = 0.0, tau:
     """(alpha, scale) whose moment map has the fixed point of mean mu and variance nu; (0, 1) gives ALPHA and SCALE.
 
     With p, q, h, r of `_halves`, scale (p - alpha q) = mu and scale^2 (h + alpha^2 r) = nu + mu^2; scale drops out, and
-    alpha is the root of a quadratic; at (0, 1) it is the closed form of the paper.  ValueError where no alpha > 0 will do.
+    alpha is the root of a quadratic; at (0, 1) it is the closed form of the paper.  ValueError where no alpha > 0 will
+    do.
     """
     if not (nu > 0 and tau > 0):
         raise ValueError(f"nu={nu}, tau={tau}: a variance is above 0")

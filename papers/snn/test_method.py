@@ -252,7 +252,7 @@ def test_d1_constants_to_the_last_digit():
     assert -SCALE * ALPHA == pytest.approx(-1.7580993408473766, abs=1e-15)  # selu.py of the authors' code
 
 
-def test_d2_half_precision_is_the_float32_result_rounded():
+def test_float32_convention():
     x = draw(200, dtype=torch.float32)
     for dtype in (torch.bfloat16, torch.float16):
         narrow = x.to(dtype)
@@ -268,7 +268,7 @@ def test_d2_half_precision_is_the_float32_result_rounded():
             layer(torch.ones(3, dtype=torch.long))
 
 
-def test_d3_other_fixed_points():
+def test_d2_other_fixed_points():
     assert selu_constants(-0.1, 2.0, omega=1.0) == pytest.approx((1.9769021954241999, 1.073851239616047), rel=1e-12)
     for mu, nu, omega, tau in [
         (-0.1, 2.0, 0.0, 1.0),
@@ -282,7 +282,7 @@ def test_d3_other_fixed_points():
     assert selu_constants(0.0, 2.0) == pytest.approx(selu_constants(0.0, 2.0, omega=1.0), rel=1e-12)
 
 
-def test_d4_dropping_everything_is_refused():
+def test_d3_dropping_everything_is_refused():
     for p in (1.0, -0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="0 <= p < 1"):
             AlphaDropout(p)

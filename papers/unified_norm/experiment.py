@@ -1,4 +1,6 @@
-"""What papers/unified_norm measures: folding, the inequality behind the outlier threshold, what it catches, a ViT, its cost."""
+"""What papers/unified_norm measures: folding, the inequality behind the outlier threshold, what it catches, a ViT, its
+cost.
+"""
 
 import copy
 from dataclasses import dataclass
@@ -80,7 +82,9 @@ class Inequality:
 
 
 def inequality(arm: str, seed: int, config: Inequality, device: torch.device) -> dict[str, float]:
-    """AM - GM of random windows against its bounds, M / (M - 1) and M times the variance of the roots; excesses over AM."""
+    """AM - GM of random windows against its bounds, M / (M - 1) and M times the variance of the roots; excesses over
+    AM.
+    """
     source, m = generator("unified_norm inequality", seed), config.window
     normal = torch.randn(3, config.windows, m, generator=source, dtype=torch.float64)
     pareto = (1 - torch.rand(config.windows, m, generator=source, dtype=torch.float64)) ** -2
@@ -110,7 +114,9 @@ class NewBuffer(UnifiedNorm):
 
 @torch.no_grad()
 def filtration(arm: str, seed: int, config: Filtration, device: torch.device) -> dict[str, float | list[float]]:
-    """A stream of log-normal x2: how often a usual batch is left out, and one whose x2 is a multiple of the usual, in all channels."""
+    """A stream of log-normal x2: how often a usual batch is left out, and one whose x2 is a multiple of the usual, in
+    all channels.
+    """
     source, n = generator("unified_norm filtration", seed), config.channels
     norm = (
         (NewBuffer if arm == "new_buffer" else UnifiedNorm)(n, warmup_iters=0, outlier_filtration=True)

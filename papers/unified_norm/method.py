@@ -4,25 +4,28 @@
                          var = GM(x2), the geometric mean of the M     z = x / sqrt(var + eps)     y = gamma z + beta
                          running <- alpha running + (1 - alpha) var
     backward pass        r = sqrt(var + eps) / sqrt(running + eps), within [1/5, 5]
-                         g = gamma r dL/dy     gz = mean_b g_b z_b, kept likewise     ema <- alpha ema + (1 - alpha) mean(gz)
+                         g = gamma r dL/dy     gz = mean_b g_b z_b, kept likewise
+                         ema <- alpha ema + (1 - alpha) mean(gz)
                          dL/dx = (g - ema z) / sqrt(var + eps)     dL/dgamma = sum_b r z_b dL/dy_b
-    outlier filtration   a batch is left out if AM(x2) - GM(x2) > M V in any channel, V the variance of the sqrt(x2) that
+    outlier filtration   a batch is left out if AM(x2) - GM(x2) > M V in any channel, V the variance of the sqrt(x2)
+    that
                          were kept before, of all channels
     inference            y = gamma x / sqrt(running + eps) + beta, a fixed map, which folds into the next linear layer
 
-x and y: (..., num_features), with statistics per feature over all else.  running is read before its update, ema after it.
-At the start gamma = running = 1 and all else is 0; eps = 1e-5, alpha = 0.9, M = 4.  Forward statistics are geometric means
-over batches that are gone, through which no gradient can flow: the backward pass is an approximation.
+x and y: (..., num_features), with statistics per feature over all else.  running is read before its update, ema after
+it. At the start gamma = running = 1 and all else is 0; eps = 1e-5, alpha = 0.9, M = 4.  Forward statistics are
+geometric means over batches that are gone, through which no gradient can flow: the backward pass is an approximation.
 
-The code (hikvision-research/Unified-Normalization, unified_normalization.py) says more than the paper, and we depart twice:
-  D1  In the first `warmup_iters` - 1 batches (4000, at least M) and in those left out, var = x2 and mean(gz) = gz, as in
-      the code.  r = 1 there and in the first 1000 batches.
-  D2  Of a batch left out, running and ema stand in for x2 and gz among the last M, and dL/dx takes gz for ema, as in the
-      code.
-  D3  Filtration (off by default) waits for M batches even if the warm-up is shorter; the code takes the zeros at the start
-      for recorded values, so that everything is an outlier to it.
-  D4  Padding (pad_mask) has no part in the statistics of both passes, and is not pulled by ema; the code leaves it out of
-      x2 only.  NaN and infinity at padding count as 0.
+The code (hikvision-research/Unified-Normalization, unified_normalization.py) says more than the paper, and we depart
+twice:
+  D1  In the first `warmup_iters` - 1 batches (4000, at least M) and in those left out, var = x2 and mean(gz) = gz, as
+      in the code.  r = 1 there and in the first 1000 batches.
+  D2  Of a batch left out, running and ema stand in for x2 and gz among the last M, and dL/dx takes gz for ema, as in
+      the code.
+  D3  Filtration (off by default) waits for M batches even if the warm-up is shorter; the code takes the zeros at the
+      start for recorded values, so that everything is an outlier to it.
+  D4  Padding (pad_mask) has no part in the statistics of both passes, and is not pulled by ema; the code leaves it out
+      of x2 only.  NaN and infinity at padding count as 0.
 """
 
 import torch
@@ -36,7 +39,9 @@ __all__ = ["UnifiedNorm", "fuse_into_linear"]
 
 
 class Smoothed(torch.autograd.Function):
-    """z = x / root; the backward pass smooths gz and updates buffer_gz and ema_gz in place.  kept: root, r, skip, plain."""
+    """z = x / root; the backward pass smooths gz and updates buffer_gz and ema_gz in place.  kept: root, r, skip,
+    plain.
+    """
 
     generate_vmap_rule = True
 
@@ -85,13 +90,15 @@ class GradientTimes(torch.autograd.Function):
 
 
 class UnifiedNorm(PowerNormV):
-    """UN over the last axis, as in the header (Sec. 3); `running_psi2` is the running value, alpha the weight of its old one.
+    """UN over the last axis, as in the header (Sec. 3); `running_psi2` is the running value, alpha the weight of its
+    old one.
 
     x: (..., num_features) -> the same.  pad_mask: (...), True at padding.  affine=False: neither gamma nor beta.  The
     backward pass changes buffer_gz and ema_gz, which it reads as they are by then; it has no second derivatives.
-    outlier_filtration: the authors' advice is True for vision, False for language.  window_size=1: each batch by itself.
-    `skip_counter` counts what was left out.
-    Raises ValueError where the shape of x or pad_mask, alpha or window_size does not fit, TypeError where x is an integer.
+    outlier_filtration: the authors' advice is True for vision, False for language.  window_size=1: each batch by
+    itself. `skip_counter` counts what was left out.
+    Raises ValueError where the shape of x or pad_mask, alpha or window_size does not fit, TypeError where x is an
+    integer.
     """
 
     def __init__(
@@ -161,9 +168,9 @@ class UnifiedNorm(PowerNormV):
 def fuse_into_linear(norm: PowerNormV, linear: nn.Linear) -> nn.Linear:
     """Return the linear layer equal to linear(norm(x)) at inference (abstract); neither argument changes.
 
-    W' = W diag(gamma / sqrt(running + eps)), b' = b + W beta.  W: (out, num_features).  norm: UnifiedNorm, PowerNormV, or
-    PowerNorm(groups=None), in eval mode.  Raises TypeError where the norm is no fixed map, ValueError in training mode or
-    where the sizes differ.
+    W' = W diag(gamma / sqrt(running + eps)), b' = b + W beta.  W: (out, num_features).  norm: UnifiedNorm, PowerNormV,
+    or PowerNorm(groups=None), in eval mode.  Raises TypeError where the norm is no fixed map, ValueError in training
+    mode or where the sizes differ.
     """
     if not isinstance(norm, PowerNormV) or norm.groups is not None:
         raise TypeError(f"{norm!r} has statistics of the token itself and cannot be folded: write UnifiedNorm(n)")

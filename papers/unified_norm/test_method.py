@@ -408,7 +408,7 @@ def test_d4_padding_has_no_part():
         norm(x, pad.float())
 
 
-def test_d5_statistics_in_float32():
+def test_float32_convention():
     x = torch.tensor([[100.0], [100.5], [101.0], [101.5]])
     for dtype in (torch.bfloat16, torch.float16):
         assert UnifiedNorm(1)(x.to(dtype)).dtype == dtype

@@ -3,17 +3,19 @@
     W_hat_ij = (W_ij - mu_i) / sigma_i,   mu_i = (1/n) sum_j W_ij,   sigma_i = sqrt((1/n) sum_j W_ij^2 - mu_i^2 + eps)
     BCN(x) = CN(BN(x))
 
-W and W_hat have the shape (outputs, ...); the filter of output i holds n weights.  The layer computes with W_hat, without a
-gain of its own, and the optimizer moves W: gradients go through mu and sigma.  It is meant for layers that a norm follows.
+W and W_hat have the shape (outputs, ...); the filter of output i holds n weights.  The layer computes with W_hat,
+without a gain of its own, and the optimizer moves W: gradients go through mu and sigma.  It is meant for layers that a
+norm follows.
 
 BN is batch normalization, per channel, with gain and bias (1 and 0 at first).  CN splits each image's channels into
-groups; every group is centred and divided by its deviation over channels and places, and has one gain and one bias (1 and
-0).  In micro-batches BN is EstBN, which in training too normalises with running estimates that carry no gradient:
+groups; every group is centred and divided by its deviation over channels and places, and has one gain and one bias (1
+and 0).  In micro-batches BN is EstBN, which in training too normalises with running estimates that carry no gradient:
 
     var  <- (1 - r) var  + r mean((x - mean)^2),      mean <- (1 - r) mean + r mean(x)
 
-x and y have the shape (N, C, H, W), or one or three axes of places.  r ("estbn_moving_speed") is a buffer, to be lowered with the
-learning rate.  "The authors' code": joe-siyuan-qiao/WeightStandardization and Batch-Channel-Normalization.
+x and y have the shape (N, C, H, W), or one or three axes of places.  r ("estbn_moving_speed") is a buffer, to be
+lowered with the learning rate.  "The authors' code": joe-siyuan-qiao/WeightStandardization and
+Batch-Channel-Normalization.
 
   D1  eps = 1e-5, and sigma as in the equation of v2: biased, eps inside the root.  v1 and the authors' first code add
       eps to the unbiased deviation, their second puts it inside the unbiased one, timm has 1e-6.  Up to eps the norm
@@ -85,7 +87,8 @@ class WSConv2d(nn.Conv2d):
 
 
 class EstBN(BatchNorm):
-    """weight (x - mean) / sqrt(var + eps) + bias with running estimates, in training too (Algorithm of micro-batch BCN).
+    """weight (x - mean) / sqrt(var + eps) + bias with running estimates, in training too (Algorithm of micro-batch
+    BCN).
 
     x: (N, C, *).  `momentum` is the first value of the buffer r; change it by `norm.estbn_moving_speed.fill_(r)`.
     The state dict is that of the authors' EstBN.  TypeError for integers, ValueError for another number of channels.
@@ -137,8 +140,8 @@ class BatchChannelNorm(nn.Module):
 
     estimate=False: `bn` is batch normalization, for large batches (train and eval differ as there); True: EstBN, for
     micro-batches.  num_groups: 32 unless given (D5); momentum: that of the running statistics, of EstBN the first r.
-    x: (N, C, *places), ValueError otherwise (D6), or if num_groups does not divide num_features.  State dict: the authors',
-    whose weight and bias (1, num_groups, 1) load too.
+    x: (N, C, *places), ValueError otherwise (D6), or if num_groups does not divide num_features.  State dict: the
+    authors', whose weight and bias (1, num_groups, 1) load too.
     """
 
     def __init__(

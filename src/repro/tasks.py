@@ -1,10 +1,11 @@
 """What most experiments do: train a model and score it, time arms turn by turn, keep the worst of many errors.
 
-A Config that inherits from `Pictures` or `Text` has the settings that these functions read; a paper adds its own fields.
-Every keyword of `train.fit` passes through `**options` and wins over the Config.  A trained arm returns beside its score
+A Config that inherits from `Pictures` or `Text` has the settings that these functions read; a paper adds its own
+fields. Every keyword of `train.fit` passes through `**options` and wins over the Config.  A trained arm returns beside
+its score
 
-    learning_curve, learning_steps    the mean training loss of about 20 stretches of the run, and the step at their ends
-    trivial_linear, trivial_bigram    what a predictor without a network scores on the same data, in the unit of the score
+    learning_curve, learning_steps    the mean training loss of about 20 stretches of the run, and the step at each end
+    trivial_linear, trivial_bigram    what a predictor without a network scores on the same data, in the score's unit
 """
 
 import math
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from repro import trivial
 from repro.batched import fit_batched
-from repro.data import digits, fashion_mnist, fashion_mnist_m, prose, shakespeare
+from repro.data import digits, fashion_mnist, fashion_mnist_m, mnist, prose, shakespeare
 from repro.data.kinds import Corpus
 from repro.errors import Diverged
 from repro.timing import compare
@@ -28,7 +29,12 @@ from repro.train import History, evaluate_classifier, evaluate_lm, fit, seed_of
 Measures = dict[str, float | list[float]]
 Examples = tuple[Tensor, Tensor]
 
-PICTURES = {"fashion_mnist": fashion_mnist.load, "fashion_mnist_m": fashion_mnist_m.load, "digits": digits.load}
+PICTURES = {
+    "fashion_mnist": fashion_mnist.load,
+    "fashion_mnist_m": fashion_mnist_m.load,
+    "mnist": mnist.load,
+    "digits": digits.load,
+}
 TEXTS = {"prose": prose.load, "shakespeare": shakespeare.load}
 
 
@@ -75,7 +81,7 @@ class Pictures(Training):
     @property
     def side(self) -> int:
         """Pixels along an edge."""
-        return {"fashion_mnist": 28, "fashion_mnist_m": 32, "digits": 8}[self.data] // self.pool
+        return {"fashion_mnist": 28, "fashion_mnist_m": 32, "mnist": 28, "digits": 8}[self.data] // self.pool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +226,8 @@ def perplexities(measures: Measures, most: float = 50.0) -> Measures:
 
 
 def timed(passes: Callable[..., Callable[[], object]], *, reference: str, **options: object) -> Callable[..., dict]:
-    """Return the `_group` function of an exclusive experiment whose arms are the calls passes(arm, seed, config, device).
+    """Return the `_group` function of an exclusive experiment whose arms are the calls passes(arm, seed, config,
+    device).
 
     The Config has the fields of `Timed`.  Options are those of `timing.compare`; a function is called with the Config.
     """

@@ -163,10 +163,7 @@ def compare(
             if gap <= aa_limit:
                 break
         else:
-            raise InvalidMeasurement(
-                f"A/A arms {gap:.1%} apart after {len(base)} blocks; at most {aa_limit:.1%} counts: "
-                "use an idle machine, more blocks or more calls"
-            )
+            raise InvalidMeasurement(_unsteady(reference, gap, aa_limit, base, on_cpu))
     finally:
         if collecting:
             gc.enable()
@@ -190,8 +187,22 @@ def compare(
 def _gap(one: Sequence[Sample], other: Sequence[Sample], field: str) -> float:
     low, high = sorted(median(getattr(sample, field) for sample in samples) for samples in (one, other))
     if low <= 0:
-        raise InvalidMeasurement("the reference arm took no measurable time; write more calls per block")
+        raise InvalidMeasurement(
+            "The reference arm took no measurable time. Write more calls per block, then run again."
+        )
     return high / low - 1
+
+
+def _unsteady(reference: str, gap: float, limit: float, samples: Sequence[Sample], on_cpu: bool) -> str:
+    """Say why no timing came of it, and what would help."""
+    wall, cpu = (sum(getattr(sample, name) for sample in samples) for name in ("wall", "cpu"))
+    busy = wall / max(cpu, 1e-9) * (torch.get_num_threads() if on_cpu else 1)
+    cause = f" Wall time was {busy:.1f} times the CPU time: other processes used this machine." if busy > 1.2 else ""
+    return (
+        f"This machine could not take the timing: two identical copies of {reference!r} still differed by {gap:.1%} "
+        f"after {len(samples)} blocks, where at most {limit:.1%} is allowed, so that no difference between arms could "
+        f"be trusted.{cause if on_cpu else ''} Use an idle machine, or more blocks or calls, then run again."
+    )
 
 
 def _cpu_clock(flush: Call | None) -> Clock:

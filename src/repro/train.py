@@ -3,8 +3,8 @@
 Everything that happens at a step is a function of (seed, step): which examples are drawn, the learning rate, and the
 state of PyTorch's random generators (dropout).  So a run killed at any step and resumed ends bitwise as if undisturbed.
 Data stay in tensors on the model's device and are indexed directly.  `repro.batched.fit_batched` is the same loop for
-several seeds at once.  In a torch.distributed process group (`repro.run.engines.ranks` makes one under torchrun) `fit` is
-data parallel: every rank calls it alike and takes its share of each batch, and what it returns is that of all.
+several seeds at once.  In a torch.distributed process group (`repro.run.engines.ranks` makes one under torchrun) `fit`
+is data parallel: every rank calls it alike and takes its share of each batch, and what it returns is that of all.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from repro import live
 from repro.errors import Diverged as Diverged
 from repro.errors import ReproError
+from repro.models.modes import measured as measured
 from repro.store import write_file
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -434,17 +435,6 @@ def _name(value: object) -> object:
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def measured(evaluate: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
-    """`evaluate(model)` in eval mode and without gradients; the mode is put back."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return evaluate(model)
-    finally:
-        model.train(mode)
-
-
 def _score(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     total, right, count = 0.0, 0.0, 0
     for x, y in batches:
@@ -478,7 +468,8 @@ def evaluate_lm(
 
 
 class Checkpoint:
-    """One safetensors file: parameters, buffers and optimizer state; the rest as JSON in its metadata, with a digest of all.
+    """One safetensors file: parameters, buffers and optimizer state; the rest as JSON in its metadata, with a digest of
+    all.
 
     State that a module keeps outside parameters and buffers is not saved.
     """

@@ -42,6 +42,9 @@ def arena(
     if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
         raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
+    if not names:
+        have = sorted({p for one in protocol.tracks(root).values() for p in one if p in JUDGED}, key=JUDGED.index)
+        raise ReproError(f"--profile {profile}: no track of arena.yaml has it; write one of {', '.join(have)}")
     if plan:
         return dump(written({"tracks": [protocol.plan(root, name, profile) for name in names]}))
     if check:
