@@ -74,6 +74,13 @@ def package_file(slug: str) -> str:
     return f"# {MARK} from method.py\n{imported}\n\n{public}\n"
 
 
+def current_package(root: Path, slug: str) -> None:
+    """Refuse a paper whose package file does not name what its method names: an import of it would fail, or be old."""
+    path = root / "papers" / slug / "__init__.py"
+    if _current(path) != package_file(slug):
+        raise ReproError(f"papers/{slug}/__init__.py: is not what method.py names now; run `repro index` first")
+
+
 def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
     """Path -> text of every generated file, and paper -> why it cannot be read.
 
