@@ -38,7 +38,7 @@ from typing import Any
 
 from repro.errors import Failed, ReproError, one_line
 
-SECONDS = 30  # a command that takes longer hangs
+SECONDS = 600  # a command that takes longer hangs
 KINDS = ("refused", "accepted", "detected")
 
 
