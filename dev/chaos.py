@@ -1,8 +1,8 @@
 """`repro chaos`: faults put into small checkouts, one by one, and counted: injected, detected, recovered, lost.
 
-    detected    the faulty command failed with one line, tried again, or refused what was damaged: nothing corrupt passed
+    detected    the faulty command failed with one line, tried again, or refused what was damaged
     recovered   the next undisturbed command ends with the rows (or file) of a checkout that nothing befell
-    lost        whole records that were not there afterwards, or were measured again, and results that came out different
+    lost        whole records that were not there afterwards or were measured again, and results that came out different
 
 Every fault starts from a copy of the same small checkout (`dev.demo`); kills come at times drawn under a fixed seed.
 """
@@ -150,7 +150,8 @@ class Chaos:
         self.faults.append(found)
         yield found
         self.say(
-            f"{name}: {found.injected} injected, {found.detected} detected, {found.recovered} recovered, {found.lost} lost"
+            f"{name}: {found.injected} injected, {found.detected} detected, "
+            f"{found.recovered} recovered, {found.lost} lost"
         )
 
     def place(self, source: Place | None = None) -> Place:
@@ -364,7 +365,8 @@ class Chaos:
                     [
                         sys.executable,
                         "-c",
-                        "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(600)",
+                        "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); "
+                        "print(1, flush=True); time.sleep(600)",
                         str(state / "machine.lock"),
                     ],
                     stdout=subprocess.PIPE,

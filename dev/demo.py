@@ -1,4 +1,4 @@
-"""A small checkout: this package and one paper, `demo`, whose values are known.  Tests, `dev.badinput` and `dev.chaos` use it."""
+"""A small checkout: this package and one paper, `demo`, of known values; for tests, `dev.badinput` and `dev.chaos`."""
 
 import os
 import shutil

@@ -457,7 +457,7 @@ def test_recommend_needs_evidence(arena_checkout: Checkout) -> None:
 
 def test_the_suites_own_arena_file_is_sound() -> None:
     for name, one in arena.tracks(ROOT).items():
-        for profile in set(one) & {"cpu", "gpu"}:
+        for profile in set(one) & {"cpu", "long", "gpu"}:
             settings = arena.track_of(ROOT, name, profile)
             assert settings["final"]["seeds"] >= 12 and settings["tuning"]["seeds"] >= 3
             assert settings["tuning"]["extend"] >= 1 and len(settings["tuning"]["lr"]) >= 6
@@ -472,4 +472,4 @@ def test_an_unknown_track_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReproError, match="no such file"):
         arena.tracks(tmp_path)
     with pytest.raises(ReproError, match="--track nope: no such track; write one of mlp"):
-        arena.track_of(ROOT, "nope", "cpu")
+        arena.track_of(ROOT, "nope", "long")

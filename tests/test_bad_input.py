@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_arena import SETTINGS, document
+from test_arena import stored as stored_arena
 from test_paper import TEXT
 from test_store import BODY, ROW
 
@@ -384,7 +385,7 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
         made["provenance"]["digest"] = rows_digest(made["rows"])
         made = sealed(made)
     path = write(tmp_path / "arena" / "mlp.cpu.rows.json", made)
-    budget = {**SETTINGS, "final": {"seeds": 3, "steps": 40}}
+    budget = {**SETTINGS, "final": {"seeds": 3}}
     with refusal():
         rows = read_arena_rows(path, "again", "rows.json", "mlp", "cpu", budget)
         json.dumps(arena_table.table(rows, budget), allow_nan=False).encode()
@@ -394,7 +395,7 @@ def test_random_values_in_rows_and_tables_of_the_arena(tmp_path: Path, data: st.
         advice.nearest_cell(made, 4, 16)
         for cell in made["cells"]:
             for slot in cell["slots"].values():
-                advice.recommended(slot["ranking"], 0.1)
+                advice.recommended(slot, 0.1)
         report.arena.summary(tmp_path)
 
 
@@ -634,17 +635,12 @@ def pages(root: Path, text: str) -> dict[str, str]:
             claim["paper_value"] = {"text": text}
         write(root / "papers" / "demo" / "results" / f"{profile}.rows.json", document_)
         write(root / "papers" / "demo" / "results" / f"{profile}.verdict.json", judged)
-    table = arena_table.table({**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3, "steps": 40}})
-    table |= {
-        "what": text,
-        "device": text,
-        "measure": text,
-        "rows_digest": f"sha256:{text}",
-        "settings": {**table["settings"], text: text},
-    }
+    stored_arena(root, {**ARENA_ROWS, "out": {text: text}}, {**SETTINGS, "final": {"seeds": 3}})
+    table = json.loads((root / "arena" / "mlp.cpu.table.json").read_text(encoding="utf-8"))
+    table |= {"what": text, "device": text, "measure": text, "settings": {**table["settings"], text: text}}
     for cell in table["cells"]:
-        cell["slots"] = {f"{slot}{text}": found for slot, found in cell["slots"].items()}
-        cell["changed"] = {f"{name}{text}": value for name, value in cell["changed"].items()}
+        cell["slots"] = {f"{slot}{text}": {**found, "why": text} for slot, found in cell["slots"].items()}
+        cell["same"] = {text: text}
     for method in table["methods"]:
         method |= {"slot": f"{method['slot']}{text}", "trials": [text]}
     write(root / "arena" / "mlp.cpu.table.json", table)
@@ -658,6 +654,7 @@ def pages(root: Path, text: str) -> dict[str, str]:
     parts = {
         "index": [
             index_page.head(),
+            index_page.map(),
             index_page.headlines_table(),
             index_page.arena(),
             index_page.magnitude(),

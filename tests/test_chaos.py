@@ -1,4 +1,4 @@
-"""`repro chaos`: every fault is detected, nothing is lost, and the next run ends with the rows of an undisturbed one."""
+"""Every fault is detected, nothing is lost, and the next run ends with the rows of an undisturbed one."""
 
 from pathlib import Path
 

@@ -238,6 +238,18 @@ def test_a_curve_has_learnt_by_its_end_and_higher_may_be_better(paper):
     assert claim(curve, rows)["trivial"]["state"] == "reproduced"  # the end, 0.5, not the 3.0 or 1.5 before it
 
 
+def test_a_claim_may_name_the_arm_that_must_have_learnt(paper):
+    """Where the claim is that the baseline does not train, it is the method that must have learnt."""
+    rules = "[{kind: bound, measure: loss, arm: b, min: 0.9}, {kind: bound, measure: loss, arm: a, max: 0.7}]"
+    controls = "[{replace: {a: c}, expect: not_reproduced}, {replace: {b: a}, expect: not_reproduced}]"
+    named = paper(rules, controls, trivial="{predictor: linear, arm: a}")
+    assert claim(named, learnt(rows_of(**GOOD), 0.8))["state"] == "reproduced"
+    assert claim(named, learnt(rows_of(**GOOD), 0.4))["mark"] == "not_learnt"
+    assert claim(paper(rules, controls, trivial="linear"), learnt(rows_of(**GOOD), 0.8))["mark"] == "not_learnt"
+    with pytest.raises(ReproError, match="no arm 'x' in experiment 'e'"):
+        paper(trivial="{predictor: linear, arm: x}")
+
+
 def test_without_a_score_of_the_trivial_predictor_nothing_is_learnt(paper):
     found = claim(paper(**LEARNT), rows_of(**GOOD, p=GOOD["a"]))
     assert (found["state"], found["mark"]) == ("inconclusive", "not_learnt")

@@ -1,4 +1,4 @@
-"""The same trial gives the same bits: again, in another process, resumed, under the other engine; another seed does not."""
+"""The same trial gives the same bits: again, elsewhere, resumed, under the other engine; another seed does not."""
 
 import json
 import subprocess
@@ -78,13 +78,15 @@ from pathlib import Path
 from repro.run import engines
 if __name__ == "__main__":
     with engines.chosen("ray", "cpu", 1) as where:
-        where["engine"]([json.loads(Path(sys.argv[1]).read_text())], jobs=1, state=Path(sys.argv[2]), done=lambda u, a: print("ANSWER", json.dumps(a.get("results", a))))
+        units = [json.loads(Path(sys.argv[1]).read_text())]
+        done = lambda unit, answer: print("ANSWER", json.dumps(answer.get("results", answer)))
+        where["engine"](units, jobs=1, state=Path(sys.argv[2]), done=done)
 """
     told = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "unit.json"), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     [line] = [line for line in told.stdout.splitlines() if line.startswith("ANSWER")]
     assert json.loads(line.removeprefix("ANSWER ")) == json.loads(json.dumps(execute.execute(unit)))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro.models import slots
-from repro.models.convnet import Bottleneck, ConvNet, Slots, cifar_resnet, timm_convnet
+from repro.models.convnet import Bottleneck, ConvNet, Slots, cifar_resnet
 from repro.models.gpt import GPT, FeedForward, rotary_table, rotate
 from repro.models.mlp import MLP, ResidualMLP
 from repro.models.rnn import GATES, RNN, RecurrentLM
@@ -118,16 +118,14 @@ def test_slots_are_used_and_nothing_else_normalises(name):
     assert out.shape == ((2, 8, 17) if name == "gpt" else (2, 5)) and out.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [*BUILD, "timm", *GATES])
+@pytest.mark.parametrize("name", [*BUILD, *GATES])
 def test_arms_of_one_seed_start_from_the_same_weights(name):
     def build(norm: slots.Norm, seed: int) -> nn.Module:
-        if name == "timm":
-            return timm_convnet("resnet10t", classes=5, norm=norm, generator=source(seed))
         if name in GATES:
             return RecurrentLM(name, 17, 8, layers=2, norm=norm, generator=source(seed))
         return BUILD[name][0](norm, nn.ReLU, source(seed))
 
-    library = nn.BatchNorm2d if name in ("resnet", "plain", "bottleneck", "timm") else nn.LayerNorm
+    library = nn.BatchNorm2d if name in ("resnet", "plain", "bottleneck") else nn.LayerNorm
     before = torch.get_rng_state()
     arms = [{n: p for n, p in build(norm, 1).named_parameters()} for norm in (Marker, library, OwnNorm)]
     assert torch.equal(torch.get_rng_state(), before), "drew from PyTorch's own generator"
@@ -269,16 +267,6 @@ def test_conv_and_block_slots():
     assert [block.place for block in model.blocks] == [(0, 3), (1, 3), (2, 3)]
     assert all(type(m) is OwnConv for m in model.modules() if isinstance(m, nn.Conv2d))
     assert model(images()).shape == (2, 5)
-
-
-def test_timm_models_take_norm_and_act():
-    model = timm_convnet("resnet10t", classes=5, norm=lambda n: nn.GroupNorm(2, n), act=nn.SiLU, generator=source())
-    kinds = {type(m) for m in model.modules()}
-    assert {nn.GroupNorm, nn.SiLU} <= kinds and not kinds & {nn.BatchNorm2d, nn.ReLU}
-    x = torch.randn(2, 3, 32, 32, generator=source())
-    assert model(x).shape == (2, 5)
-    again = timm_convnet("resnet10t", classes=5, norm=lambda n: nn.GroupNorm(2, n), act=nn.SiLU, generator=source())
-    assert torch.equal(again(x), model(x))
 
 
 def test_vit_placements():

@@ -915,3 +915,25 @@ def test_the_suite_is_found():
     assert folder.name == "papers" and (folder.parent / "params.yaml").is_file()
     assert papers.slugs() == sorted(papers.slugs())
     load_params(folder.parent)
+
+
+def test_the_page_of_keys_says_every_key_and_is_up_to_date():
+    from repro.spec import describe
+
+    page = describe.markdown()
+    assert describe.unmentioned() == []
+    assert page == (papers.paper_dirs().parent / "docs" / "paper_yaml.md").read_text(encoding="utf-8")
+    for key in (
+        "identities",
+        "elsewhere",
+        "headline",
+        "tune",
+        "trivial",
+        "mutants",
+        "fails",
+        "read",
+        "like",
+        "first_seed",
+    ):
+        assert f"| `{key}`" in page, key
+    assert "|  | `kind`" not in page and page.count("| `at_least` |") == 1, "the keys of every rule stand once"

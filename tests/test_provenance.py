@@ -105,3 +105,174 @@ def test_running_imports_in_no_circle() -> None:
     while leaves := [name for name, found in arrows.items() if not found]:
         arrows = {name: found - set(leaves) for name, found in arrows.items() if name not in leaves}
     assert arrows == {}, "these import each other"
+
+
+def test_lowered_vector_instructions_are_another_device_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATEN_CPU_CAPABILITY changes bits; where torch takes what the processor has, the class is that of the processor."""
+    monkeypatch.setattr(provenance, "cpu", lambda: {"class": "cpu-x86_64-GenuineIntel-avx512f", "model": "a processor"})
+    classes = {}
+    for vector in ("AVX512", "AVX2", "DEFAULT"):
+        monkeypatch.setattr(provenance, "vector_capability", lambda vector=vector: vector)
+        classes[vector] = provenance.device_class("cpu")
+    assert classes == {
+        "AVX512": "cpu-x86_64-GenuineIntel-avx512f",
+        "AVX2": "cpu-x86_64-GenuineIntel-avx512f-with-avx2",
+        "DEFAULT": "cpu-x86_64-GenuineIntel-avx512f-with-default",
+    }
+
+
+# --- one function of a module -----------------------------------------------------------------------------------------
+
+MODULE = '''"""Two experiments."""
+
+from functools import partial
+
+from repro.data import digits, shakespeare
+from repro.models.mlp import MLP as Network
+
+RATE = 0.1
+ARMS = {"one": "repro.timing:compare", "two": None}
+LATER = []
+LATER.append(1)
+
+
+class Config:
+    width: int
+
+
+def helper(x):
+    return RATE * x
+
+
+def first(arm: str, seed: int, config: Config, device):
+    """It trains."""
+    return helper(Network(config.width))
+
+
+def second(arm, seed, config: "Other", device):
+    return shakespeare.load(ARMS[arm])
+
+
+class Other:
+    pass
+
+
+third = partial(second)
+
+
+def fourth(arm, seed, config, device):
+    return globals()[arm]
+'''
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path, real = tmp_path / "experiment.py", provenance.module_file
+    path.write_text(MODULE)
+    monkeypatch.setattr(provenance, "module_file", lambda name: path if name == NAME else real(name))
+    return path
+
+
+NAME = "repro.papers.demo.experiment"
+
+
+def digests(path: Path, old: str = "", new: str = "") -> list[str]:
+    """Of the four functions, after an edit."""
+    assert old in MODULE
+    path.write_text(MODULE.replace(old, new, 1) if old else MODULE)
+    provenance._slice.cache_clear()
+    provenance._parse.cache_clear()
+    provenance._file_digest.cache_clear()
+    return [provenance.function_digest(NAME, name) for name in ("first", "second", "third", "fourth")]
+
+
+@pytest.mark.parametrize(
+    "old, new, changed",
+    [
+        ("It trains.", "It learns.", []),
+        ("return RATE * x", "return RATE + x", ["first", "fourth"]),
+        ("RATE = 0.1", "RATE = 0.2", ["first", "fourth"]),
+        ("width: int", "width: float", ["first", "fourth"]),
+        ("shakespeare.load(ARMS[arm])", "shakespeare.load()", ["second", "third", "fourth"]),
+        ('"two": None', '"two": 2', ["second", "third", "fourth"]),
+        ("    pass", "    width = 1", ["second", "third", "fourth"]),
+        ("partial(second)", "partial(second, 1)", ["third", "fourth"]),
+        ("LATER.append(1)", "LATER.append(2)", ["first", "second", "third", "fourth"]),
+    ],
+)
+def test_an_edit_changes_the_digests_of_the_experiments_that_use_it(
+    experiment: Path, old: str, new: str, changed: list[str]
+) -> None:
+    names = ["first", "second", "third", "fourth"]
+    before, after = digests(experiment), digests(experiment, old, new)
+    assert [name for name, a, b in zip(names, before, after, strict=True) if a != b] == changed
+
+
+def test_a_function_runs_the_modules_that_it_uses_alone(experiment: Path) -> None:
+    first, second = (set(provenance.function_closure(NAME, name)) for name in ("first", "second"))
+    assert "repro.models.mlp" in first and "repro.data.shakespeare" not in first
+    assert "repro.data.shakespeare" in second and "repro.models.mlp" not in second
+    assert not {"repro.data.digits", "repro.timing"} & (first | second)
+    assert "repro.timing" in provenance.function_closure(NAME, "first", ["one"]), "an arm names its module"
+    whole = set(provenance.closure(NAME))
+    assert set(provenance.function_closure(NAME, "fourth")) == whole, "globals() may mean anything"
+    assert set(provenance.function_closure(NAME, "absent")) == whole
+
+
+# --- git and other checkouts ------------------------------------------------------------------------------------------
+
+
+def commit_in(folder: Path, message: str) -> None:
+    name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["add", "-A"], [*name, "commit", "-q", "--allow-empty", "-m", message]):
+        subprocess.run(["git", "-C", str(folder), *words], check=True)
+
+
+def test_git_s_refusals_are_said_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "root", lambda: tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    told = provenance.commit()
+    assert told["commit"] is None and "not a git repository" in told["git"] and "dirty" not in told
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    commit_in(tmp_path, "one")
+    assert provenance.commit() == {"commit": provenance.git("rev-parse", "HEAD").strip(), "dirty": False}
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert re.search("dubious ownership.*git config --global --add safe.directory", str(provenance.commit()["git"]))
+    monkeypatch.setenv("PATH", "")
+    assert "git is not installed" in provenance.commit()["git"]
+
+
+def test_a_history_that_is_cut_is_known(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path / "whole")], check=True)
+    for message in ("one", "two"):
+        commit_in(tmp_path / "whole", message)
+    source = (tmp_path / "whole").as_uri()
+    subprocess.run(["git", "clone", "-q", "--depth", "1", source, str(tmp_path / "cut")], check=True)
+    assert (provenance.shallow(tmp_path / "whole"), provenance.shallow(tmp_path / "cut")) == (False, True)
+
+
+def test_a_command_works_on_the_checkout_in_which_it_stands(checkout: Checkout) -> None:
+    """With the environment of this suite, inside another checkout: the other one's source runs."""
+    environment = {k: v for k, v in checkout.environment().items() if k != "PYTHONPATH"}
+    code = """
+from repro.run import processes, provenance
+print(provenance.another_checkout() is not None)
+processes.enter_checkout("repro.run.provenance", [])
+"""
+    inside = checkout.paper / "results"
+    inside.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=inside, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "True", "")
+    listed = subprocess.run(
+        [sys.executable, "-m", "repro.cli", "list", "--json"],
+        cwd=inside,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert '"demo"' in listed.stdout and "rmsnorm" not in listed.stdout, listed.stderr
+    assert provenance.another_checkout(provenance.root()) is None
+    assert provenance.another_checkout(Path("/")) is None
+    refused = {**environment, "REPRO_CHECKOUT": str(checkout.root.resolve())}
+    done = subprocess.run([sys.executable, "-c", code], cwd=inside, env=refused, capture_output=True, text=True)
+    assert "this environment belongs to" in done.stderr

@@ -13,7 +13,7 @@ from conftest import Checkout
 from repro.errors import ReproError
 from repro.files.verdict import read_quality
 from repro.judge import quality
-from repro.judge.claims import claim_parts, judge_claim
+from repro.judge.claims import Case, claim_parts
 from repro.judge.decide import Region, decide
 from repro.spec.load import load
 from repro.spec.model import Paper
@@ -29,8 +29,8 @@ arxiv: '1910.07467'
 family: normalization
 summary: S.
 equation: y
-headline: {cpu: main}
-measures: {loss: {unit: nats, better: lower}, score: {unit: points, better: higher}}
+headline: main
+measures: {loss: {unit: nats, better: lower, positive: true}, score: {unit: points, better: higher}}
 experiments: {e: {arms: [a, b], factors: {depth: [1, 2, 4]}}}
 claims:
   main:
@@ -171,7 +171,7 @@ def test_the_false_rate_of_every_kind_is_the_nominal_one(make, name):
 
 def test_an_equivalence_that_the_spread_drowns_is_hardly_ever_said(make):
     rule, good = KINDS["equivalence"]
-    found = rates(make(rule), rows_of({"a": good, "b": 1.0}, spread=1.0))
+    found = rates(make(rule, value="{value: 0, unit: nats}"), rows_of({"a": good, "b": 1.0}, spread=1.0))
     assert found["false_rate"] < 0.01 and found["power"] < 0.2
 
 
@@ -244,38 +244,41 @@ def test_power_rises_with_the_effect_and_is_students(make):
 
 @pytest.mark.parametrize("least", [2, 3])
 def test_the_judge_itself_says_reproduced_as_often(make, least):
-    """Rows drawn anew with the spread of the first ones, through the whole of `judge_claim`."""
-    paper = make(f"{{kind: ordering, measure: loss, arm: a, against: b, per: depth, at_least: {least}}}")
+    """Rows drawn anew with the spread of the first ones, through all that the rules of a claim go through."""
+    rule = f"{{kind: ordering, measure: loss, arm: a, against: b, per: depth, at_least: {least}}}"
+    paper = make(rule, value="{value: -0.15, unit: nats}")
     rows, random, runs = rows_of({"a": 0.85, "b": 1.0}, spread=0.1), np.random.default_rng(7), 600
     ((_, parts),) = claim_parts(paper, "cpu", "main", rows)
     real = np.array([part.values for part in parts])
     said = 0
     for _ in range(runs):
-        mixed = random.multivariate_normal(real.mean(axis=1), np.cov(real), size=5)
+        mixed = random.multivariate_normal([-0.15] * 3, np.cov(real), size=5)  # the effect of the paper
         drawn = {(depth, s): mixed[s, i] for i, depth in enumerate((1, 2, 4)) for s in range(5)}
         for row in rows:
             row["measures"] = {"loss": float(drawn[row["factors"]["depth"], row["seed"]]) if row["arm"] == "a" else 0.0}
-        said += judge_claim(paper, "cpu", "main", rows)["state"] == "reproduced"
+        said += Case.of(paper, "cpu", "main", rows).outcome().state == "reproduced"
     found = rates(paper, rows_of({"a": 0.85, "b": 1.0}, spread=0.1))
     assert 0.1 < found["power"] < 0.9, "a rate that tells"
     assert said / runs == pytest.approx(found["power"], abs=4 * 0.5 / math.sqrt(runs))
 
 
 @pytest.mark.parametrize(
-    "value, where",
+    "value, given",
     [
-        ("{value: -0.5, unit: nats}", "paper"),
-        ("{value: -0.5}", "paper"),
-        ("{low: -0.9, high: -0.2, unit: nats}", "paper"),
-        ("{value: -0.5, unit: BLEU}", "here"),
-        ("{value: 0.5, unit: nats}", "here"),
-        ("{low: -0.9, high: 0.2}", "here"),
-        ("{text: much}", "here"),
+        ("{value: -0.5, unit: nats}", True),
+        ("{low: -0.9, high: -0.2, unit: nats}", True),
+        ("{value: -0.5}", False),  # of no unit
+        ("{value: -0.5, unit: BLEU}", False),
+        ("{value: 0.5, unit: nats}", False),  # at which the claim is false
+        ("{text: much}", False),
     ],
 )
-def test_the_papers_effect_counts_where_it_speaks_of_the_parameter(make, value, where):
+def test_power_is_given_at_the_papers_effect_alone(make, value, given):
     found = rates(make(KINDS["ordering"][0], value=value), rows_of({"a": 0.5, "b": 1.0}))
-    assert found["power_at"] == where and found["power"] > 0.9
+    if given:
+        assert found["power_at"] == "paper" and found["power"] > 0.9
+    else:
+        assert found["power"] is found["power_interval"] is found["power_at"] is None and found["why"]
 
 
 def test_a_ratio_of_the_paper_is_taken_on_the_log_scale(make):
@@ -283,18 +286,13 @@ def test_a_ratio_of_the_paper_is_taken_on_the_log_scale(make):
     near = rates(make(KINDS["ratio"][0], value="{value: 0.89, unit: ratio}"), rows)
     ends = rates(make(KINDS["ratio"][0], value="{low: 0.3, high: 0.89, unit: ratio}"), rows)
     assert near["power_at"] == ends["power_at"] == "paper" and near["power"] == ends["power"] < 0.3
-    assert rates(make(KINDS["ratio"][0], value="{value: -1, unit: ratio}"), rows)["power_at"] == "here"
+    assert rates(make(KINDS["ratio"][0], value="{value: -1, unit: ratio}"), rows)["power"] is None
 
 
-def test_no_power_where_the_claim_is_false_here_and_in_the_paper(make):
-    found = rates(make(KINDS["ordering"][0]), rows_of({"a": 1.5, "b": 1.0}))
-    assert found["power"] is found["power_interval"] is found["power_at"] is None
-    assert "outside the region" in found["why"] and found["false_rate"] is not None
-    some = rates(
-        make("{kind: ordering, measure: loss, arm: a, against: b, per: depth, at_least: 1}"),
-        rows_of(lambda arm, depth: 0.2 if (arm, depth) == ("a", 1) else 1.0 + (arm == "a")),
-    )
-    assert some["power"] > 0.9, "one level is asked for"
+def test_exact_tests_are_not_simulated(make):
+    rule = "{kind: failures, measure: loss, arm: a, above: 2, max: 0.5, at: {depth: 1}}"
+    found = rates(make(rule), rows_of({"a": 0.5, "b": 1.0}))
+    assert found["false_rate"] is None and "not simulated" in found["why"]
 
 
 # ---- claims without chance -------------------------------------------------------------------------------------------
@@ -302,21 +300,20 @@ def test_no_power_where_the_claim_is_false_here_and_in_the_paper(make):
 
 def test_what_is_not_sampled_has_no_rate(make):
     rows = rows_of({"a": 0.5, "b": 1.0}, spread=0.0)
-    for rule in ("{kind: identity, measure: loss, arm: a, bound: 1}", KINDS["bound"][0], KINDS["ordering"][0]):
+    for rule in (KINDS["bound"][0], KINDS["ordering"][0]):
         found = rates(make(rule), rows)
         assert found["why"] == quality.EXACT and found["false_rate"] is found["power"] is None
-    assert (
-        rates(make("{kind: identity, measure: loss, arm: a, bound: 1}", 1), rows_of({"a": 0.5, "b": 1.0}, 1))["why"]
-        == quality.EXACT
-    )
 
 
 def test_an_exact_part_beside_a_sampled_one(make):
-    both = f"[{{kind: identity, measure: loss, arm: b, bound: BOUND}}, {KINDS['ordering'][0]}]"
+    both = f"[{KINDS['ordering'][0]}, {{kind: bound, measure: score, arm: b, max: BOUND, {AT}}}]"
     rows = rows_of({"a": 0.5, "b": 1.0})
-    found = rates(make(both.replace("BOUND", "2")), rows)
+    for row in rows:
+        row["measures"]["score"] = -1.0  # no spread: right or wrong
+    effect = "{value: -0.5, unit: nats}"
+    found = rates(make(both.replace("BOUND", "2"), value=effect), rows)
     assert found["false_rate"] == pytest.approx(0.05, abs=CHANCE) and found["power"] > 0.9
-    found = rates(make(both.replace("BOUND", "0.1")), rows)  # the identity does not hold
+    found = rates(make(both.replace("BOUND", "-2"), value=effect), rows)  # the exact part does not hold
     assert found["false_rate"] == pytest.approx(0.05, abs=CHANCE) and found["power"] is None
 
 
@@ -335,7 +332,7 @@ def test_a_sign_test_beside_a_sampled_part(make):
 
 def test_too_few_seeds_and_missing_rows_say_so(make):
     found = rates(make(KINDS["ordering"][0], 2), rows_of({"a": 0.5, "b": 1.0}, 2))
-    assert found["false_rate"] is None and found["why"] == "2 seeds; at least 3 are needed"
+    assert found["false_rate"] is None and found["why"] == "there are only 2 seeds, and at least 3 are needed."
     found = rates(make(KINDS["ordering"][0]), rows_of({"a": 0.5, "b": 1.0}, 4))
     assert found["false_rate"] is None and "missing" in found["why"]
 
@@ -358,7 +355,7 @@ def test_equal_rows_give_equal_rates_and_other_claims_other_draws(make):
 
 
 def test_documents_are_read_strictly(make, tmp_path):
-    paper = make(f"[{KINDS['ordering'][0]}]")
+    paper = make(f"[{KINDS['ordering'][0]}]", value="{value: -0.1, unit: nats}")
     whole = quality.assess(paper, "cpu", {"paper": "p", "profile": "cpu", "rows": rows_of({"a": 0.9, "b": 1.0})})
     path = tmp_path / "cpu.quality.json"
     path.write_text(quality.text(whole))
@@ -368,7 +365,7 @@ def test_documents_are_read_strictly(make, tmp_path):
         ({"power": None}, "power_interval"),
         ({"false_interval": [0.1]}, "false_interval"),
         ({"allowed": None}, "what is allowed"),
-        ({"power_at": "there"}, "paper, here"),
+        ({"power_at": "there"}, "paper"),
         ({"n": -1}, "whole number"),
         ({"power": None, "power_interval": None, "power_at": None}, "write why"),
         ({"power_at": None}, "does not fit the power"),
@@ -411,7 +408,7 @@ def test_judge_stores_the_rates_and_the_checks_know_them(checkout: Checkout) -> 
     assert f"results/{path.name.replace('cpu', '${item.profile}')}" in (checkout.paper / "dvc.yaml").read_text()
     assert "all checks passed" in checkout.ok("verify", "demo")
     whole = path.read_text()
-    path.write_text(whole.replace('"power": 1.0', '"power": 0.5'))
+    path.write_text(whole.replace('"allowed": 0.05', '"allowed": 0.04'))
     assert path.read_text() != whole
     assert "stored verdicts differ" in checkout.refused("judge", "--all", "--check", code=1)
     assert "the stored error rates differ" in checkout.run("verify", "demo").stdout

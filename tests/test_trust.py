@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Checkout
-from repro.commands import verify
+from repro.run import again
 from repro.store import rows_digest, sealed
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
@@ -68,23 +68,61 @@ def test_the_reader_of_the_source_sees(source: str) -> None:
     assert offences(source)
 
 
-ROWS = [
-    {"status": "ok", "measures": {"loss": value, "bound": 0.5, "curve": [1.0]}} for value in (1.0, 1.1, 0.9, 1.05, 0.95)
-]
+def cell(arm: str, *losses: float) -> list[dict]:
+    return [
+        {
+            "experiment": "main",
+            "arm": arm,
+            "seed": seed,
+            "factors": {"depth": 2},
+            "status": "ok",
+            "measures": {"loss": loss, "bound": 0.5, "curve": [1.0]},
+        }
+        for seed, loss in enumerate(losses)
+    ]
+
+
+ROWS = [*cell("method", 1.0, 1.1, 0.9, 1.05, 0.95), *cell("baseline", 2.0, 2.1, 1.9), *cell("even", 3.0, 3.001, 3.0)]
 
 
 @pytest.mark.parametrize(
-    "status, measures, apart",
+    "arm, status, measures, apart",
     [
-        ("ok", {"loss": 1.2, "bound": 0.5001}, []),
-        ("ok", {"loss": 3.0, "bound": 0.5}, ["loss"]),
-        ("ok", {"loss": 1.0, "bound": 0.6}, ["bound"]),
-        ("diverged", {}, ["status"]),
-        ("ok", {"curve": [9.0]}, []),
+        ("method", "ok", {"loss": 1.2, "bound": 0.5001}, []),
+        ("method", "ok", {"loss": 1.4, "bound": 0.5}, ["loss by 5.1 standard deviations of its seeds"]),
+        ("method", "ok", {"loss": 1.0, "bound": 0.6}, ["bound"]),
+        ("method", "diverged", {}, ["status"]),
+        ("method", "ok", {"curve": [9.0]}, []),
+        ("even", "ok", {"loss": 3.3}, []),
+        ("even", "ok", {"loss": 3.5}, ["loss by 6.3 standard deviations of its seeds"]),
+        ("nobody", "ok", {}, ["status"]),
     ],
 )
-def test_one_more_seed(status: str, measures: dict, apart: list[str]) -> None:
-    assert verify._unexpected({"status": status, "measures": measures}, ROWS) == apart
+def test_a_trial_measured_elsewhere_lies_within_four_spreads(
+    arm: str, status: str, measures: dict, apart: list[str]
+) -> None:
+    """Not within the 14 spreads (at three seeds: 780) that a prediction interval of one cell would admit."""
+    trial = {"experiment": "main", "arm": arm, "factors": {"depth": 2}}
+    assert again.unexpected({"status": status, "measures": measures}, trial, ROWS) == apart
+
+
+def test_a_trace_runs_every_arm_at_every_level_once() -> None:
+    """Also an arm that has no first seed, and all seeds of a batched unit, in as few units as there can be."""
+
+    def unit(experiment: str, arm: str, depth: int, *seeds: int) -> dict:
+        trials = [{"experiment": experiment, "arm": arm, "seed": s, "factors": {"depth": depth}} for s in seeds]
+        return {"experiment": experiment, "trials": trials}
+
+    units = [unit("main", arm, depth, seed) for seed in (1, 0) for arm in ("a", "b") for depth in (1, 2)]
+    units += [unit("main", "late", 1, 1001), unit("main", "late", 1, 1000), unit("other", "a", 1, 0)]
+    units += [unit("main", "batched", 1, 0, 1, 2)]
+    found = again.trace(units, ["main"])
+    ran = [(t["arm"], t["factors"]["depth"], t["seed"]) for one in found for t in one["trials"]]
+    assert sorted(ran) == sorted(
+        [(arm, depth, 0) for arm in ("a", "b") for depth in (1, 2)]
+        + [("late", 1, 1000)]
+        + [("batched", 1, seed) for seed in (0, 1, 2)]
+    )
 
 
 def test_rows_of_another_class_are_measured_again_and_compared(checkout: Checkout) -> None:
@@ -96,7 +134,7 @@ def test_rows_of_another_class_are_measured_again_and_compared(checkout: Checkou
     checkout.ok("judge", "demo")
     checkout.ok("index")
     done = checkout.run("verify", "demo", "--rerun", "2")
-    assert "compared by the interval of its seeds" in done.stdout and "2 trials measured again, 0 differ" in done.stdout
+    assert "compared by the spread of its seeds" in done.stdout and "2 trials measured again, 0 differ" in done.stdout
     for row in document["rows"]:
         row["measures"]["error"] += 5.0
     document["provenance"]["digest"] = rows_digest(document["rows"])

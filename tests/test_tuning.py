@@ -1,4 +1,4 @@
-"""Two phases: tuning trials choose each arm's level, then the judged seeds run there; in one process, on known values."""
+"""Two phases: tuning trials choose each arm's level, then the judged seeds run there; on known values."""
 
 import json
 import time
@@ -172,7 +172,7 @@ def test_rows_that_are_not_as_they_were_written_are_not_taken_up(tmp_path: Path,
 
 @pytest.mark.parametrize("force", [False, True])
 def test_the_registration_of_rows_that_were_seen_is_kept(tmp_path: Path, force: bool) -> None:
-    """Edit a rule after reading the rows, measure with an empty store: the rows keep the registration they were seen under."""
+    """Edit a rule after reading the rows, measure with an empty store: the rows keep the registration of then."""
     path = tmp_path / "results" / "cpu.rows.json"
     run.write_rows(path, measured(tmp_path / "here", entry(), Engine()))
     edited = {**entry(), "registered": "sha256:edited"}

@@ -72,7 +72,8 @@ def batch_norm(
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation of (N, C, *) with the arguments, state dict and modes of torch.nn.BatchNorm1d, 2d and 3d.
 
-    It is a batch normalisation to torch's tools too: update_bn renews its statistics, convert_sync_batchnorm replaces it.
+    It is a batch normalisation to torch's tools too: update_bn renews its statistics, convert_sync_batchnorm replaces
+    it.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from repro.models.vit import vit
 from repro.papers.curse_of_depth import LayerNormScaling
 from repro.papers.layernorm import LayerNorm
 from repro.papers.rmsnorm import RMSNorm
-from repro.testing import assert_near, assert_same_outcome, draw, residual_mlp_in_numpy, scramble
+from repro.testing import assert_near, assert_same_outcome, draw, mutation, residual_mlp_in_numpy, scramble
 
 D, HEADS, FF, DEPTH = 8, 2, 12, 4
 
@@ -34,10 +34,6 @@ def check_oracle(placement):
     scramble(model)
     x = 3 + draw(4, 5)
     assert_near(model.rows(x).detach(), oracle(model, x), rel=1e-12)
-
-
-def test_oracle():
-    check_oracle(LayerNormScaling)
 
 
 # --- against torch's Pre-LN encoder whose gains and biases hold the factor --------------------------------------------
@@ -91,10 +87,6 @@ def check_torch(placement):
         assert_near(got, want / ratio, f"tensor {i}", rel=1e-9, floor=1e-12)
 
 
-def test_torch_agrees():
-    check_torch(LayerNormScaling)
-
-
 # --- wrong versions --------------------------------------------------------------------------------------------------
 
 
@@ -142,37 +134,11 @@ def broken(fault):
     return placement
 
 
-FAULTS = [
-    "branch output",
-    "norm input",
-    "after the residual",
-    "not scaled",
-    "gain left out",
-    "from block 0",
-    "1 / l",
-    "1 / sqrt(2 l)",
-    "1 / sqrt(L)",
-    "counted from the end",
-    "scaled up",
-    "l + 1",
-]
-
-
-def test_unbroken_lives():
-    check_oracle(broken(None))
-    check_torch(broken(None))
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_mutant_dies(fault):
-    with pytest.raises(AssertionError):
-        check_oracle(broken(fault))
-
-
-@pytest.mark.parametrize("fault", [*FAULTS, "sub-layers counted", "feed-forward alone"])
-def test_mutant_dies_in_a_transformer(fault):
-    with pytest.raises(AssertionError):
-        check_torch(broken(fault))
+BY_SUBLAYER = ["sub-layers counted", "feed-forward alone"]  # an MLP has one sub-layer in a block
+test_oracle, test_mutant_dies = mutation(check_oracle, broken, LayerNormScaling, BY_SUBLAYER, source=[Broken, broken])
+test_torch_agrees, test_mutant_dies_in_a_transformer = mutation(
+    check_torch, broken, LayerNormScaling, source=[Broken, broken]
+)
 
 
 # --- departures ------------------------------------------------------------------------------------------------------

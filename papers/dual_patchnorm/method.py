@@ -4,9 +4,9 @@
 
 p: (B, N, hp wp c), the pixels of the N patches of hp x wp pixels, of an image x: (B, c, H, W); e: (B, N, embed_dim).
 LN0 normalises the raw pixels of a patch, all channels together, LN1 its embedding; both are ordinary layer norms with
-gain and bias of their own, which start at 1 and 0 (`repro.papers.layernorm`), eps = 1e-6 as in flax.  W ("dense.weight")
-starts as flax's nn.Dense does, a normal of variance 1 / (hp wp c) cut at two deviations, b as 0.  The blocks of the ViT
-stay as they are.  No statistics over cases: train and eval agree.
+gain and bias of their own, which start at 1 and 0 (`repro.papers.layernorm`), eps = 1e-6 as in flax.  W
+("dense.weight") starts as flax's nn.Dense does, a normal of variance 1 / (hp wp c) cut at two deviations, b as 0.
+The blocks of the ViT stay as they are.  No statistics over cases: train and eval agree.
 
 Departures from the authors' pseudocode (ln0, dense and ln1 are its names):
   D1  images are (B, c, H, W) as everywhere in torch; the pixels of a patch stand in its order (hp, wp, c) all the same.
@@ -26,10 +26,12 @@ CUT = 0.8796256610342398  # deviation of a standard normal cut at two deviations
 
 
 class DualPatchEmbed(nn.Module):
-    """LN1(W LN0(p) + b) (Sec. 3) in the place and with the arguments of timm's PatchEmbed; x: (B, c, H, W) -> (B, N, d).
+    """LN1(W LN0(p) + b) (Sec. 3) in the place and with the arguments of timm's PatchEmbed; x: (B, c, H, W) -> (B, N,
+    d).
 
     vit(..., options={"embed_layer": DualPatchEmbed}) builds `repro.models.vit` (timm's VisionTransformer) with it.
-    pre=False leaves LN0 out, post=False LN1 (the paper's ablations Post and Pre); both False is the stem of a plain ViT.
+    pre=False leaves LN0 out, post=False LN1 (the paper's ablations Post and Pre); both False is the stem of a plain
+    ViT.
 
     Raises ValueError if the patches do not fill the image, x is of another size, or padding is asked for; TypeError if
     x is an integer.
@@ -78,13 +80,14 @@ class DualPatchEmbed(nn.Module):
         self.reset_parameters()
 
     def patches(self, x: Tensor) -> Tensor:
-        """The pixels of each patch: (B, c, H, W) -> (B, N, hp wp c), rows of patches from the top, from left to right."""
+        """The pixels of each patch: (B, c, H, W) -> (B, N, hp wp c), rows of patches from the top, from left to
+        right.
+        """
         if not x.is_floating_point():
             raise TypeError(f"a stem needs floating-point pixels, got {x.dtype}: write x.float()")
         if x.shape[1:] != (self.in_chans, *self.img_size):
-            raise ValueError(
-                f"{tuple(x.shape)} are no images (B, {self.in_chans}, {', '.join(map(str, self.img_size))}): resize them"
-            )
+            wanted = ", ".join(map(str, (self.in_chans, *self.img_size)))
+            raise ValueError(f"{tuple(x.shape)} are no images (B, {wanted}): resize them")
         p = x.unflatten(2, (-1, self.patch_size[0])).unflatten(4, (-1, self.patch_size[1]))  # (B, c, ht, hp, wt, wp)
         return p.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # D1
 

@@ -288,7 +288,7 @@ def test_d2_timm_keeps_the_initial_values():
         assert isinstance(norm, LayerNorm) and norm.eps == 1e-6 and (norm.weight == 1).all() and (norm.bias == 0).all()
 
 
-def test_d3_norms_in_float32():
+def test_float32():
     layer, x = scramble(DualPatchEmbed(4, 2, 1, 6)), 30 + draw(2, 1, 4, 4, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         seen = {}

@@ -1,4 +1,5 @@
-"""Give the norms of a Transformer to DyT (Zhu et al., arXiv:2503.10622): each becomes a fresh DyT whose alpha fits its place.
+"""Give the norms of a Transformer to DyT (Zhu et al., arXiv:2503.10622): each becomes a fresh DyT whose alpha fits
+its place.
 
 The paper starts language models from other alphas before attention than elsewhere (Sec. 7.2 and Appendix A), so the
 converter reads the place of a norm off its name.  The departures D2 and D3 of method.py are about this file.
@@ -39,8 +40,8 @@ class GatedDyT(DyT):
 def place_of(name: str, beside: set[str]) -> str | None:
     """Return the place of a norm by its name in the model and the names beside it; None where they do not tell.
 
-    `post_attention_layernorm` follows attention in Llama, where it is the norm before the feed-forward network.  Gemma-2
-    and OLMo-2 have norms on the outputs too, so that there it belongs to attention; `beside` tells.
+    `post_attention_layernorm` follows attention in Llama, where it is the norm before the feed-forward network.
+    Gemma-2 and OLMo-2 have norms on the outputs too, so that there it belongs to attention; `beside` tells.
     """
     inside = name.lower()
     if (last := inside.rpartition(".")[2]).startswith("post_attention"):
@@ -66,9 +67,10 @@ def convert_ln_to_dyt(
 ) -> nn.Module:
     """Replace every layer norm and RMS norm of `model` by a fresh DyT, in place, and return the model (Sec. 4).
 
-    Replaced are torch's and this suite's LayerNorm and RMSNorm, and classes named ...LayerNorm, ...RMSNorm or ...RmsNorm
-    (transformers, timm; there also ...2d and ...Fp32).  Channels-first norms (timm's ...2d, ConvNeXt's data_format) become a DyT over axis 1.
-    A `model` that is itself a norm is not changed: take what is returned.  Do this before the optimizer is made.
+    Replaced are torch's and this suite's LayerNorm and RMSNorm, and classes named ...LayerNorm, ...RMSNorm or
+    ...RmsNorm (transformers, timm; there also ...2d and ...Fp32).  Channels-first norms (timm's ...2d, ConvNeXt's
+    data_format) become a DyT over axis 1. A `model` that is itself a norm is not changed: take what is returned.  Do
+    this before the optimizer is made.
 
     alpha_init is alpha_0 everywhere, unless attention=, feed_forward= or final= give one for norms of that place
     (LLaMA 7B: attention=0.8, feed_forward=0.2, final=0.2).  The place is read off the name: norm1, ln_1, attn, mixer or
@@ -104,7 +106,9 @@ def convert_ln_to_dyt(
 
 
 def dyt_for(norm: nn.Module, alpha: float, like: Tensor | None) -> DyT:
-    """Return a DyT with the shape, the parameters, the device and the dtype of `norm` (or of the model where it has none)."""
+    """Return a DyT with the shape, the parameters, the device and the dtype of `norm` (or of the model where it has
+    none).
+    """
     weight = getattr(norm, "weight", next(norm.parameters(), None))
     shape = getattr(norm, "normalized_shape", None) or getattr(weight, "shape", None)
     if shape is None or hasattr(norm, "act"):

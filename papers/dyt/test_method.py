@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 import math
 from functools import partial
 
@@ -17,6 +18,7 @@ from repro.testing import (
     check_norm_contract,
     draw,
     hard_inputs,
+    mutation,
     norm_inputs,
     quiet_import,
     scramble,
@@ -110,34 +112,7 @@ def broken(fault):
     return layer
 
 
-FAULTS = [
-    "alpha outside the tanh",
-    "alpha divides",
-    "no alpha",
-    "alpha is not trained",
-    "gain inside the tanh",
-    "bias inside the tanh",
-    "bias scaled too",
-    "gain + 1",
-    "no bias",
-    "hardtanh",
-    "sigmoid",
-    "softsign",
-    "centred first",
-    "divided by the deviation first",
-    "half-precision tanh",
-]
-
-
-@pytest.mark.parametrize("layer", [ours, broken(None)], ids=["ours", "unbroken"])
-def test_oracle(layer):
-    check(layer)
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_mutant_dies(fault):
-    with pytest.raises(AssertionError):
-        check(broken(fault))
+test_oracle, test_mutant_dies = mutation(check, broken, ours)
 
 
 def test_one_alpha_per_layer():
@@ -295,6 +270,9 @@ def test_places_have_their_own_alpha():
         ("transformer.h.1.ln_1", "attention"),
         ("transformer.h.1.ln_2", "feed_forward"),
         ("transformer.ln_f", "final"),
+        ("embeddings.norm", "alpha_init"),
+        ("embeddings.LayerNorm", "alpha_init"),
+        ("backbone.layers.0.mixer.norm", "attention"),
         ("encoder.layer.0.output.LayerNorm", None),
         ("layers.1.norm3", None),
     ],
@@ -390,14 +368,56 @@ def test_channels_first():
 
 def test_torch_encoder_does_not_take_its_fused_path():
     """In evaluation nn.TransformerEncoder hands the norms' weights to one kernel that would compute a LayerNorm."""
-    encoder = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2, enable_nested_tensor=False
-    )
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
     convert_ln_to_dyt(encoder)
-    x = draw(2, 3, 8, dtype=torch.float32)
-    want = encoder(x).detach()
-    with torch.no_grad():
-        assert_near(encoder.eval()(x), want, rel=1e-6)
+    x, padding = draw(3, 4, 8, dtype=torch.float32), torch.arange(4) >= torch.tensor([[4], [3], [2]])
+    for mask in (None, padding):
+        want = encoder.train()(x, src_key_padding_mask=mask).detach()
+        with torch.no_grad():
+            assert_near(encoder.eval()(x, src_key_padding_mask=mask), want, rel=1e-5)
+
+
+CONFIG = {
+    "vocab_size": 17,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+PLACED = {  # of transformers: the place of each norm of a block
+    "Llama": {"input_layernorm": "attention", "post_attention_layernorm": "feed_forward"},
+    "Gemma2": {
+        "input_layernorm": "attention",
+        "post_attention_layernorm": "attention",
+        "pre_feedforward_layernorm": "feed_forward",
+        "post_feedforward_layernorm": "feed_forward",
+    },
+    "Olmo2": {"post_attention_layernorm": "attention", "post_feedforward_layernorm": "feed_forward"},
+    "ModernBert": {"embeddings.norm": "other", "attn_norm": "attention", "mlp_norm": "feed_forward"},
+    "Mamba2": {"mixer.norm": "attention", "0.norm": "attention"},
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_places_in_models_of_transformers(name):
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("the extra `test` has transformers, which is not installed here")
+    transformers = quiet_import("transformers")
+    size = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    size = (
+        {"num_heads": 4, "head_dim": 8, "state_size": 4, "n_groups": 1, "chunk_size": 4} if name == "Mamba2" else size
+    )
+    size = {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2} if name == "ModernBert" else size
+    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**CONFIG, **size)).eval()
+    convert_ln_to_dyt(model, 0.9, attention=0.8, feed_forward=0.2, final=0.1)
+    alphas = {"attention": 0.8, "feed_forward": 0.2, "final": 0.1, "other": 0.9}
+    norms = norms_of(model)
+    for suffix, place in PLACED[name].items():
+        found = {layer.alpha_init for path, layer in norms.items() if path.endswith(suffix)}
+        assert found == {alphas[place]}, f"{suffix}: {found}"
+    assert alphas["final"] in {layer.alpha_init for layer in norms.values()}
+    assert not any("Norm" in type(m).__name__ for m in model.modules()), "a norm is left"
+    assert torch.isfinite(model(torch.arange(8).view(2, 4))[0]).all()
 
 
 def test_foreign_rms_norms():

@@ -12,26 +12,35 @@ that S0 has no modes and no image sees another.
 "The authors' code": tensorflow/tpu, models/official/resnet/resnet_model.py.
 
   D1  eps = 1e-5 inside every root, and biased variances, as there; timm's B0 has 1e-3.
-  D2  running_var <- 0.9 running_var + 0.1 var_bwh, of the biased variance, from 1 on, as there; timm takes the unbiased.
+  D2  running_var <- 0.9 running_var + 0.1 var_bwh, of the biased variance, from 1 on, as there; timm takes the
+      unbiased.
   D3  S0 has 32 groups, or the next smaller number of groups that divides C, as there.
-  D4  nonlinearity=False is gamma x + beta alone: what stands, as there, where a norm has no activation behind it (at the
-      end of a residual branch and behind a projection; the ReLU after the addition stays).
+  D4  nonlinearity=False is gamma x + beta alone: what stands, as there, where a norm has no activation behind it (at
+      the end of a residual branch and behind a projection; the ReLU after the addition stays).
   D5  (N, C) is refused: without places var_wh is 0, and so is var_whg where a group has one channel.
 """
 
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import Affine, channels_first
+from repro.models.affine import Affine, channels_first, leaf
 from repro.models.recompute import recomputing
 
 __all__ = ["EvoNormB0", "EvoNormS0"]
 
 
-def deviation(x: Tensor, axes: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor]:
-    """sqrt(var + eps) over `axes`, which stay with size 1, and var: the biased variance."""
+@leaf
+def deviation(x: Tensor, eps: float, batch: bool = False) -> tuple[Tensor, Tensor]:
+    """Return sqrt(var + eps) and var over all axes from the third on (and the batch): biased."""
+    axes = (*((0,) if batch else ()), *range(2, x.dim()))
     variance = (x - x.mean(axes, keepdim=True)).square().mean(axes, keepdim=True)
     return (variance + eps).sqrt(), variance
+
+
+@leaf
+def column(x: Tensor, t: Tensor) -> Tensor:
+    """Return t: (C,) as (C, 1, ...), to stand beside x."""
+    return t.view(-1, *[1] * (x.dim() - 2))
 
 
 class _EvoNorm(Affine):
@@ -59,12 +68,8 @@ class _EvoNorm(Affine):
 
     def forward(self, input: Tensor) -> Tensor:
         x = channels_first(input, self.num_features)  # D5
-
-        def column(t: Tensor) -> Tensor:  # (C,) -> (C, 1, ...)
-            return t.view(-1, *[1] * (x.dim() - 2))
-
-        y = x if self.v is None else self.activate(x, column(self.v))
-        return (y * column(self.weight) + column(self.bias)).to(input.dtype)
+        y = x if self.v is None else self.activate(x, column(x, self.v))
+        return (y * column(x, self.weight) + column(x, self.bias)).to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, nonlinearity={self.nonlinearity}"
@@ -73,9 +78,9 @@ class _EvoNorm(Affine):
 class EvoNormB0(_EvoNorm):
     """gamma x / max(batch deviation, v x + deviation within the image) + beta (Sec. on EvoNorms, B0).
 
-    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v, running_var.  momentum:
-    the weight of a batch in running_var, which evaluation takes in place of the batch's variance.  For v > 0, with gamma 1
-    and beta 0, y < 1 / v.  nonlinearity=False: gamma x + beta, without v and running_var.
+    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v, running_var.
+    momentum: the weight of a batch in running_var, which evaluation takes in place of the batch's variance.  For v >
+    0, with gamma 1 and beta 0, y < 1 / v.  nonlinearity=False: gamma x + beta, without v and running_var.
     """
 
     def __init__(
@@ -100,22 +105,21 @@ class EvoNormB0(_EvoNorm):
             self.running_var.fill_(1)
 
     def activate(self, x: Tensor, v: Tensor) -> Tensor:
-        places = tuple(range(2, x.dim()))
         if self.training:
-            batch, variance = deviation(x, (0, *places), self.eps)
+            batch, variance = deviation(x, self.eps, batch=True)
             if x.numel() and not recomputing():
                 with torch.no_grad():  # by copy_, so that buffers stacked for torch.func.vmap are updated too
                     self.running_var.copy_((1 - self.momentum) * self.running_var + self.momentum * variance.flatten())
         else:
             batch = (self.running_var.view(v.shape) + self.eps).sqrt()
-        return x / torch.maximum(batch, v * x + deviation(x, places, self.eps)[0])
+        return x / torch.maximum(batch, v * x + deviation(x, self.eps)[0])
 
 
 class EvoNormS0(_EvoNorm):
     """gamma x sigmoid(v x) / (deviation within the image's group of channels) + beta (Figure 1).
 
-    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v.  num_groups: 32 unless
-    given (D3); ValueError if it does not divide num_features.  Training and evaluation are the same.
+    x: (N, C, *places); ValueError otherwise, TypeError for integers.  State dict: weight, bias, v.  num_groups: 32
+    unless given (D3); ValueError if it does not divide num_features.  Training and evaluation are the same.
     nonlinearity=False: gamma x + beta, without v.
     """
 
@@ -139,7 +143,7 @@ class EvoNormS0(_EvoNorm):
 
     def activate(self, x: Tensor, v: Tensor) -> Tensor:
         groups = (self.num_groups, self.num_features // self.num_groups)
-        root, _ = deviation(x.unflatten(1, groups), tuple(range(2, x.dim() + 1)), self.eps)
+        root, _ = deviation(x.unflatten(1, groups), self.eps)
         return ((x * torch.sigmoid(v * x)).unflatten(1, groups) / root).flatten(1, 2)
 
     def extra_repr(self) -> str:

@@ -8,18 +8,21 @@
 
     y = relu(skip(x) + scale * conv2(relu(conv1(x + b1a) + b1b) + b2a) + b2b)      x: (B, c_in, H, W)
 
-y: (B, c_out, H / stride, W / stride).  Scalars have shape (1,), as in the authors' code (hongyi-zhang/Fixup), whose names
-they keep.  Convolutions have no bias of their own.  Training and evaluation agree, and no case depends on the batch.
+y: (B, c_out, H / stride, W / stride).  Scalars have shape (1,), as in the authors' code (hongyi-zhang/Fixup), whose
+names they keep.  Convolutions have no bias of their own.  Training and evaluation agree, and no case depends on the
+batch.
 
 Where the paper leaves a choice:
   D1  "a standard method" is N(0, 2 / fan): for convolutions, the stem too, fan_out as in the authors' code (whose stem
-      keeps torch's default); for linear layers fan_in.  What is outside the branches `fixup_init_` leaves as it was built.
-  D2  attention counts q, k, v and the output as m = 4 layers, L^-1/6, as the authors' Transformer does; q, k, v are drawn
-      as N(0, 1 / fan_in), since no ReLU follows (theirs: Xavier, uniform).
+      keeps torch's default); for linear layers fan_in.  What is outside the branches `fixup_init_` leaves as it was
+      built.
+  D2  attention counts q, k, v and the output as m = 4 layers, L^-1/6, as the authors' Transformer does; q, k, v are
+      drawn as N(0, 1 / fan_in), since no ReLU follows (theirs: Xavier, uniform).
   D3  the gate of a gated feed-forward layer counts as a layer: m = 3.  The paper has none.
-  D4  where the shape changes the shortcut reads x + b1a, as in the authors' code: every stride-th pixel and zeros for new
-      channels (basic block), or an unscaled 1 x 1 convolution without bias (bottleneck).
-  D5  `fixup_groups` gives lr / 10 to every bias and multiplier, those of linear layers too, as the authors' script does.
+  D4  where the shape changes the shortcut reads x + b1a, as in the authors' code: every stride-th pixel and zeros for
+      new channels (basic block), or an unscaled 1 x 1 convolution without bias (bottleneck).
+  D5  `fixup_groups` gives lr / 10 to every bias and multiplier, those of linear layers too, as the authors' script
+      does.
 """
 
 import torch
@@ -76,11 +79,11 @@ def fixup_init_(
 ) -> None:
     """Rules 1 and 2 on a finished residual network or Transformer, in place; fits the slot `init` of the models.
 
-    Branches are those of our Fixup blocks, of `repro.models.mlp.ResidualMLP`, of GPT, of timm's Attention and Mlp and of
-    torch's TransformerEncoderLayer and TransformerDecoderLayer.  For other models pass `branches`: of every branch the
-    weights, the last layer's last.  Weights in branches are drawn anew, the biases beside them become 0, and Fixup's
-    scalars are put back.  The classifier is the last nn.Linear that is registered after all branches; a model may have
-    none.  Everything else (stem, embeddings, projections, norms) is left as it is.
+    Branches are those of our Fixup blocks, of `repro.models.mlp.ResidualMLP`, of GPT, of timm's Attention and Mlp and
+    of torch's TransformerEncoderLayer and TransformerDecoderLayer.  For other models pass `branches`: of every branch
+    the weights, the last layer's last.  Weights in branches are drawn anew, the biases beside them become 0, and
+    Fixup's scalars are put back.  The classifier is the last nn.Linear that is registered after all branches; a model
+    may have none.  Everything else (stem, embeddings, projections, norms) is left as it is.
 
     Raises ValueError where no branch is found, a branch has one weight, or the classifier is tied to another layer.
     """

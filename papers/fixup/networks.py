@@ -1,4 +1,6 @@
-"""Fixup ResNets (Zhang, Dauphin & Ma, ICLR 2019, arXiv:1901.09321, Sec. 3, Figure 1), whose blocks follow all three rules."""
+"""Fixup ResNets (Zhang, Dauphin & Ma, ICLR 2019, arXiv:1901.09321, Sec. 3, Figure 1), whose blocks follow all three
+rules.
+"""
 
 import torch
 from torch import Tensor, nn

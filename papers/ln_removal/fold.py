@@ -17,7 +17,7 @@ __all__ = ["fold_layernorm"]
 
 
 def _linear(f: Callable[[Tensor], Tensor], like: Tensor) -> nn.Linear:
-    """The linear layer that computes an affine map f, from f at 0 and at the unit vectors; `like`: any (m, n) matrix."""
+    """The linear layer of an affine map f, from f at 0 and at the unit vectors; `like`: any (m, n) matrix."""
     rows = f(
         torch.eye(like.shape[1] + 1, like.shape[1], dtype=like.dtype, device=like.device)
     ).detach()  # the last is f(0)

@@ -175,7 +175,8 @@ def remove_layernorm(model: GPT, schedule: Sequence[tuple[int, str]] | None = No
 
 
 def auxiliary_loss(x_BTD: Tensor, weight: float = 0.1, special_BT: Tensor | None = None) -> Tensor:
-    """lambda mean (sigma - sigma_hat)^2 over all positions of the stream before the last norm (Eq. 3; eps 1e-5 in sigma).
+    """lambda mean (sigma - sigma_hat)^2 over all positions of the stream before the last norm (Eq. 3; eps 1e-5 in
+    sigma).
 
     sigma_hat: the mean of sigma over positions that are neither the first nor `special` (end of text).
     Raises ValueError where no such position is left.

@@ -1,4 +1,5 @@
-"""Mix-LN (Li, Yin & Liu, ICLR 2025, arXiv:2412.13795): Post-LN in the first blocks of a Transformer, Pre-LN in the rest.
+"""Mix-LN (Li, Yin & Liu, ICLR 2025, arXiv:2412.13795): Post-LN in the first blocks of a Transformer, Pre-LN in the
+rest.
 
     blocks 0 .. floor(alpha L) - 1   (Post-LN)   y = Norm(x + f(x))
     blocks floor(alpha L) .. L - 1   (Pre-LN)    y = x + f(Norm(x))

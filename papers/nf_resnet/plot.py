@@ -1,4 +1,6 @@
-"""Signal propagation plots (Brock, De & Smith, ICLR 2021, arXiv:2101.08692, Sec. 3), the paper's way to look at a network."""
+"""Signal propagation plots (Brock, De & Smith, ICLR 2021, arXiv:2101.08692, Sec. 3), the paper's way to look at a
+network.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -2,13 +2,14 @@
 
     G_i <- lambda ||W_i||* / ||G_i|| G_i   where ||G_i|| / ||W_i||* > lambda;   ||W_i||* = max(||W_i||, eps)     (Eq. 3)
 
-G_i and W_i: gradient and weights of one output unit i, over its fan-in: row i of a matrix (out, in), w[i] of a convolution
-(out, in / groups, kh, kw).  Euclidean norms; lambda = 0.01, eps = 1e-3.  Gradients are clipped before weight decay and
-momentum see them; the weight of the final linear layer is left out (Sec. 4.1), which is for the caller to say (`exclude`).
+G_i and W_i: gradient and weights of one output unit i, over its fan-in: row i of a matrix (out, in), w[i] of a
+convolution (out, in / groups, kh, kw).  Euclidean norms; lambda = 0.01, eps = 1e-3.  Gradients are clipped before
+weight decay and momentum see them; the weight of the final linear layer is left out (Sec. 4.1), which is for the
+caller to say (`exclude`).
 
-NFNet-F (Sec. 5, Table 1): depths N (1, 2, 6, 3), N = 1 to 7 for F0 to F6, widths (256, 512, 1536, 1536); x: (B, 3, height,
-width) -> (B, classes).  NF blocks, Scaled WS and gamma are those of `repro.papers.nf_resnet`, with its initial values:
-gains 1, biases 0, skip gain 0.  The classifier starts as N(0, 0.01^2).
+NFNet-F (Sec. 5, Table 1): depths N (1, 2, 6, 3), N = 1 to 7 for F0 to F6, widths (256, 512, 1536, 1536); x: (B, 3,
+height, width) -> (B, classes).  NF blocks, Scaled WS and gamma are those of `repro.papers.nf_resnet`, with its
+initial values: gains 1, biases 0, skip gain 0.  The classifier starts as N(0, 0.01^2).
 
     D1  Tensors with at most one axis longer than 1 (biases, gains, scalars) are one unit, as in the authors' code
         (google-deepmind/deepmind-research, nfnets/optim.py); Eq. 3 speaks of matrices.
@@ -42,7 +43,8 @@ def unitwise_norm(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def adaptive_clip_grad_(parameters: Tensor | Iterable[Tensor], clipping: float = 0.01, eps: float = 1e-3) -> None:
-    """Eq. 3 for every unit of every parameter that has a gradient, in place on `.grad`; other units stay bitwise the same.
+    """Eq. 3 for every unit of every parameter that has a gradient, in place on `.grad`; other units stay bitwise the
+    same.
 
     parameters: those to clip, so without the weight of the final linear layer.  clipping: lambda.  ValueError unless
     both numbers are above 0.

@@ -45,9 +45,9 @@ class SqueezeExcite(nn.Module):
 class NFNetBlock(NFBlock):
     """The bottleneck block of NFNet-F (Sec. 5): y = shortcut + alpha skip_gain SE(branch(z)), z = act(x / beta).
 
-    branch: 1 x 1 to c = c_out / 2 channels, two 3 x 3 in groups of `group_width` channels, 1 x 1 to c_out, an activation
-    between any two.  shortcut: x, or in a transition block a 1 x 1 convolution of z, which is first averaged over
-    2 x 2 where stride = 2.  x: (B, c_in, h, w) -> (B, c_out, h / stride, w / stride), rounded up.
+    branch: 1 x 1 to c = c_out / 2 channels, two 3 x 3 in groups of `group_width` channels, 1 x 1 to c_out, an
+    activation between any two.  shortcut: x, or in a transition block a 1 x 1 convolution of z, which is first
+    averaged over 2 x 2 where stride = 2.  x: (B, c_in, h, w) -> (B, c_out, h / stride, w / stride), rounded up.
     conv(c_in, c_out, kernel, stride, padding, groups=, device=, dtype=) and act(channels) make the layers.
     """
 
@@ -97,9 +97,10 @@ def nfnet(
 ) -> nn.Sequential:
     """NFNet-F0 to F6 (Sec. 5, Table 1) for images of any size, or another of its kind by `depths` and `widths`.
 
-    x: (B, channels, height, width) -> logits (B, classes); the classifier is `.head`.  dropout: that of the variant unless
-    given.  block(c_in, c_out, stride, beta=, conv=, act=, device=, dtype=) makes the blocks: partial(NFNetBlock,
-    group_width=8) for narrow stages.  device="meta" is enough for counting.  ValueError for an unknown variant.
+    x: (B, channels, height, width) -> logits (B, classes); the classifier is `.head`.  dropout: that of the variant
+    unless given.  block(c_in, c_out, stride, beta=, conv=, act=, device=, dtype=) makes the blocks:
+    partial(NFNetBlock, group_width=8) for narrow stages.  device="meta" is enough for counting.  ValueError for an
+    unknown variant.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown; write one of {', '.join(VARIANTS)}")

@@ -18,7 +18,8 @@ from repro.models.mlp import MLP
 from repro.models.slots import identity, linear
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm import LayerNorm
-from repro.papers.online_norm.method import OnlineNorm, Stream, powers, recursion
+from repro.papers.online_norm.method import OnlineNorm
+from repro.papers.online_norm.stream import Stream, powers, recursion
 from repro.tasks import Measures, Worst, learning
 from repro.train import Diverged, History, draws, evaluate_classifier, fit, generator, seed_of
 

@@ -26,6 +26,9 @@ COMMANDS = {
         "trial": papers.trial,
         "cite": publishing.cite_papers,
         "recommend": arena.recommend,
+        "export": publishing.export,
+        "figure": publishing.figure,
+        "badge": publishing.badge,
     },
     MEASURE: {
         "run": measure.run,

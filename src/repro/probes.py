@@ -215,22 +215,6 @@ def sensitivity(model: nn.Module, x: Tensor, *, eps: float = 1e-3, draws: int = 
     return (top / bottom) ** 0.5
 
 
-def jacobian_gain(model: nn.Module, x: Tensor, *, draws: int = 4, seed: int = 0) -> float:
-    """||J||_F / sqrt(n), J and n as in `sensitivity`, from vector-Jacobian products.
-
-    ||J||_F^2 = E_u ||J^T u||^2, the elements of u being +1 or -1 with equal chances.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    x = x.detach().requires_grad_()
-    total = 0.0
-    for _ in range(draws):
-        with torch.enable_grad():
-            y = _undisturbed(model, x, seed)
-            u = torch.randint(2, y.shape, generator=generator).to(y) * 2 - 1
-            total += _wide(torch.autograd.grad((y * u).sum(), x)[0]).square().sum().item()
-    return (total / draws / x.numel()) ** 0.5
-
-
 def _undisturbed(model: nn.Module, x: Tensor, seed: int) -> Tensor:
     """The model's output, wide, from a pass that changes neither its buffers nor any global generator."""
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

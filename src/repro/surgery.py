@@ -3,8 +3,8 @@
     import repro
     report = repro.swap(model, to="DyT", what=nn.LayerNorm)
 
-Layers are recognised by what they compute, not by their names: Llama's RMSNorm, Gemma's RMSNorm with the gain 1 + weight
-and timm's norms over channels are classes of their own, and a class called LayerNorm may hold an activation.
+Layers are recognised by what they compute, not by their names: Llama's RMSNorm, Gemma's RMSNorm with the gain 1 +
+weight and timm's norms over channels are classes of their own, and a class called LayerNorm may hold an activation.
 """
 
 import copy
@@ -86,7 +86,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names if len(names) < 5 else [*names[:2], "...", names[-1]])
 
 
-# --- what a layer computes ---------------------------------------------------------------------------------------------
+# --- what a layer computes --------------------------------------------------------------------------------------------
 
 
 def _single_input(module: nn.Module) -> bool:
@@ -183,7 +183,7 @@ def _activation(module: nn.Module) -> Layer | str | None:
     return None
 
 
-# --- the new layer -----------------------------------------------------------------------------------------------------
+# --- the new layer ----------------------------------------------------------------------------------------------------
 
 
 def _target(to: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -289,7 +289,7 @@ def _inherit(new: nn.Module, old: nn.Module, layer: Layer) -> list[str]:
     return lost
 
 
-# --- the swap ----------------------------------------------------------------------------------------------------------
+# --- the swap ---------------------------------------------------------------------------------------------------------
 
 
 def _wanted(what: What) -> tuple[set[str], tuple[type, ...]]:
@@ -323,14 +323,14 @@ def swap(
 
     to: the name of a layer of repro.nn or torch.nn, a class, or a function of the width such as
         partial(DyT, alpha_init=0.8); for activations a function without arguments.
-    what: nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d, nn.GELU, ...: all layers that compute that, of whatever class; "norm" or
-        "activation"; a class of your own; or a tuple of these.
+    what: nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d, nn.GELU, ...: all layers that compute that, of whatever class;
+        "norm" or "activation"; a class of your own; or a tuple of these.
     where: a regular expression that names of layers must contain, or a function of name and layer.
 
-    The new layer takes over gain and bias where it has them (and running statistics, between batch norms), dtype, device,
-    training mode and hooks.  Do this before the optimizer is made, since the parameters are new ones.  Layers that are
-    used twice stay one.  If `model` is itself such a layer, the new one is `report.model`.
-    Raises ValueError where nothing is there to replace, with what there is.
+    The new layer takes over gain and bias where it has them (and running statistics, between batch norms), dtype,
+    device, training mode and hooks.  Do this before the optimizer is made, since the parameters are new ones.  Layers
+    that are used twice stay one.  If `model` is itself such a layer, the new one is `report.model`. Raises ValueError
+    where nothing is there to replace, with what there is.
     """
     make, (kinds, classes), report = _target(to), _wanted(what), Swap(model)
     made: dict[nn.Module, nn.Module] = {}

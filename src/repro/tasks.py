@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from repro import trivial
 from repro.batched import fit_batched
-from repro.data import digits, fashion_mnist, fashion_mnist_m, prose, shakespeare
+from repro.data import digits, fashion_mnist, fashion_mnist_m, mnist, prose, shakespeare
 from repro.data.kinds import Corpus
 from repro.errors import Diverged
 from repro.timing import compare
@@ -29,7 +29,12 @@ from repro.train import History, evaluate_classifier, evaluate_lm, fit, seed_of
 Measures = dict[str, float | list[float]]
 Examples = tuple[Tensor, Tensor]
 
-PICTURES = {"fashion_mnist": fashion_mnist.load, "fashion_mnist_m": fashion_mnist_m.load, "digits": digits.load}
+PICTURES = {
+    "fashion_mnist": fashion_mnist.load,
+    "fashion_mnist_m": fashion_mnist_m.load,
+    "mnist": mnist.load,
+    "digits": digits.load,
+}
 TEXTS = {"prose": prose.load, "shakespeare": shakespeare.load}
 
 
@@ -76,7 +81,7 @@ class Pictures(Training):
     @property
     def side(self) -> int:
         """Pixels along an edge."""
-        return {"fashion_mnist": 28, "fashion_mnist_m": 32, "digits": 8}[self.data] // self.pool
+        return {"fashion_mnist": 28, "fashion_mnist_m": 32, "mnist": 28, "digits": 8}[self.data] // self.pool
 
 
 @dataclass(frozen=True, kw_only=True)

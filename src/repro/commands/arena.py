@@ -42,6 +42,9 @@ def arena(
     if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
         raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
+    if not names:
+        have = sorted({p for one in protocol.tracks(root).values() for p in one if p in JUDGED}, key=JUDGED.index)
+        raise ReproError(f"--profile {profile}: no track of arena.yaml has it; write one of {', '.join(have)}")
     if plan:
         return dump(written({"tracks": [protocol.plan(root, name, profile) for name in names]}))
     if check:
@@ -86,6 +89,7 @@ def _check(root, names: list[str], profile: str) -> None:
     """Fail if a stored table differs from one made of its rows."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
+    from repro.judge import difference
 
     differing = []
     for name in names:
@@ -94,9 +98,9 @@ def _check(root, names: list[str], profile: str) -> None:
             say(f"arena {name} {profile}: not run")
             continue
         fresh = json.loads(json.dumps(arena_table.table(rows, settings)))
-        same = protocol.read(root, name, profile, "table") == fresh
-        differing += [] if same else [name]
-        say(f"arena {name} {profile}: the stored table {'holds' if same else 'DIFFERS'}")
+        place = difference(protocol.read(root, name, profile, "table"), fresh)
+        differing += [name] if place else []
+        say(f"arena {name} {profile}: the stored table {f'DIFFERS ({place})' if place else 'holds'}")
     if differing:
         raise Failed(
             f"stored tables differ from their rows: {', '.join(differing)}; run `repro arena` and look at the change"

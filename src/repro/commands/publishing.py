@@ -1,5 +1,6 @@
 """`repro index`, `report`, `cite` and `new`: what is generated from the papers."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -111,3 +112,62 @@ def cite_papers(
             verdict = None
         say("\n" * bool(i) + (cite.cff(one) if cff else cite.bibtex(one, verdict)))
     faults.end()
+
+
+def export(
+    slug: Annotated[str | None, typer.Argument(metavar="[SLUG]", help="The paper, in place of all.")] = None,
+    claim: Annotated[str | None, typer.Option(help="Keep one claim alone.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Write csv, parquet, json (lines), md or latex.")] = "md",
+    out: Annotated[Path | None, typer.Option(help="Write to this file, in place of standard output.")] = None,
+) -> None:
+    """Print verdicts to paste, or to load into a data frame."""
+    from repro.publish import export as exports
+    from repro.store import write_file
+
+    if form == "parquet" and out is None:
+        raise ReproError("--format parquet is no text; write a file with --out verdicts.parquet")
+    data = exports.exported(root(), form, slug, claim)
+    if out is None:
+        return say(data.decode().rstrip("\n"))
+    write_file(out, data)
+    say(f"wrote {out}")
+
+
+def figure(
+    slug: Slug,
+    claim: Annotated[str, typer.Argument(help="The claim whose figures are written.")],
+    profile: Annotated[
+        str | None, typer.Option(help="Take this profile, in place of the largest that has run.")
+    ] = None,
+    as_png: Annotated[bool, typer.Option("--png", help="Write PNG beside SVG.")] = False,
+    out: Annotated[Path, typer.Option(help="Write into this folder.")] = Path("."),
+) -> None:
+    """Write the figures of a claim as files, with caption and digest."""
+    from repro.publish import export as exports
+    from repro.store import write_file
+
+    drawn = exports.figure(root(), slug, claim, profile)
+    if not drawn:
+        raise Failed(f"{slug}: claim {claim} has no figure")
+    for name, svg, caption in drawn:
+        write_file(out / f"{name}.svg", svg)
+        say(f"wrote {out / name}.svg: {caption}")
+        if as_png:
+            write_file(out / f"{name}.png", exports.png(svg, caption))
+            say(f"wrote {out / name}.png")
+
+
+def badge(
+    slug: Slug,
+    claim: Annotated[str | None, typer.Argument(help="The claim, in place of the headline.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file, in place of standard output.")] = None,
+) -> None:
+    """Print a badge of a verdict as SVG."""
+    from repro.publish import export as exports
+    from repro.store import write_file
+
+    picture = exports.badge(root(), slug, claim)
+    if out is None:
+        return say(picture.rstrip("\n"))
+    write_file(out, picture)
+    say(f"wrote {out}")

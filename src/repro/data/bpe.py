@@ -132,7 +132,7 @@ class Pieces:
 
 
 def kept(lines: list[str], merges: int, folder: Path) -> Pieces:
-    """`Pieces.learnt`, from a file of `folder` that is named after the text and the number of merges if there is one."""
+    """`Pieces.learnt`, from a file of `folder`, named after the text and the number of merges, if there is one."""
     import hashlib
 
     from repro.store import write_file

@@ -16,9 +16,10 @@ of 64, where a track would only measure which norm repairs that.
 """
 
 import copy
+import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -475,32 +476,33 @@ def misfit(track: str, arm: str) -> str | None:
     return "later tokens leak into earlier ones" if gap > 1e-6 else None
 
 
-def function_of(track: str, arm: str, depth: int) -> Tensor:
-    """What a tiny model computes at the start and after three steps, in float64: equal numbers mean the same model."""
+def outputs_of(track: str, arm: str, depth: int) -> Iterator[Tensor]:
+    """What a tiny model computes at the start and after each of three steps, in float64."""
     config, slots = tiny(track, depth), slots_of(track, arm)
-    source = generator("arena same", track, depth)
-    model = build(track, slots, config, source).double()
+    model = build(track, slots, config, generator("arena same", track, depth)).double()
     x, y = inputs(config, generator("arena same inputs", track), torch.device("cpu"))
     x = x if track == "gpt" else x.double()
     if "optimizer" in slots:
         update = slots["optimizer"](hidden_matrices(model), 1e-3)
     else:  # plain descent magnifies no rounding, as AdamW does where a gradient is zero
         update = torch.optim.SGD(model.parameters(), lr=0.01)
-    outputs = []
     for _ in range(4):
         update.zero_grad()
-        outputs.append(model(x).detach().flatten())
-        cross_entropy(model(x), y).backward()
+        logits = model(x)
+        yield logits.detach().flatten()
+        cross_entropy(logits, y).backward()
         update.step()
-    return torch.cat(outputs)
+
+
+@functools.cache
+def _of_the_base(track: str, arm: str, depth: int) -> list[Tensor]:
+    return list(outputs_of(track, arm, depth))
 
 
 def same_model(track: str, arm: str, depth: int) -> bool:
     """Whether an arm and the base are one model at this depth (Mix-LN without a Post-LN block, LayerNorm itself)."""
-    if arm == "base":
-        return False
-    if arm.partition(":")[0] == "optimizer":
-        ours, base = function_of(track, arm, depth), function_of(track, "optimizer:torch.AdamW", depth)
-        return arm == "optimizer:torch.AdamW" or bool((ours - base).abs().max() < 1e-9)
-    ours, base = function_of(track, arm, depth), function_of(track, "base", depth)
-    return bool((ours - base).abs().max() < 1e-6)
+    if arm in ("base", "optimizer:torch.AdamW"):
+        return arm != "base"
+    base = "optimizer:torch.AdamW" if arm.startswith("optimizer:") else "base"
+    pairs = zip(outputs_of(track, arm, depth), _of_the_base(track, base, depth), strict=True)
+    return all(bool((ours - theirs).abs().max() < 1e-6) for ours, theirs in pairs)

@@ -29,7 +29,7 @@ EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter(Pictures):
-    """The accuracy is that of the last `test` test images; the first `images` are those whose activations are fitted."""
+    """The accuracy is that of the last `test` test images; the activations of the first `images` are fitted."""
 
     dim: int
     depth: int
@@ -41,7 +41,7 @@ class Scatter(Pictures):
 
 
 def inputs(arm: str, seed: int, config: Scatter, device: torch.device) -> tuple[list[Tensor], Measures]:
-    """Per LayerNorm its inputs (tokens, channels) on held-out images; how accurate the network is, and how it learned."""
+    """Per LayerNorm its inputs (tokens, channels) on held-out images; the accuracy, and the learning curve."""
     source, heads = generator("pointwise scatter", seed), config.dim // 16
     if arm == "synthetic":  # one channel of each vector, with a size between 10^0.5 and 10^2.5, among N(0, 1)
         tokens, draws = config.images * (config.side // config.patch) ** 2, []

@@ -45,8 +45,8 @@ from repro.words import control_text, listed, sentence
 class Outcome:
     """What several rules that must all hold come to, of the arms as they are or with some replaced.
 
-    parts: as the document shows them.  failed: which parts of the rules fail, as (place of the rule, place of the part),
-    the latter None where the rule fails as a whole.  first: the estimate of the first rule and its unit.
+    parts: as the document shows them.  failed: which parts of the rules fail, as (place of the rule, place of the
+    part).  first: the estimate of the first rule and its unit.
     """
 
     state: str
@@ -178,7 +178,7 @@ def _failed(
 
 
 def claim_parts(paper: Paper, profile: str, claim_id: str, rows: list[dict]) -> list[tuple[Rule, list[Part]]]:
-    """Return the rules of a claim, each with its parts as `judge_claim` decides them; CannotJudge where rows are missing."""
+    """Return the rules of a claim, each with the parts that decide it; CannotJudge where rows are missing."""
     case = Case.of(paper, profile, claim_id, rows)
     own = case.rows_of(case.claim.experiment)
     return [(r, parts_of(r, own, paper.measures, case.settings, terms=case.terms)) for r in case.rules]
@@ -272,8 +272,8 @@ def _edge(case: Case, seen: Seen, of: str = "") -> Stop | None:
             )
         if chosen.edge and chosen.level is not None:
             return Stop(
-                f"the best {factor} of {of}{arm}{place}, {chosen.level}, lies at the edge of the grid, so that a better "
-                "one may lie outside. A new registration with a wider grid would tell.",
+                f"the best {factor} of {of}{arm}{place}, {chosen.level}, lies at the edge of the grid, so that a "
+                "better one may lie outside. A new registration with a wider grid would tell.",
                 "edge_of_grid",
             )
     return None
@@ -307,7 +307,8 @@ def _learnt(case: Case) -> dict[str, Any] | None:
     settings, rows = case.settings, case.rows_of(case.claim.experiment)
     decided = []
     for rule in case.rules:
-        arm, measure = getattr(rule, "against", None) or rule.arm, trivial.measure or rule.measure
+        arm = trivial.arm or getattr(rule, "against", None) or rule.arm
+        measure = trivial.measure or rule.measure
         higher = paper.measures[measure].better == "higher"
         bound = Bound(kind="bound", measure=measure, arm=arm, level=rule.level, max=0.0)
         data = Values(bound, rows, paper.measures, settings, {}, terms.tune)
@@ -369,8 +370,8 @@ def _not_learnt(trivial: Mapping[str, Any]) -> Stop:
     place = f" at {levels_text(trivial['at'])}" if trivial.get("at") else ""
     reason = trivial["why"][0].lower() + trivial["why"][1:]
     return Stop(
-        f"the baseline has not learnt: {trivial['measure']} of {trivial['arm']}{place} is not shown to be better than that "
-        f"of the trivial predictor '{trivial['predictor']}' ({reason.rstrip('.')}).",
+        f"the baseline has not learnt: {trivial['measure']} of {trivial['arm']}{place} is not shown to be better "
+        f"than that of the trivial predictor '{trivial['predictor']}' ({reason.rstrip('.')}).",
         "not_learnt",
     )
 
@@ -390,8 +391,8 @@ def _control_gate(case: Case, controls: list[tuple[dict[str, Any], Outcome]]) ->
     for entry, _ in controls:
         if entry.get("without") == "idea" and entry["state"] == "reproduced":
             return Stop(
-                f"the method without its idea ({control_text(entry)}) meets the rules too, so that the effect is not the "
-                "method's.",
+                f"the method without its idea ({control_text(entry)}) meets the rules too, so that the effect is "
+                "not the method's.",
                 "phenomenon_only",
             )
     for entry, came in controls:
@@ -445,7 +446,8 @@ def _positive_gate(case: Case, method: Outcome, positive: tuple[dict[str, Any], 
     entry, came = positive
     if entry["state"] != "reproduced":
         return Stop(
-            f"the setting could not have shown it: the known-good arm {entry['arm']} is not reproduced either ({came.why.rstrip('.')}).",
+            f"the setting could not have shown it: the known-good arm {entry['arm']} is not reproduced either "
+            f"({came.why.rstrip('.')}).",
             "not_shown",
             came.needed,
         )

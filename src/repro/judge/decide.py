@@ -105,7 +105,8 @@ def decide(
 ) -> Decision:
     """Decide on one parameter: `values` per seed, or two unpaired samples whose difference it is (Welch).
 
-    `out`: seeds that count as outside R whatever their value; where all do, nothing is left to test.  `level` is for reproduced, `no_level` (the same unless
+    `out`: seeds that count as outside R whatever their value; where all do, nothing is left to test.
+    `level` is for reproduced, `no_level` (the same unless
     given) for not_reproduced.  `least`: with fewer seeds nothing is decided.  `sign`: the sign test in place of t.
     """
     n, no_level = len(values), level if no_level is None else no_level

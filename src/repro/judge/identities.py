@@ -1,7 +1,7 @@
 """Exact statements: an equation, an equivalence or a limit, which holds on every row or is violated.
 
-There is nothing to sample: no number of seeds, no interval, no level and no error rate belong to it.  A rule of any kind
-but `identity` is looked at seed by seed: its parameter must lie in R at each of them.
+There is nothing to sample: no number of seeds, no interval, no level and no error rate belong to it.  A rule of any
+kind but `identity` is looked at seed by seed: its parameter must lie in R at each of them.
 """
 
 import math
@@ -84,7 +84,7 @@ def judge_exactly(
 
 
 def _every_row(data: Values) -> tuple[str, str, float]:
-    """|value| < bound, or the value in the region, on every row and every element, over all levels that are not fixed."""
+    """|value| < bound, or the value in the region: on every row and element, over all levels that are not fixed."""
     rule, factors = data.rule, data.settings.factors
     region = None if rule.bound is not None else region_of(rule, data.measures)
     open_ = [name for name in factors if name not in rule.at]

@@ -1,17 +1,17 @@
-"""The size of the test under Gaussian seeds: claims judged over and over on synthetic seeds, at the edge of their rules.
+"""The size of the test under Gaussian seeds: claims judged over and over at the edge of their rules.
 
 This checks the arithmetic of the judge, not its verdicts: that a rule which is just barely false is called reproduced in
-at most one of twenty repeats, if seeds are Gaussian.  It cannot see skew, runs that collapse, tuning, scale or a rule that
-asks for too little.
+at most one of twenty repeats, if seeds are Gaussian.  It cannot see skew, runs that collapse, tuning, scale or a rule
+that asks for too little.
 
-A repeat draws as many seeds as the rows have.  Each part of a rule (a level of `per`, a cell) is Gaussian on the scale of
-its parameter with the spread of its real seeds; parts vary together as theirs do.  Only the truth is moved:
+A repeat draws as many seeds as the rows have.  Each part of a rule (a level of `per`, a cell) is Gaussian on the scale
+of its parameter with the spread of its real seeds; parts vary together as theirs do.  Only the truth is moved:
 
     false rate   the claim is false by a hair: of a rule's parts one too few hold, those that are to hold lie where they
                  hold most easily (the middle of R, or far inside), the others on the boundary of R.  Of all such truths
                  the one with the highest rate counts.
-    power        the first rule has the paper's effect, where the paper gives a number in the unit of the rule.  Power at
-                 the effect seen here would be a function of the p value, and is not given.
+    power        the first rule has the paper's effect, where the paper gives a number in the unit of the rule.  Power
+                 at the effect seen here would be a function of the p value, and is not given.
 
 Parts that are decided without sampling (seeds without any spread) are right or wrong, in every repeat alike.  A part
 decided by the sign test is a coin for each seed at its boundary.  Failure rates and ranks are exact tests and not
@@ -411,15 +411,15 @@ def lines(assessed: Iterable[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def summary_text(assessed: Iterable[Mapping[str, Any]]) -> str:
-    """One line: how many claims, the largest false rate, how many lie above the goal."""
+    """Return one line: how many claims, the largest false rate, how many lie above the goal."""
     s = summary(assessed)
-    told = f"{s['claims']} claims, {s['exact']} of them exact, {s['claims'] - s['exact'] - s['rated']} without a rate"
+    text = f"{s['claims']} claims, {s['exact']} of them exact, {s['claims'] - s['exact'] - s['rated']} without a rate"
     if c := s["largest"]:
-        told += (
-            f"; false rates of {words.rate(s['mean'])} % on average, the largest {rate(c['false_rate'], c['false_interval'])} ({c['paper']} {c['profile']}, {c['claim']}); "
-            f"{s['above']} above {words.percent(GOAL)}; power of at least {words.percent(POWER)} in {s['strong']} of {s['powers']}"
-        )
-    return told
+        largest = f"{rate(c['false_rate'], c['false_interval'])} ({c['paper']} {c['profile']}, {c['claim']})"
+        text += f"; false rates of {words.rate(s['mean'])} % on average, the largest {largest}"
+        text += f"; {s['above']} above {words.percent(GOAL)}"
+        text += f"; power of at least {words.percent(POWER)} in {s['strong']} of {s['powers']}"
+    return text
 
 
 def with_table(page: str, assessed: list[Mapping[str, Any]], dates: Iterable[str | None], shown: str) -> str:

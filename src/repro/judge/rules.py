@@ -138,8 +138,8 @@ class Part:
 class Terms:
     """What a claim says of all its rules.
 
-    least: with fewer seeds nothing is decided.  parts: of how many parts one that fails decides; those of the rule alone
-    where it is 0.  tune: what is tuned.
+    least: with fewer seeds nothing is decided.  parts: of how many parts one that fails decides; those of the rule
+    alone where it is 0.  tune: what is tuned.
     """
 
     least: int = LEAST_SEEDS
@@ -169,7 +169,7 @@ def parts_of(
     terms: Terms = Terms(),  # noqa: B008
     seen: "Seen | None" = None,
 ) -> list[Part]:
-    """Decide the parts of a rule, of which `at_least` (or all) must hold; CannotJudge where its rows do not allow it."""
+    """Decide the parts of a rule, of which `at_least` (or all) must hold; CannotJudge where rows do not allow it."""
     data = Values(rule, rows, measures, settings, offset, terms.tune)
     seen = Seen() if seen is None else seen
     cells = cells_of(rule, settings)
@@ -210,8 +210,8 @@ def judge_rule(
 ) -> dict[str, Any]:
     """Return the verdict of one rule on the rows of its experiment; `offset` moves the seeds of `arm` or `against`.
 
-    {state, why, estimate, interval, level, n, unit, p, needed_seeds, inside, diverged, parts}: `parts` has one entry per
-    level of `per`, cell or other arm ranked, `diverged` the seeds at which the arm diverged, `inside` whether the
+    {state, why, estimate, interval, level, n, unit, p, needed_seeds, inside, diverged, parts}: `parts` has one entry
+    per level of `per`, cell or other arm ranked, `diverged` the seeds at which the arm diverged, `inside` whether the
     estimate is in R.
     """
     seen = Seen() if seen is None else seen
@@ -399,8 +399,8 @@ def _together(decisions: list[Decision], at_least: int | None) -> Decision:
                 needed = None if least[wanted - 1] == INF else int(least[wanted - 1])
         short = [d.needed for d in decisions if d.state == "inconclusive" and d.needed and d.why == few(d.n, d.needed)]
         needed = short[0] if short else needed
-    verb = "condition holds" if yes == 1 else "conditions hold"
-    why = f"{yes} of {n} {verb}, {no} {'fails' if no == 1 else 'fail'} and {n - yes - no} "
+    why = f"{yes} of {n} conditions {'holds' if yes == 1 else 'hold'}, {no} {'fails' if no == 1 else 'fail'} and "
+    why += f"{n - yes - no} "
     why += f"{'is' if n - yes - no == 1 else 'are'} open; {k} {'is' if k == 1 else 'are'} needed."
     if state == "inconclusive":
         why += f" {advice(decisions[0].n, needed)}"

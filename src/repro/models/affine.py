@@ -1,7 +1,8 @@
-"""What most norms share beside their idea: a gain and a bias, the axes that they normalise, and the precision they work in.
+"""What most norms share beside their idea: a gain and a bias, the axes that they normalise, and the precision they
+work in.
 
-The convention of the suite (docs/conventions.md): a method computes in float32 at least (`wide`), and its output has the
-dtype of its input, under autocast also.
+The convention of the suite (docs/conventions.md): a method computes in float32 at least (`wide`), and its output has
+the dtype of its input, under autocast also.
 """
 
 import functools
@@ -16,7 +17,9 @@ Shape = int | Sequence[int]
 
 
 def leaf(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function one node of torch.fx's graphs, whichever module calls it (torch.fx.wrap knows its own module only)."""
+    """Make a function one node of torch.fx's graphs, whichever module calls it (torch.fx.wrap knows its own module
+    only).
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
@@ -68,7 +71,7 @@ def channels_first(x: Tensor, channels: int, axes: int = 3) -> Tensor:
 
 
 class Length(torch.autograd.Function):
-    """torch.linalg.vector_norm over `axes`, whose derivatives of every order are 0, not NaN, where all entries are 0."""
+    """vector_norm over `axes`, whose derivatives of every order are 0, not NaN, where all entries are 0."""
 
     generate_vmap_rule = True
 
@@ -85,6 +88,13 @@ class Length(torch.autograd.Function):
         x, size = ctx.saved_tensors
         zero = size == 0
         return slope.masked_fill(zero, 0.0) * (x / size.masked_fill(zero, 1.0)), None  # torch's, to the last bit
+
+
+def rms_norm(x: Tensor, shape: Sequence[int], eps: float) -> Tensor:
+    """Return F.rms_norm without a gain, written out where ONNX's older exporter, which has no such operator, asks."""
+    if torch.onnx.is_in_onnx_export():
+        return x * (x.square().mean(tuple(range(-len(shape), 0)), keepdim=True) + eps).rsqrt()
+    return nn.functional.rms_norm(x, tuple(shape), eps=eps)
 
 
 def length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
@@ -125,12 +135,14 @@ def apply_affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 def refuse_nested(module: nn.Module, args: tuple) -> None:
     """Refuse nested tensors.
 
-    As a hook on every norm it has a second task.  At evaluation, torch's nn.TransformerEncoderLayer hands the parameters
-    of its norms to one fused kernel that computes a LayerNorm whatever the norms are, unless a module has a hook.
+    As a hook on every norm it has a second task.  At evaluation, torch's nn.TransformerEncoderLayer hands the
+    parameters of its norms to one fused kernel that computes a LayerNorm whatever the norms are, unless a module has
+    a hook.
     """
     if args and isinstance(args[0], Tensor) and args[0].is_nested:
         raise ValueError(
-            f"{type(module).__name__} takes no nested tensors: write nn.TransformerEncoder(..., enable_nested_tensor=False)"
+            f"{type(module).__name__} takes no nested tensors: "
+            "write nn.TransformerEncoder(..., enable_nested_tensor=False)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Residual and plain convolution networks (He et al. 2016, arXiv:1512.03385) with slots, and timm's by name.
+"""Residual and plain convolution networks (He et al. 2016, arXiv:1512.03385) with slots.
 
 conv(c_in, c_out, kernel, stride, padding, bias=) -> Module    nn.Conv2d, or a paper's own
 block(c_in, c_out, stride, slots, index, depth) -> Module      `Basic`, `Bottleneck`, `Plain`, or a paper's own;
@@ -207,30 +207,3 @@ def seeded(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(seed)
         return build()
-
-
-def timm_convnet(
-    name: str,
-    *,
-    classes: int,
-    generator: torch.Generator,
-    channels: int = 3,
-    norm: Norm | None = None,
-    act: Act | None = None,
-    init: Init | None = None,
-    options: dict | None = None,
-) -> nn.Module:
-    """A timm model by name ("resnet18"), untrained, its norm_layer and act_layer swapped; `options` go to timm."""
-    import timm
-
-    swapped = dict(options or {})
-    if norm is not None:
-        swapped["norm_layer"] = lambda n, device=None, dtype=None: norm(n)
-    if act is not None:
-        swapped["act_layer"] = lambda inplace=False, device=None, dtype=None: act()
-    model = seeded(
-        lambda: timm.create_model(name, pretrained=False, num_classes=classes, in_chans=channels, **swapped), generator
-    )
-    if init is not None:
-        init(model, generator)
-    return model

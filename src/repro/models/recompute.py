@@ -36,7 +36,8 @@ def _(x: Tensor) -> Tensor:
 def kept(buffer: Tensor) -> Tensor:
     """Return a copy of `buffer` from before its update.
 
-    The compiled backward pass takes this copy; of a plain copy it would take the buffer itself, which has changed by then.
+    The compiled backward pass takes this copy; of a plain copy it would take the buffer itself, which has changed by
+    then.
     """
     return _keep(buffer) if torch.compiler.is_compiling() else buffer.clone()
 

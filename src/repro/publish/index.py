@@ -22,8 +22,9 @@ BEGIN, END = f"<!-- {MARK} -->", "<!-- end of GENERATED -->"
 def method_files(slug: str) -> list[str]:
     """The files that hold a paper's method, by name without .py: method, then the others that have an `__all__`."""
     folder = papers.paper_dirs() / slug
-    others = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
-    return ["method", *(name for name in others if name not in ("method", "experiment"))]
+    others = sorted(path for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
+    others = [path.stem for path in others if path.stem not in ("method", "experiment")]
+    return ["method", *(name for name in others if "__all__" in (folder / f"{name}.py").read_text(encoding="utf-8"))]
 
 
 def names_of(slug: str, file: str) -> list[str]:
@@ -78,7 +79,7 @@ def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
     The files of a paper that cannot be read are left as they are; the others are made all the same.
     """
-    with provenance.steady():
+    with provenance.steady(root / ".repro" / "digests.json"):
         return _build(root)
 
 
@@ -111,7 +112,7 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
 def sources(root: Path) -> Path:
     """Write `sources.json` alone, which is what DVC looks at; raise where a paper cannot be read."""
-    with provenance.steady():
+    with provenance.steady(root / ".repro" / "digests.json"):
         digests = {slug: stages.source_digest(papers.load(slug)) for slug in papers.slugs()}
     path = root / stages.SOURCES
     write_file(path, json.dumps(digests, indent=1) + "\n")

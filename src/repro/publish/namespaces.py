@@ -1,4 +1,6 @@
-"""The flat namespaces `repro.nn`, `repro.optim` and `repro.init`, generated from `provides:` and `__all__` of the papers."""
+"""The flat namespaces `repro.nn`, `repro.optim` and `repro.init`, generated from `provides:` and `__all__` of the
+papers.
+"""
 
 import importlib
 import inspect

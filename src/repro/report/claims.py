@@ -35,23 +35,26 @@ class ClaimView:
 
     def summary(self) -> dict[str, Any]:
         """What the table of verdicts shows."""
-        headline = [p for p in self.record.results if self.record.headline(p) == self.name]
+        results = [self.result(r) for r in self.record.results.values()]
         return {
             "id": self.name,
             "told": words.told(self.claim["paper_value"]),
-            "headline_on": headline,
-            "headline_everywhere": len(headline) == len(self.record.results),
-            "results": [self.result(r) for r in self.record.results.values()],
+            "headline": self.record.headline == self.name,
+            "results": results,
+            "strongest": next((r for r in results if r["judged"]), None),
         }
 
     def section(self) -> dict[str, Any]:
         """What the claim's own section shows."""
-        c, figures = self.claim, self.figures()
+        c, figures, summary = self.claim, self.figures(), self.summary()
         experiment = (self.record.paper.get("experiments") or {}).get(self.experiment) or {}
         return {
-            **self.summary(),
+            **summary,
+            "shown": [r for r in summary["results"] if r["judged"]],
+            "absent": [(r["profile"], r["absent"]) for r in summary["results"] if not r["judged"]],
             "statement": c["statement"],
             "where": c["where"],
+            "read": c.get("read"),
             "rules": self.rules_told(),
             "fidelity": words.FIDELITY.get(c.get("fidelity"), c.get("fidelity")),
             "experiment": self.experiment,
@@ -60,10 +63,31 @@ class ClaimView:
             "erratum": c.get("erratum"),
             "controls": self.controls(),
             "parts": self.parts(),
+            "guards": self.guards(),
+            "elsewhere": [e for e in self.record.paper.get("elsewhere") or [] if e["claim"] == self.name],
             "figures": figures,
             "key": self.key() if figures else [],
             "tables": self.tables(),
         }
+
+    def meaning(self, profile: str) -> str | None:
+        """What the estimate is, and what its sign means."""
+        rules = self.rule(profile)
+        return " ".join(dict.fromkeys(filter(None, (meaning(rule, self.measures) for rule in rules)))) or None
+
+    def guards(self) -> list[dict[str, Any]]:
+        """Per profile what stands beside the rule: trivial predictor, tuned levels, positive arm, mutants, failures."""
+        found = []
+        for profile, _, judged in self.judged():
+            told = [*_trivial(judged.get("trivial")), *_tuned(judged.get("tuned"), self.claim.get("tune"))]
+            told += [
+                *_positive(judged.get("positive")),
+                *_mutants(judged.get("mutants")),
+                *_failures(judged.get("failures")),
+            ]
+            if told:
+                found.append({"profile": profile, "facts": told})
+        return found
 
     def rules_told(self) -> list[tuple[str | None, str]]:
         """(profile, rule in words); the profile is None where all have the same rules."""
@@ -77,14 +101,21 @@ class ClaimView:
         """This claim at one profile."""
         judged, rows = result.claim(self.name), result.of(self.experiment)
         told = judged or {}
+        several = [p for p in told.get("parts") or [] if p.get("estimate") is not None]
         return {
             "profile": result.profile,
             "judged": judged is not None,
             "state": told.get("state", "not_run"),
+            "words": words.verdict_words(told.get("state", "not_run"), told.get("mark"), self.claim.get("fidelity")),
+            "mark": words.MARKS.get(told.get("mark") or ""),
             "stale": result.stale_for(self.claim) if judged else None,
             "post_hoc": bool(judged and (result.verdict or {}).get("post_hoc")),
             **estimate_of(told),
-            **{k: told.get(k) for k in ("why", "unit", "level", "n", "needed_seeds", "positive")},
+            **{k: told.get(k) for k in ("why", "unit", "level", "n", "needed_seeds")},
+            "meaning": self.meaning(result.profile) if judged else None,
+            "parts": [{"text": part_name(p, i), "unit": p.get("unit"), **estimate_of(p)} for i, p in enumerate(several)]
+            if len(told.get("parts") or []) > 1
+            else [],
             "magnitude": _magnitude(told.get("magnitude")),
             "device": result.provenance.get("device_model"),
             "seconds": math.fsum(r["seconds"] for r in rows),
@@ -113,6 +144,7 @@ class ClaimView:
                 "profile": p,
                 "text": words.control_text(k),
                 "expect": words.EXPECTED[k["expect"]],
+                "idea": k.get("without") == "idea",
                 "state": k.get("state"),
                 "ok": k.get("ok"),
                 "reason": k.get("why"),
@@ -129,6 +161,8 @@ class ClaimView:
                 "profile": p,
                 "text": part_name(part, i),
                 "state": part["state"],
+                "words": words.verdict_words(part["state"], part.get("mark"), self.claim.get("fidelity")),
+                "unit": part.get("unit"),
                 "n": part.get("n"),
                 "level": part.get("level"),
                 **estimate_of(part),
@@ -145,11 +179,16 @@ class ClaimView:
         if rule.get("against"):
             found.setdefault(rule["against"], "against")
         for control in self.claim.get("controls") or []:
+            if control.get("without") == "idea":
+                found.update({arm: "control" for arm in (control.get("replace") or {}).values() if arm not in found})
             for old, arm in (control.get("replace") or {}).items():
                 if old in (rule["arm"], rule.get("against")) and not control.get("seed_offset"):
                     found.setdefault(arm, "control")
-        if self.claim.get("positive"):
-            found.setdefault(self.claim["positive"], "positive")
+        positive = self.claim.get("positive")
+        for arm in [positive] if isinstance(positive, str) else (positive or {}).values():
+            found.setdefault(arm, "positive")
+        for arm in rule.get("others") or []:
+            found.setdefault(arm, "against")
         return found
 
     def key(self) -> list[tuple[str, str, list[str]]]:
@@ -181,6 +220,8 @@ class ClaimView:
                 if rows:
                     name = f"{self.name}-{profile}-{len(seen)}"
                     found.append(drawings.draw(Scene(name, profile, rule, roles, rows, unit)))
+                    learning = drawings.learning(Scene(f"{name}-learning", profile, rule, roles, rows, unit))
+                    found += [learning] if learning else []
             every += [found] if found else []
         return every
 
@@ -202,7 +243,10 @@ class ClaimView:
                 lines += [("control", words.control_text(c), c) for c in judged.get("controls") or []]
             if rule["kind"] == "identity" or not lines:  # an identity is told by its rows alone
                 continue
-            span, log = drawings.region(rule, self.measures)
+            regions = judged.get("regions") or []
+            if i >= len(regions):
+                continue
+            span, log = (regions[i]["low"], regions[i]["high"]), bool(regions[i]["log"])
             unit = lines[0][2].get("unit") or judged.get("unit")
             figure = drawings.decision(f"{self.name}-{profile}-{i}", profile, rule, span, log, lines, unit)
             found += [figure] if figure else []
@@ -265,3 +309,92 @@ def _lost(rows: Iterable[Mapping[str, Any]]) -> str:
         if arms:
             told.append(f"{len(arms)} row{'s' * (len(arms) > 1)} {status} ({', '.join(dict.fromkeys(arms))})")
     return "; ".join(told)
+
+
+# ---- in words -----------------------------------------------------------------------------------------------------
+
+
+def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What the estimate of a rule is, and what its sign or size means, as one sentence."""
+    kind, arm, against = rule["kind"], rule["arm"], rule.get("against")
+    told = measures.get(rule["measure"]) or {}
+    measure, better = rule["measure"], told.get("better")
+    if steps := rule.get("steps_to"):
+        measure, better = f"the {steps['axis']} to the target", "lower"
+    if kind == "identity":
+        return None
+    if kind == "count":
+        return f"The estimate counts the cells in which the condition holds, of all cells ({measure} of {arm})."
+    if kind == "ranks":
+        return f"The estimate is the mean rank of {arm}; 1 is best."
+    if kind == "failures":
+        return f"The estimate is the share of runs of {arm} that fail" + (
+            f", less that of {against}." if against else "."
+        )
+    if kind == "slope":
+        less = f" less that of {against}" if against else ""
+        falls = "a negative one means that it falls"
+        return f"The estimate is the slope of {measure} of {arm} over {rule['x']}{less}; {falls}."
+    if rule.get("contrast"):
+        return f"The estimate compares {measure} at two levels of {rule['contrast']['factor']}."
+    if against is None:
+        return f"The estimate is the mean of {measure} of {arm}" + (f"; {better} is better." if better else ".")
+    if kind == "ratio" or rule.get("ratio") is not None:
+        side = {"lower": "below", "higher": "above"}.get(better or "")
+        size = f"; {side} 1 means that {arm} is better." if side else "."
+        return f"The estimate is {measure} of {arm} divided by that of {against}{size}"
+    sign = {"lower": "negative", "higher": "positive"}.get(better or "")
+    size = f"; a {sign} difference means that {arm} is better." if sign else "."
+    return f"The estimate is {measure} of {arm} less that of {against}{size}"
+
+
+def _trivial(told: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not told:
+        return []
+    gap = f" (difference {words.number(told['estimate'])})" if told.get("estimate") is not None else ""
+    says = {"reproduced": "beats it", "not_reproduced": "does not beat it"}.get(
+        told["state"], "is not shown to beat it"
+    )
+    at = f" at {words.levels(told['at'])}" if told.get("at") else ""
+    return [("trivial predictor", f"{told['predictor']}: {told['arm']}{at} {says} in {told['measure']}{gap}.")]
+
+
+def _tuned(told: Iterable[Mapping[str, Any]] | None, tune: Any) -> list[tuple[str, str]]:
+    if not told:
+        return (
+            [("tuned levels", "one recipe for all arms, which is the paper's own point.")] if tune == "shared" else []
+        )
+    factor = tune.get("factor", "level") if isinstance(tune, Mapping) else "level"
+    parts = []
+    for one in told:
+        at = f" ({words.levels(one['at'])})" if one.get("at") else ""
+        edge = ", at the edge of the grid" if one.get("edge") else ""
+        parts.append(f"{one['arm']}{at} {'none: all diverged' if one['level'] is None else one['level']}{edge}")
+    return [("tuned levels", f"{factor}, chosen for each arm on its tuning seeds: {'; '.join(parts)}.")]
+
+
+def _positive(told: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if not told:
+        return []
+    shows = {"reproduced": "shows the effect here", "not_reproduced": "does not show the effect here"}
+    return [("known-good arm", f"{told['arm']} {shows.get(told['state'], 'is not shown to show the effect here')}.")]
+
+
+def _mutants(told: Iterable[Mapping[str, Any]] | None) -> list[tuple[str, str]]:
+    told = list(told or [])
+    if not told:
+        return []
+    missed = [m["arm"] for m in told if not m["told"]]
+    all_of = f"all {len(told)} are told from the method." if len(told) > 1 else "it is told from the method."
+    says = f"this verdict cannot tell {words.listed(missed)} from the method" if missed else all_of
+    return [("near wrong methods", f"{says} ({len(told) - len(missed)} of {len(told)} told)." if missed else says)]
+
+
+def _failures(told: Mapping[str, Mapping[str, Any]] | None) -> list[tuple[str, str]]:
+    if not told:
+        return []
+    parts = [
+        f"{arm} {one['k']} of {one['n']} (at most {words.rate(one['upper95'])} % of runs, 95 % bound)"
+        for arm, one in told.items()
+    ]
+    return [("runs that failed", "; ".join(parts) + ".")]

@@ -227,6 +227,58 @@ def _lines(scene: Scene, groups: list[Group], across: str, told: list[str], capt
     return Figure(drawing, caption)
 
 
+AXES = ("learning_steps", "step", "steps", "eval_steps")  # measures that say when the points of a curve were taken
+
+
+def curve_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """(measure, axis) of the learning curve that rows hold; None where they hold none."""
+    for row in rows:
+        held = row["measures"]
+        for axis in AXES:
+            if not isinstance(held.get(axis), list):
+                continue
+            for name in ("learning_curve", "curve", *held):
+                values = held.get(name)
+                if name not in AXES and isinstance(values, list) and len(values) == len(held[axis]) > 1:
+                    return name, axis
+    return None
+
+
+def learning(scene: Scene) -> Figure | None:
+    """Loss against steps: per arm the mean over the seeds, and the band from the least to the greatest.
+
+    None where rows hold no curve, or where the rule is about that curve, which is drawn seed by seed already.
+    """
+    found = curve_of(scene.rows)
+    if found is None or found[0] == scene.measure:
+        return None
+    measure, axis = found
+    keep = {f: levels[-1] for f, levels in scene.varying.items()}
+    rows = [r for r in scene.rows if all(r["factors"].get(f) == level for f, level in keep.items())]
+    groups, told = [], []
+    for arm in scene.roles:
+        own = [_curve(r["measures"], measure, axis) for r in rows if r["arm"] == arm]
+        points: dict[float, list[float]] = {}
+        for x, y in (point for line in own for point in line):
+            points.setdefault(x, []).append(y)
+        band = [(x, math.fsum(y / len(ys) for y in ys), min(ys), max(ys)) for x, ys in sorted(points.items())]
+        if band:
+            groups.append(Group(arm, scene.roles[arm], band=band))
+            told.append(f"{arm}: from {words.number(band[0][1])} to {words.number(band[-1][1])}.")
+    if not groups:
+        return None
+    drawing = figures.bands(
+        groups[:6],
+        name=scene.name,
+        axis=measure.replace("_", " "),
+        across=axis.replace("_", " "),
+        title=f"Learning curves, {scene.profile}",
+        description=" ".join(told),
+    )
+    at = f" at {words.levels(keep)}" if keep else ""
+    return Figure(drawing, f"{scene.profile}: learning curves{at}; mean over the seeds, and the band of all of them.")
+
+
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +295,9 @@ def decision(
     estimates = []
     for role, label, judged in lines[:MOST]:
         low, high = judged.get("interval") or (None, None)
-        estimates.append(Estimate(label, role, words.STATES[judged["state"]], judged.get("estimate"), low, high))
+        estimates.append(
+            Estimate(label, role, words.STATES.get(judged["state"], judged["state"]), judged.get("estimate"), low, high)
+        )
     if all(e.value is None for e in estimates):
         return None
     told = [f"The rule asks for {_span_told(span)}.", *map(_estimate_told, estimates)]
@@ -303,19 +357,3 @@ def estimate_axis(rule: Mapping[str, Any], unit: str | None) -> str:
         less = f": {rule['arm']} − {rule['against']}" if rule.get("against") else ""
         return f"slope of {measure} over {rule['x']}{less}{tail}"
     return f"{measure}{tail}"
-
-
-def region(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) -> tuple[Span, bool]:
-    """The interval that an estimate must lie in (None: unbounded), and whether it is told on the log scale.
-
-    Of a count that of one cell; the same regions as `repro.judge.rules.region_of`.
-    """
-    kind, margin, contrast = _cell_kind(rule), rule.get("margin") or 0.0, rule.get("contrast") or {}
-    if kind == "equivalence":
-        return (tuple(rule["ratio"]), True) if rule.get("ratio") is not None else ((-margin, margin), False)
-    if kind in ("ordering", "noninferiority"):
-        higher = measures.get(rule["measure"], {}).get("better") == "higher" and not rule.get("steps_to")
-        edge = margin if kind == "ordering" else -margin
-        return ((edge, None) if higher else (None, -edge)), False
-    low, high = rule.get("between") or (rule.get("min"), rule.get("max"))
-    return (low, high), kind == "ratio" or kind == "bound" and contrast.get("as") == "ratio"

@@ -31,6 +31,7 @@ class Group:
     diverged: tuple[int, ...] = ()  # seeds
     interval: tuple[float, float, float] | None = None  # low, mean, high
     lines: dict[int, list[tuple[float, float]]] = field(default_factory=dict)  # seed -> [(x, y)]
+    band: list[tuple[float, float, float, float]] = field(default_factory=list)  # (x, mean, least, greatest)
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,7 @@ def dots(
             .mark_rule(color="var(--good)", strokeWidth=1.2)
             .encode(x=alt.X("x:Q", scale=scale_x, axis=None), y=alt.Y("a:Q", scale=scale_y, axis=None), y2="b:Q")
         )
-    text = {"color": "var(--ink)", "fontSize": 11.5, "align": "left", "baseline": "middle"}
-    layers.append(data(texts).mark_text(**text, limit=WIDTH - 10).encode(x=alt.value(0), y=y, text="text:N"))
+    layers += _labels(data(texts), y, 0, WIDTH - 10)
     pixel = alt.Scale(domain=[0, WIDTH], range=[0, WIDTH], nice=False, zero=False)
     if zeros:
         outside = [p for p in points if "px" in p]
@@ -330,6 +330,56 @@ def lines(
     return svg(chart, name=name, title=title, description=description)
 
 
+@_if_an_axis_holds_it
+def bands(groups: Sequence[Group], *, name: str, axis: str, across: str, title: str, description: str) -> str:
+    """Per group the mean as a line and, behind it, the band from the least to the greatest value over the seeds."""
+    alt = _alt()
+    values = [
+        {"x": x, "y": mean, "low": low, "high": high, "arm": g.label}
+        for g in groups
+        for x, mean, low, high in thin(g.band)
+    ]
+    log_y = is_log([v["low"] for v in values] + [v["high"] for v in values]) and min(v["low"] for v in values) > 0
+    span = _domain([v["low"] for v in values] + [v["high"] for v in values], log_y)
+    labels, xs = [g.label for g in groups], [v["x"] for v in values]
+    legend = alt.Legend(
+        orient="top",
+        title=None,
+        columns=1,
+        labelColor="var(--ink)",
+        labelFontSize=11.5,
+        symbolType="stroke",
+        symbolStrokeWidth=2.5,
+        labelLimit=WIDTH - 40,
+        offset=4,
+        rowPadding=1,
+    )
+    colours = alt.Scale(domain=labels, range=_distinct(groups))
+    scale_y = alt.Scale(type="log" if log_y else "linear", domain=span, zero=False, nice=False)
+    base = alt.Chart(alt.InlineData(values=values)).encode(
+        x=alt.X(
+            "x:Q",
+            scale=alt.Scale(nice=False, zero=False, padding=6),
+            axis=_axis(across, [min(xs), max(xs)], False, grid=False),
+        )
+    )
+    band = base.mark_area(opacity=0.18).encode(
+        y=alt.Y("low:Q", scale=scale_y, axis=_axis(axis, span, log_y)),
+        y2="high:Q",
+        color=alt.Color("arm:N", scale=colours, legend=None),
+    )
+    line = base.mark_line(strokeWidth=1.6).encode(
+        y=alt.Y("y:Q", scale=scale_y),
+        color=alt.Color("arm:N", scale=colours, legend=legend),
+        strokeDash=alt.StrokeDash(
+            "arm:N", scale=alt.Scale(domain=labels, range=[_dash(i) for i in range(len(groups))]), legend=legend
+        ),
+    )
+    size = {"width": WIDTH, "height": 240 + 16 * len(groups), "autosize": {"type": "fit", "contains": "padding"}}
+    chart = alt.layer(band, line).resolve_scale(color="independent").properties(**size)
+    return svg(chart, name=name, title=title, description=description)
+
+
 def _distinct(groups: Sequence[Group]) -> list[str]:
     """A colour per group: by role, further groups of a role in further colours."""
     spare = ["var(--extra1)", "var(--extra2)", "var(--extra3)", "var(--extra4)"]
@@ -346,7 +396,7 @@ def _dash(index: int) -> list[int]:
     return [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 2], [1, 3]][index % 6]
 
 
-def thin(line: list[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
+def thin(line: list[tuple], most: int = 120) -> list[tuple]:
     """At most `most` points of a long curve, evenly chosen, the ends kept."""
     if len(line) <= most:
         return line
@@ -449,13 +499,17 @@ def decision(
             .mark_point(shape="triangle", filled=True, size=58, opacity=1)
             .encode(x=alt.X("x:Q", scale=scale), y=y, color=colour, angle=alt.Angle("angle:Q", scale=None))
         )
-    layers.append(
-        data(texts)
-        .mark_text(color="var(--ink)", fontSize=11.5, align="left", baseline="middle", limit=inner - 4)
-        .encode(x=alt.value(2), y=y, text="text:N")
-    )
+    layers += _labels(data(texts), y, 2, inner - 4)
     chart = alt.layer(*layers).properties(width=inner, height=height)
     return svg(chart, name=name, title=title, description=description)
+
+
+def _labels(chart: Any, y: Any, x: float, limit: float) -> list[Any]:
+    """The labels of the rows, on a rim of the page's colour, so that no line of the plot runs through them."""
+    text = {"fontSize": 11.5, "align": "left", "baseline": "middle", "limit": limit}
+    place = {"x": _alt().value(x), "y": y, "text": "text:N"}
+    rim = chart.mark_text(**text, color="var(--paper)", stroke="var(--paper)", strokeWidth=5, strokeJoin="round")
+    return [rim.encode(**place), chart.mark_text(**text, color="var(--ink)").encode(**place)]
 
 
 def _near(value: float, kept: Sequence[float], log: bool) -> bool:

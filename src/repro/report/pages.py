@@ -1,6 +1,7 @@
 """What the notebooks' cells call: the parts of a paper's page and of the comparison page, as HTML."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from repro import words
 from repro.files.paths import JUDGED
 from repro.files.strict import plain
 from repro.publish import cite
-from repro.report import arena, figures, text
+from repro.report import arena, belief, figures, identities, text
 from repro.report.asides import FigureView, RankingView
 from repro.report.claims import ClaimView
-from repro.report.records import Result, Stale, claim_lines, record, records
+from repro.report.records import Result, Stale, claim_lines, readable, record
 from repro.report.templates import Fragment, part
 
 FAMILIES = ("normalization", "activation", "initialization", "residual", "training")
@@ -25,10 +26,11 @@ class PaperPage:
         self.record = record(slug, Path(root), stale=stale)
         self.paper = self.record.paper
         tested = [name for name, claim in self.paper["claims"].items() if not claim.get("untested")]
+        tested.sort(key=lambda name: name != self.record.headline)  # the headline first, the others in their order
         self.views = {name: ClaimView(self.record, name) for name in tested}
 
     def head(self) -> Fragment:
-        """Title, equation, and the table of verdicts."""
+        """Title, what to believe, the headline's verdict, equation, contents, and the table of verdicts."""
         p, results = self.paper, self.record.results.values()
         links = [
             (f"{name}:{p[key]}", f"https://{host}/{p[key]}")
@@ -37,30 +39,61 @@ class PaperPage:
         ]
         if p.get("url") and (target := text.safe_url(p["url"])):
             links.append(("paper", target))
+        claims = [view.summary() for view in self.views.values()]
+        headline = next((c for c in claims if c["headline"]), None)
         return part(
             "paper.html.j2",
             "head",
             {
-                **{key: p.get(key) for key in ("slug", "family", "title", "code", "summary", "equation", "withdrawn")},
+                **{key: p.get(key) for key in ("slug", "family", "title", "summary", "equation", "withdrawn")},
                 "links": links,
+                "code": p.get("code"),
+                "code_url": _repository(p.get("code")),
                 "byline": f"{words.listed(p['authors'])}. {_with_year(p)}.",
                 "provides": p.get("provides") or [],
                 "profiles": list(self.record.results),
-                "claims": [view.summary() for view in self.views.values()],
+                "believe": belief.sentences(self.record),
+                "headline": headline,
+                "statement": p["claims"][self.record.headline]["statement"],
+                "identities": identities.section(self.record),
+                "contents": self.contents(),
+                "claims": claims,
                 "stale": [f"{r.profile}: {'; '.join(r.stale.values())}." for r in results if r.stale],
                 "post_hoc": [r.profile for r in results if (r.verdict or {}).get("post_hoc")],
             },
         )
 
+    def contents(self) -> list[tuple[str, str]]:
+        """(anchor, title) of the sections of the page."""
+        p, method = self.paper, self.record.folder / "method.py"
+        notes = self.record.folder / "NOTES.md"
+        parts = [("verdicts", "Verdicts"), *((f"claim-{name}", name) for name in self.views)]
+        if any(claim.get("untested") for claim in p["claims"].values()):
+            parts.append(("untested", "Claims not tested here"))
+        if p.get("identities"):
+            parts.append(("identities", "Implementation checks"))
+        if p.get("figures") or p.get("rankings"):
+            parts.append(("shown", "Also measured"))
+        if text.departures(text.header(method)):
+            parts.append(("departures", "Departures"))
+        if notes.is_file() and notes.read_text(encoding="utf-8", errors="replace").strip():
+            parts.append(("notes", "Notes"))
+        return [*parts, ("provenance", "Provenance"), ("cite", "Cite")]
+
     def claims(self) -> Fragment:
-        """One section per claim, then the claims that are not tested."""
-        parts = [part("paper.html.j2", "claim", view.section()) for view in self.views.values()]
+        """One section per claim, the claims that are not tested, and the exact statements."""
+        names = list(self.views)
+        parts = []
+        for i, view in enumerate(self.views.values()):
+            near = {"before": names[i - 1] if i else None, "after": names[i + 1] if i + 1 < len(names) else None}
+            parts.append(part("paper.html.j2", "claim", {**view.section(), **near}))
         untested = [
             {"id": name, **claim, "told": words.told(claim["paper_value"])}
             for name, claim in self.paper["claims"].items()
             if claim.get("untested")
         ]
-        return Fragment("\n".join([*parts, part("paper.html.j2", "untested", untested)]))
+        exact = part("paper.html.j2", "identities", identities.section(self.record))
+        return Fragment("\n".join([*parts, part("paper.html.j2", "untested", untested), exact]))
 
     def figures(self) -> Fragment:
         """What `figures:` and `rankings:` of paper.yaml ask for beside the claims."""
@@ -134,49 +167,90 @@ def _provenance(result: Result) -> dict[str, Any]:
     }
 
 
+def _repository(code: str | None) -> str | None:
+    """The address of the authors' code, which is written as owner/name@commit."""
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(\w+))?", code or "")
+    if not found:
+        return None
+    return f"https://github.com/{found[1]}" + (f"/tree/{found[2]}" if found[2] else "")
+
+
+SCALES = {"same": "at the paper’s own scale", "scaled": "at small scale", "proxy": "on another task"}
+SCALES["analytic"] = "in calculation"
+GRADES = ("supported", "contradicted", "undecided", "not shown here", "phenomenon only")
+
+
+def grade(line: Mapping[str, Any]) -> str:
+    """The column of the first table in which a verdict counts."""
+    if line["state"] == "inconclusive" and line["mark"] in ("not_shown", "phenomenon_only"):
+        return {"not_shown": "not shown here", "phenomenon_only": "phenomenon only"}[line["mark"]]
+    return words.SMALLER[line["state"]]
+
+
 class ComparisonPage:
     """The page of all papers; `stale` (slug -> profile -> experiment -> why) replaces the comparison of digests."""
 
     def __init__(self, root: str | Path = ".", stale: Mapping[str, Stale] | None = None):
-        self.root, self.records = Path(root), records(Path(root), stale=stale)
-        planned = {one.slug: set(one.paper.get("profiles") or {}) for one in self.records}
+        self.root = Path(root)
+        self.records, self.faults = readable(self.root, stale=stale)
         lines = [line for one in self.records for line in claim_lines(one)]
-        self.lines = [x for x in lines if x["profile"] in planned[x["paper"]] or x["state"] != "not_run"]
-        self.headlines = [x for x in self.lines if x["headline"] and x["state"] != "untested"]
+        self.lines = strongest(lines)
+        self.headlines = [x for x in self.lines if x["headline"]]
 
     def head(self) -> Fragment:
-        """Counts, and how to read the page."""
-        from repro.judge import quality
+        """What the suite found, by grade of evidence, and how to read the page."""
+        from repro.judge.multiplicity import multiplicity
 
-        tallies = []
-        for profile in dict.fromkeys(x["profile"] for x in self.headlines):
-            own = [x for x in self.headlines if x["profile"] == profile]
-            counts = [(state, sum(x["state"] == state for x in own)) for state in words.STATES]
-            tallies.append(
-                {
-                    "profile": profile,
-                    "counts": [c for c in counts if c[1]],
-                    "stale": sum(bool(x["stale"]) for x in own),
-                    "post_hoc": sum(x["post_hoc"] for x in own),
-                }
-            )
-        rates = quality.summary(r.quality for one in self.records for r in one.results.values() if r.quality)
-        values = {"papers": len(self.records), "version": repro.__version__, "tallies": tallies, "quality": rates}
+        judged = [x for x in self.lines if x["state"] in words.SMALLER]
+        table = []
+        for fidelity in SCALES:
+            own = [x for x in judged if x["fidelity"] == fidelity]
+            if own:
+                counts = [sum(grade(x) == name for x in own) for name in GRADES]
+                heads = sum(x["headline"] for x in own)
+                table.append({"scale": SCALES[fidelity], "claims": len(own), "counts": counts, "headlines": heads})
+        best = [r.verdict for one in self.records for r in one.results.values() if r.verdict]
+        values = {
+            "papers": len(self.records),
+            "version": repro.__version__,
+            "identities": identities.count(self.records),
+            "grades": GRADES,
+            "table": table,
+            "judged": len(judged),
+            "headlines": {g: sum(grade(x) == g for x in judged if x["headline"]) for g in GRADES},
+            "waiting": sum(x["state"] == "not_run" for x in self.lines),
+            "untested": sum(x["state"] == "untested" for x in self.lines),
+            "stale": sum(bool(x["stale"]) for x in judged),
+            "post_hoc": sum(x["post_hoc"] for x in judged),
+            "chance": multiplicity(best),
+            "faults": self.faults,
+        }
         return part("comparison.html.j2", "head", values)
 
+    def map(self) -> Fragment:
+        """The papers by family, in the order of their years."""
+        state = {x["paper"]: x for x in self.headlines}
+        families = []
+        for family in sorted({one.paper["family"] for one in self.records}, key=FAMILIES.index):
+            own = sorted((one for one in self.records if one.paper["family"] == family), key=lambda o: o.paper["year"])
+            years: dict[int, list[dict[str, Any]]] = {}
+            for one in own:
+                x = state[one.slug]
+                entry = {"slug": one.slug, "title": one.paper["title"], "state": x["state"], "words": x["verdict"]}
+                years.setdefault(one.paper["year"], []).append(entry)
+            families.append((family, years))
+        return part("comparison.html.j2", "map", {"families": families})
+
     def headlines_table(self) -> Fragment:
-        """One line per paper and headline claim, its profiles side by side."""
-        merged: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for x in self.headlines:
-            merged.setdefault((x["paper"], x["claim"]), []).append(x)
+        """One line per paper: its headline at the largest profile that has run."""
         withdrawn = {one.slug: one.paper.get("withdrawn") for one in self.records}
-        lines = [{**of[0], "results": of, "withdrawn": withdrawn[of[0]["paper"]]} for of in merged.values()]
-        names = sorted({x["family"] for x in lines}, key=FAMILIES.index)
+        names = sorted({x["family"] for x in self.headlines}, key=FAMILIES.index)
+        lines = [{**x, "withdrawn": withdrawn[x["paper"]]} for x in self.headlines]
         families = [(family, [x for x in lines if x["family"] == family]) for family in names]
         return part("comparison.html.j2", "headlines", {"families": families})
 
     def arena(self) -> Fragment:
-        """Which methods share the first rank, track by track."""
+        """Which methods are as good as the tuned base, track by track."""
         return part("comparison.html.j2", "arena", {"lines": arena.summary(self.root)})
 
     def magnitude(self) -> Fragment:
@@ -185,7 +259,7 @@ class ComparisonPage:
             (f"{x['paper']} ({x['profile']})", x["ratio"], words.STATES[x["state"]])
             for x in self.headlines
             if x["ratio"] and x["ratio"] > 0
-        ]
+        ][:60]
         if not items:
             return part("comparison.html.j2", "magnitude", None)
         told = " ".join(f"{label}: {words.number(ratio)}, {state}." for label, ratio, state in items)
@@ -194,5 +268,15 @@ class ComparisonPage:
         return part("comparison.html.j2", "magnitude", drawing)
 
     def claims(self) -> Fragment:
-        """Every claim at every profile."""
+        """Every claim, at the largest profile that has run."""
         return part("comparison.html.j2", "claims", {"lines": self.lines, "version": repro.__version__})
+
+
+def strongest(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One line per claim: that of the largest profile with a verdict, the first one where none has."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for line in lines:  # the largest profile comes first
+        key = line["paper"], line["claim"]
+        if key not in found or (found[key]["state"] == "not_run" and line["state"] != "not_run"):
+            found[key] = line
+    return list(found.values())

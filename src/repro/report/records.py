@@ -1,5 +1,6 @@
 """What has been measured and judged, read from `papers/*/results` without judging anything again."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError
 from repro.files.paths import JUDGED, results
-from repro.files.rows import read_rows
-from repro.files.verdict import read_quality, read_verdict
 
 if TYPE_CHECKING:
     import pandas
@@ -36,6 +35,9 @@ class Result:
     def claim(self, name: str) -> dict[str, Any] | None:
         return ((self.verdict or {}).get("claims") or {}).get(name)
 
+    def identity(self, name: str) -> dict[str, Any] | None:
+        return ((self.verdict or {}).get("identities") or {}).get(name)
+
     def rates(self, name: str) -> dict[str, Any] | None:
         """The error rates of a claim; None where they were never computed."""
         return ((self.quality or {}).get("claims") or {}).get(name)
@@ -55,26 +57,28 @@ class Result:
 
 @dataclass(frozen=True)
 class Record:
-    """One paper: `paper` is its paper.yaml as plain data, `results` one entry per profile."""
+    """One paper: `paper` is its paper.yaml as plain data, `results` one entry per profile, the strongest first."""
 
     slug: str
     folder: Path
     paper: dict[str, Any]
     results: dict[str, Result] = field(default_factory=dict)
 
-    def headline(self, profile: str) -> str | None:
-        stored = (self.results[profile].verdict or {}).get("headline") if profile in self.results else None
-        named = self.paper.get("headline")
-        return stored or (named.get(profile) if isinstance(named, Mapping) else named)
+    @property
+    def headline(self) -> str:
+        """The claim that the paper is known for."""
+        return self.paper["headline"]
+
+    def strongest(self, name: str) -> tuple[Result, dict[str, Any]] | None:
+        """The verdict of a claim at the largest profile that has one, and the results there."""
+        return next(((r, judged) for r in self.results.values() if (judged := r.claim(name)) is not None), None)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    if path.name.endswith(".rows.json"):
-        return read_rows(path, f"run `repro run {path.parents[1].name}` again")
-    reader = read_quality if path.name.endswith(".quality.json") else read_verdict
-    return reader(path, f"run `repro judge {path.parents[1].name}` again")
+def _rows(slug: str, profile: str, root: Path) -> dict[str, Any] | None:
+    from repro.files.rows import read_rows
+
+    path = results(slug, profile, "rows", root)
+    return read_rows(path, f"run `repro run {slug}` again") if path.exists() else None
 
 
 def _check_rules(path: Path, paper: "Paper", profile: str, verdict: Mapping[str, Any]) -> None:
@@ -135,23 +139,24 @@ def load_paper(slug: str, root: Path) -> "Paper":
 
 def record(slug: str, root: Path, *, current: Current = current, stale: Stale | None = None) -> Record:
     """One paper with its results; `stale` (profile -> experiment -> why) replaces the comparison of digests."""
+    from repro.files.verdict import read_quality, stored
     from repro.spec.model import as_dict
 
     loaded = load_paper(slug, root)
-    folder = Path(root) / "papers" / slug
-    found = {}
-    for profile in JUDGED:
-        rows = _read(results(slug, profile, "rows", root))
-        verdict = _read(results(slug, profile, "verdict", root))
-        if rows is None and verdict is None and profile in ("long", "paper"):
+    folder, found = Path(root) / "papers" / slug, {}
+    for profile in reversed(JUDGED):
+        pair = stored(slug, profile, Path(root), loaded.claims)
+        verdict, rows = pair or (None, _rows(slug, profile, Path(root)))
+        if rows is None and profile not in loaded.profiles:
             continue
         if verdict is not None:
             _check_rules(results(slug, profile, "verdict", root), loaded, profile, verdict)
         why: Mapping[str, str] = {}
         if rows is not None:
             why = stale.get(profile) or {} if stale is not None else changes(loaded, profile, rows, current)
-        quality = _read(results(slug, profile, "quality", root))
-        if quality and quality["rows_digest"] != (verdict or {}).get("rows_digest"):
+        path = results(slug, profile, "quality", root)
+        quality = read_quality(path, f"run `repro judge {slug}` again") if verdict and path.exists() else None
+        if quality and quality["rows_digest"] != verdict["rows_digest"]:
             quality = None  # of other rows
         found[profile] = Result(profile, rows, verdict, dict(why), quality)
     return Record(slug, folder, as_dict(loaded), found)
@@ -162,7 +167,21 @@ def slugs(root: Path) -> list[str]:
 
 
 def records(root: Path, *, current: Current = current, stale: Mapping[str, Stale] | None = None) -> list[Record]:
+    """Every paper; ReproError at the first that cannot be read."""
     return [record(s, root, current=current, stale=None if stale is None else stale.get(s, {})) for s in slugs(root)]
+
+
+def readable(
+    root: Path, *, current: Current = current, stale: Mapping[str, Stale] | None = None
+) -> tuple[list[Record], dict[str, str]]:
+    """The papers that can be read, and why the others cannot: one bad paper stops no other."""
+    good, bad = [], {}
+    for slug in slugs(root):
+        try:
+            good.append(record(slug, root, current=current, stale=None if stale is None else stale.get(slug, {})))
+        except ReproError as error:
+            bad[slug] = str(error)
+    return good, bad
 
 
 def frame(root: Path | str) -> "pandas.DataFrame":
@@ -192,7 +211,7 @@ def frame(root: Path | str) -> "pandas.DataFrame":
     lines = []
     for slug in slugs(Path(root)):
         for profile in JUDGED:
-            document = _read(results(slug, profile, "rows", root))
+            document = _rows(slug, profile, Path(root))
             for row in (document or {}).get("rows") or []:
                 head = {
                     "paper": slug,
@@ -207,10 +226,16 @@ def frame(root: Path | str) -> "pandas.DataFrame":
 
 
 def verdicts(root: Path | str, *, current: Current = current) -> "pandas.DataFrame":
-    """Every claim of every paper at `cpu`, `gpu` (and `paper` where it ran), one line each, `not_run` included."""
+    """Every claim of every paper at each of its profiles, one line each, `not_run` included.
+
+    A paper that cannot be read is left out with a warning.
+    """
     import pandas
 
-    lines = [line for one in records(Path(root), current=current) for line in claim_lines(one)]
+    good, bad = readable(Path(root), current=current)
+    for why in bad.values():
+        warnings.warn(why, stacklevel=2)
+    lines = [line for one in good for line in claim_lines(one)]
     return pandas.DataFrame(lines, columns=list(_LINE))
 
 
@@ -218,13 +243,17 @@ _LINE = (
     "paper",
     "title",
     "family",
+    "year",
     "profile",
     "claim",
     "headline",
     "statement",
+    "where",
     "fidelity",
     "paper_value",
     "state",
+    "mark",
+    "verdict",
     "why",
     "estimate",
     "low",
@@ -232,19 +261,25 @@ _LINE = (
     "level",
     "n",
     "unit",
+    "rule",
     "ratio",
-    "controls_ok",
+    "controls_failed",
+    "controls",
+    "trivial",
+    "mutants_not_told",
     "needed_seeds",
+    "p",
     "post_hoc",
     "stale",
     "device",
     "seconds",
+    "rows_digest",
 )
 
 
 def claim_lines(one: Record) -> list[dict[str, Any]]:
     """The lines of `verdicts` for one paper."""
-    from repro.words import told
+    from repro.words import rule_text, rules, told, verdict_words
 
     lines = []
     for profile, result in one.results.items():
@@ -252,18 +287,23 @@ def claim_lines(one: Record) -> list[dict[str, Any]]:
             judged = result.claim(name) or {}
             low, high = judged.get("interval") or (None, None)
             state = "untested" if claim.get("untested") else judged.get("state", "not_run")
+            controls, measures = judged.get("controls") or [], one.paper.get("measures") or {}
             lines.append(
                 {
                     "paper": one.slug,
                     "title": one.paper["title"],
                     "family": one.paper["family"],
+                    "year": one.paper["year"],
                     "profile": profile,
                     "claim": name,
-                    "headline": one.headline(profile) == name,
+                    "headline": one.headline == name,
                     "statement": claim["statement"],
+                    "where": claim["where"],
                     "fidelity": claim.get("fidelity"),
                     "paper_value": told(claim["paper_value"]),
                     "state": state,
+                    "mark": judged.get("mark"),
+                    "verdict": verdict_words(state, judged.get("mark"), claim.get("fidelity")),
                     "why": judged.get("why"),
                     "estimate": judged.get("estimate"),
                     "low": low,
@@ -271,13 +311,19 @@ def claim_lines(one: Record) -> list[dict[str, Any]]:
                     "level": judged.get("level"),
                     "n": judged.get("n"),
                     "unit": judged.get("unit"),
+                    "rule": " ".join(rule_text(rule, measures) for rule in rules(judged.get("rule"))) or None,
                     "ratio": (judged.get("magnitude") or {}).get("ratio"),
-                    "controls_ok": all(c["ok"] for c in judged.get("controls") or []) if judged else None,
+                    "controls_failed": sum(bool(c["ok"]) for c in controls) if judged else None,
+                    "controls": len(controls) if judged else None,
+                    "trivial": (judged.get("trivial") or {}).get("state"),
+                    "mutants_not_told": sum(not m["told"] for m in judged.get("mutants") or []) if judged else None,
                     "needed_seeds": judged.get("needed_seeds"),
+                    "p": judged.get("p"),
                     "post_hoc": bool(judged and (result.verdict or {}).get("post_hoc")),
                     "stale": result.stale_for(claim) if judged else None,
                     "device": result.provenance.get("device_model") if judged else None,
                     "seconds": sum(r["seconds"] for r in result.of(claim.get("experiment"))) if judged else None,
+                    "rows_digest": (result.verdict or {}).get("rows_digest") if judged else None,
                 }
             )
     return lines

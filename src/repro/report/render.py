@@ -5,13 +5,15 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from repro.errors import Failed, ReproError
-from repro.report.records import Current, current, frame, load_paper, record, slugs
+from repro.publish.export import as_csv
+from repro.report.records import Current, claim_lines, current, frame, load_paper, readable, record
 from repro.store import write_file
 
 HERE = Path(__file__).parent
@@ -31,11 +33,38 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+SOCKET = 100  # bytes that the path of a socket may have; Linux takes 107, macOS 103
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder whose path is short enough for the kernel's sockets, however long TMPDIR is."""
+    wanted = [None, *(place for place in ("/tmp", "/var/tmp", "/dev/shm") if os.access(place, os.W_OK))]
+    for place in wanted:
+        try:
+            folder = tempfile.mkdtemp(prefix="repro-report-", dir=place)
+        except OSError as error:
+            if place == wanted[-1]:
+                raise ReproError(f"no temporary folder can be made: {error.strerror or error}") from None
+            continue
+        if len(f"{folder}/kernel.json-ipc-9") <= SOCKET or place == wanted[-1]:
+            break
+        os.rmdir(folder)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _kernel(folder: Path) -> Any:
-    """A kernel that talks through sockets in `folder` (no port is opened) and reads nobody's own IPython settings."""
+    """A kernel that talks through sockets in `folder` (no port is opened) and reads nobody's own IPython settings.
+
+    Where even the shortest folder has too long a path for a socket, it talks through ports of this machine.
+    """
     from traitlets.config import Config
 
-    transport = {"transport": "ipc"} if os.name == "posix" else {}
+    short = os.name == "posix" and len(f"{folder}/kernel.json-ipc-9") <= SOCKET
+    transport = {"transport": "ipc"} if short else {}
     return Config(KernelManager={"connection_file": str(folder / "kernel.json"), **transport})
 
 
@@ -51,24 +80,30 @@ def _run(notebook: Path, parameters: dict[str, Any], timeout: int) -> Any:
             "reports need papermill and nbconvert: run `make setup`, or `uv pip install -e '.[suite]'`"
         ) from error
 
-    with tempfile.TemporaryDirectory(prefix="repro-report-") as folder, _quiet():
+    with _folder() as folder, _quiet():
         try:
             return papermill.execute_notebook(
                 str(notebook),
-                str(Path(folder) / notebook.name),
+                str(folder / notebook.name),
                 parameters=parameters,
                 kernel_name="python3",
-                cwd=folder,
+                cwd=str(folder),
                 progress_bar=False,
                 log_output=False,
                 start_timeout=60,
                 execution_timeout=timeout,
                 extra_arguments=[f"--ipython-dir={folder}"],
-                config=_kernel(Path(folder)),
+                config=_kernel(folder),
             )
         except PapermillExecutionError as error:
             why = str(error.evalue).strip().splitlines() or ["no message"]
             raise Failed(f"{notebook}: {error.ename}: {why[0]}") from error
+        except RuntimeError as error:  # nbclient's DeadKernelError, and a kernel that never answers
+            why = str(error).strip().splitlines() or ["no message"]
+            hint = "it may have run out of memory; close other programs, or render one paper at a time"
+            raise Failed(f"{notebook}: the kernel died: {why[0].rstrip('.')}; {hint}") from error
+        except OSError as error:
+            raise Failed(f"{notebook}: the kernel cannot be started: {error.strerror or error}") from error
 
 
 def _export(executed: Any, title: str) -> str:
@@ -102,9 +137,12 @@ def render_paper(slug: str, root: Path | str, *, current: Current = current, tim
 def render_index(root: Path | str, *, current: Current = current, timeout: int = TIMEOUT) -> Path:
     """Render `reports/index.html`, all papers side by side, and return its path."""
     root = Path(root).resolve()
-    stale = {slug: {p: r.stale for p, r in record(slug, root, current=current).results.items()} for slug in slugs(root)}
+    good, _ = readable(root, current=current)
+    stale = {one.slug: {p: r.stale for p, r in one.results.items()} for one in good}
     done = _run(root / "notebooks" / "comparison.ipynb", {"root": str(root), "stale": stale}, timeout)
     _write_rows(root)
+    lines = [line for one in good for line in claim_lines(one)]
+    write_file(root / "reports" / "verdicts.csv", as_csv(lines))
     path = root / "reports" / "index.html"
     write_file(path, _export(done, "What reproduces, and what does not · repro"))
     return path

@@ -1,4 +1,4 @@
-"""Trials measured again and compared with their rows: bit for bit where that can be, else within the spread of seeds."""
+"""Trials measured again and compared with their rows: bit for bit if possible, else by the spread of seeds."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ def units_of(entry: dict, document: dict, device: str) -> list[dict]:
 
 
 def trace(units: Iterable[dict], experiments: Iterable[str]) -> list[dict]:
-    """The fewest units that run every arm of these experiments at every combination of levels: those of the first seeds."""
+    """The fewest units that run every arm of these experiments at every combination of levels: the first seeds."""
     wanted, found, seen = set(experiments), [], set()
     for unit in sorted(units, key=lambda one: min(trial["seed"] for trial in one["trials"])):
         cells = {(t["experiment"], t["arm"], frozenset(t["factors"].items())) for t in unit["trials"]}
@@ -123,12 +123,11 @@ def refresh(entry: dict, document: dict, *, state: Path, again: str, say: Say = 
     if not chosen:
         raise ReproError(f"its stale rows are timings, which are never compared; {again}")
     count = sum(len(unit["trials"]) for unit in chosen)
-    say(
-        f"{document['paper']} {document['profile']}: measuring {count} trials of {', '.join(sorted(stale - timed))} again"
-    )
+    edited = ", ".join(sorted(stale - timed))
+    say(f"{document['paper']} {document['profile']}: measuring {count} trials of {edited} again")
     if found := compare(chosen, document, state):
         raise Failed(f"{len(found)} trials are not what they were ({found[0]}); {again}")
-    note = f"source of {', '.join(sorted(stale - timed))} changed; {count} trials measured again, bitwise equal"
+    note = f"source of {edited} changed; {count} trials measured again, bitwise equal"
     keys = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
     trials = [keys.get(row_key(row), key) for row, key in zip(document["rows"], record["trials"], strict=True)]
     record = {

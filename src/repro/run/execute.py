@@ -1,4 +1,4 @@
-"""One unit of work inside a worker: a trial, all seeds of one arm, or all arms of one seed.  Knows no engine and no store."""
+"""One unit of work inside a worker: a trial, all seeds of an arm, or all arms of a seed; knows no engine."""
 
 import importlib
 import math
@@ -53,7 +53,7 @@ def make_config(function: Callable, values: dict, where: str) -> object:
 
 
 def _located(where: str, name: str | None = None) -> str:
-    """`papers/demo/paper.yaml:28: profiles.cpu.main.mode` of a place without its line, which only a checkout can tell."""
+    """`papers/demo/paper.yaml:28: profiles.cpu.main.mode` of a place without its line, which a checkout alone knows."""
     file, _, place = where.partition(": ")
     line = ""
     try:

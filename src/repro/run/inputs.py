@@ -1,10 +1,10 @@
 """What a trial reads beside its configuration: an audit hook refuses files and modules that its key does not cover.
 
 A row is a function of its key.  Code of this suite is in the key through its source digest; data sets are, because the
-modules that load them check them by sha256; installed packages are, by torch's version.  A file that an experiment opens
-by itself, or a module of this suite that it imports by a name computed at run time, is in none of them, and would change
-rows under equal keys.  The hook sees what Python opens and imports.  It cannot see what a library reads in C++ or what
-another process reads: it guards against mistakes, not against an experiment that means to deceive.
+modules that load them check them by sha256; installed packages are, by torch's version.  A file that an experiment
+opens by itself, or a module of this suite that it imports by a name computed at run time, is in none of them, and would
+change rows under equal keys.  The hook sees what Python opens and imports.  It cannot see what a library reads in C++ or
+what another process reads: it guards against mistakes, not against an experiment that means to deceive.
 """
 
 import builtins
@@ -71,10 +71,13 @@ class _Guard:
         self.installed = False
 
     def hook(self, event: str, arguments: tuple) -> None:
-        if event not in ("open", "import") or not getattr(self.on, "now", False):
+        if event not in ("open", "import", "os.mkdir") or not getattr(self.on, "now", False):
             return
         if event == "import":
             self.module(arguments[0])
+        elif event == "os.mkdir":  # what a trial makes itself it may read
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            self.folders += () if os.path.exists(path) else (path,)
         else:
             self.file(*arguments[:3])
 
@@ -161,7 +164,7 @@ def covered(unit: dict, function: str | None) -> set[str]:
 
 @contextmanager
 def watched(unit: dict, function: str | None) -> Iterator[None]:
-    """Refuse, inside this block, files and modules that the key of a unit does not cover, also where the trial hides it."""
+    """Refuse inside this block, to the trial and to who called it, files and modules that its key does not cover."""
     from repro.data.sources import cache_root
 
     _install()

@@ -199,7 +199,7 @@ def chosen_level(entry: dict, rows: Iterable[dict], experiment: str, arm: str, c
 
 
 def settled(entry: dict, rows: Iterable[dict]) -> list[dict]:
-    """The planned trials, each open one at the level that the tuning rows choose; without those that cannot be settled yet."""
+    """The planned trials, open ones at the level that the tuning rows choose; without those that must wait for it."""
     rows, levels, trials = list(rows), {}, []
     for trial in entry["trials"]:
         if is_open(entry, trial):
@@ -238,7 +238,8 @@ def measure(
 
     Tuning trials come first; they choose the level at which the judged trials of a tuned experiment run.
 
-    engine: where the units run, a function like `repro.run.engines.local.run_units` (the default); place: as in `units_of`.
+    engine: where the units run, a function like `repro.run.engines.local.run_units` (the default).
+    place: as in `units_of`.
     results: the rows file of the paper: those of its rows whose keys still hold need not be measured, and its
     registration is kept.  deadline: the time (`time.monotonic`) at which the run stops with what is finished; then
     `provenance.missing` of the document counts the trials that are not.
@@ -371,7 +372,7 @@ def _read_rows(path: Path) -> dict:
 
 
 def _take_up(entry: dict, units: list[dict], documents: list[dict], store: Store) -> None:
-    """Put rows of the rows file whose keys are those of planned trials into the store, so that they need not be measured.
+    """Put rows of the rows file whose keys are those of planned trials into the store; they need not be measured.
 
     Only of the file itself: it was read strictly.
     """
@@ -412,7 +413,8 @@ def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Fail
     unit, answer = failures[0]
     trial = unit["trials"][0]
     return Failed(
-        f"{len(failures)} of {entry['paper']}'s trials failed, first {trial['experiment']} {trial['arm']} seed {trial['seed']}: "
+        f"{len(failures)} of {entry['paper']}'s trials failed, first "
+        f"{trial['experiment']} {trial['arm']} seed {trial['seed']}: "
         f"{answer['error']} (tracebacks: {log}); finished trials are kept, rows were not written"
     )
 

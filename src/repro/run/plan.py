@@ -1,8 +1,10 @@
 """From paper.yaml to the trials that a run makes: plain data, no torch, ready for another machine.
 
-plan = {schema, digest, entries: [{paper, profile, registered, experiments, tune?, trials: [{experiment, arm, seed, factors}]}]},
-experiments = {name: {module, function, exclusive, batched, ranks, arms, config}}, the trials in seed-major order,
-tune = {experiment: {factor, seeds, levels, measure, better}}: each arm's level of the factor is chosen on these seeds.
+plan = {schema, digest, entries}, an entry being {paper, profile, registered, experiments, tune?, trials}:
+
+    experiments  {name: {module, function, exclusive, batched, ranks, arms, config}}
+    trials       [{experiment, arm, seed, factors}], in seed-major order
+    tune         {experiment: {factor, seeds, levels, measure, better}}: on these seeds each arm's level is chosen
 """
 
 from collections.abc import Callable, Mapping
@@ -69,7 +71,7 @@ def _trial(experiment: str, arm: str, seed: int, factors: dict) -> dict:
 
 
 def tuning(paper: Paper, profile: str) -> dict[str, dict]:
-    """Per experiment whose arms are tuned {factor, seeds, levels, measure, better}, as the claims judged there ask for it.
+    """Per tuned experiment {factor, seeds, levels, measure, better}, as the claims judged there ask for it.
 
     The experiments of a claim's controls are tuned alike.  ReproError where two claims ask for different tunings.
     """
@@ -93,8 +95,8 @@ def tuning(paper: Paper, profile: str) -> dict[str, dict]:
             }
             if found.setdefault(name, made) != made:
                 raise ReproError(
-                    f"papers/{paper.slug}/paper.yaml: claims.{claim_id}.tune: experiment '{name}' is tuned otherwise by "
-                    "another claim; write the same factor, seeds and measure"
+                    f"papers/{paper.slug}/paper.yaml: claims.{claim_id}.tune: experiment '{name}' is tuned otherwise "
+                    "by another claim; write the same factor, seeds and measure"
                 )
     return found
 
@@ -165,7 +167,7 @@ GPU = Rate(flop_per_second=20e12, step_seconds=5e-3)  # float32 on an H100 or H2
 
 @dataclass(frozen=True)
 class Cost:
-    """What an experiment of a plan costs: seconds of one process or GPU, None where no rate is known, and the rate's source."""
+    """What an experiment of a plan costs: seconds, None where no rate is known, and where the rate comes from."""
 
     experiment: str
     trials: int

@@ -30,7 +30,7 @@ def die_with_parent() -> None:
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end this process as an exception, so that what is open is closed and children are ended."""
+    """Let SIGTERM and SIGHUP end this process as an exception: what is open is closed, and children are ended."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -110,7 +110,8 @@ def enter_checkout(module: str, arguments: Sequence[str]) -> None:
         return
     if os.environ.get("REPRO_CHECKOUT") == str(here):
         raise ReproError(
-            f"{here}: this environment belongs to {provenance.root()}; run `uv pip install -e .` in an environment of {here}"
+            f"{here}: this environment belongs to {provenance.root()}; "
+            f"run `uv pip install -e .` in an environment of {here}"
         )
     paths = os.pathsep.join(filter(None, [str(here / "src"), os.environ.get("PYTHONPATH")]))
     sys.stdout.flush()

@@ -26,7 +26,7 @@ class Forming:
     def __init__(self, entry: dict):
         from repro.spec import load as paper
 
-        self.profile, self.claim, self.rows = entry["profile"], None, {}
+        self.entry, self.profile, self.claim, self.rows = entry, entry["profile"], None, {}
         try:
             self.paper = paper.load(entry["paper"])
             self.claim = self.paper.headline_for(self.profile)
@@ -45,7 +45,10 @@ class Forming:
         """`headline: 0.98 [0.95, 1.01], reproduced at 3 seeds`, or nothing before three seeds are complete."""
         if self.claim is None:
             return ""
-        missing = {t["seed"] for t in self.planned if row_key(t) not in self.rows}
+        settled = run.settled({**self.entry, "trials": self.planned}, self.rows.values())
+        if len(settled) < len(self.planned):  # some arm has no level of its tuned factor yet
+            return ""
+        missing = {t["seed"] for t in settled if row_key(t) not in self.rows}
         seeds = sorted({t["seed"] for t in self.planned if t["seed"] < 1000})
         complete = next((i for i, seed in enumerate(seeds) if seed in missing), len(seeds))
         if complete < 3 or any(seed >= 1000 for seed in missing):
@@ -75,9 +78,9 @@ def last_measure(answer: dict) -> str:
 
 
 class Bar(run.Progress):
-    """A line that counts trials, with the time left and the last result; a line for each trial that trains; the verdict as it forms.
+    """A line that counts trials, with the time left and the last result; a line for each trial that trains; a verdict.
 
-    What went wrong is printed above them.
+    The verdict is that of the headline as it forms.  What went wrong is printed above them.
     """
 
     def __init__(self) -> None:

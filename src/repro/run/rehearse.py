@@ -1,12 +1,13 @@
 """A rehearsal: every arm of a profile at full size takes two steps on few examples, before a GPU is paid for.
 
-What it shows: names and settings fit, models can be built, shapes agree, losses are finite.  What it counts: parameters,
-memory, and the floating-point operations of one trial, from which `repro plan` estimates GPU-hours.  No row comes of it.
+What it shows: names and settings fit, models can be built, shapes agree, losses are finite.  What it counts:
+parameters, memory, and the floating-point operations of one trial, from which `repro plan` estimates GPU-hours.  No row
+comes of it.
 
 It runs in a process of its own, in which `train.fit`, `batched.fit_batched`, the evaluations of `train` and
-`timing.compare` are replaced before any experiment is imported.  A training loop takes its first and its last step, with
-few examples a batch; its history is then filled up to the planned length, so that what reads it goes on.  Loops that an
-experiment writes itself run as they are.
+`timing.compare` are replaced before any experiment is imported.  A training loop takes its first and its last step,
+with few examples a batch; its history is then filled up to the planned length, so that what reads it goes on.  Loops
+that an experiment writes itself run as they are.
 """
 
 import functools
@@ -373,7 +374,7 @@ def _keep(state: Path, entry: dict, found: list[Rehearsed]) -> None:
 
 
 def read(state: Path, slug: str, profile: str) -> dict[str, dict[str, dict[str, float]]]:
-    """What the last rehearsal counted: experiment -> arm -> {"flop", "steps", "seconds"} of one trial; empty where there was none.
+    """What the last rehearsal counted: experiment -> arm -> {"flop", "steps", "seconds"} of one trial, or nothing.
 
     Of a trial without a training loop, which the rehearsal ran as it is, the seconds that it took here.
     """

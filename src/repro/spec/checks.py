@@ -331,7 +331,10 @@ def _tuned(judged: Claim | Statement) -> str | None:
 
 def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, where: Where) -> None:
     """What a claim about trained arms says of tuning, of the trivial predictor and of runs that fail."""
-    trivial = claim.predictor
+    trivial, arms = claim.predictor, paper.experiments[claim.experiment].arms
+    if trivial and trivial.arm is not None and trivial.arm not in arms:
+        hint = did_you_mean(trivial.arm, arms)
+        file.fail((*where, "trivial", "arm"), f"no arm '{trivial.arm}' in experiment '{claim.experiment}'{hint}")
     for profile in paper.judged_profiles(claim_id) if trivial else ():
         for rule in paper.rules(claim_id, profile):
             name = trivial.measure or rule.measure

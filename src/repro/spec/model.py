@@ -61,7 +61,7 @@ class Experiment(_Strict):
     module: str | None = None
     """Module of the function, where it is not the paper's experiment.py. Example: `repro.experiments.decoder`"""
     function: str | None = None
-    """Function to call, or `module:function`; the experiment's own name unless given. Example: `repro.experiments.decoder:quality`"""
+    """Function, or `module:function`; the experiment's name unless given. Example: `repro.experiments.decoder:quality`"""
     about: str | None = None
     """One sentence on what is measured."""
 
@@ -95,6 +95,8 @@ class StepsTo(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule(_Strict):
+    """The keys that a rule of any kind may have."""
+
     measure: str
     """Measure that the rule looks at."""
     arm: str
@@ -127,6 +129,8 @@ class _Rule(_Strict):
 
 @dataclass(frozen=True, kw_only=True)
 class _Region(_Strict):
+    """The region of a rule: one of min, max, between."""
+
     min: Number | None = None
     """Lower end of the region."""
     max: Number | None = None
@@ -346,6 +350,8 @@ class Trivial(_Strict):
     """Name of the predictor. Example: `bigram`"""
     measure: str | None = None
     """Measure that is compared; that of the rule unless given."""
+    arm: str | None = None
+    """Arm that must have learnt; the comparator of each rule, or its arm where it has none, unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)

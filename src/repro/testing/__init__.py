@@ -1,4 +1,5 @@
-"""What the tests of several papers share: hostile inputs, a relative comparison, mutants, and contracts of drop-in layers.
+"""What the tests of several papers share: hostile inputs, a relative comparison, mutants, and contracts of drop-in
+layers.
 
 A paper's own `test_method.py` keeps what is its own: the float64 oracle, the departures and the mutants.
 Only tests import this package, so its digest is in no trial.  It needs the extra `test` (hypothesis, pytest).

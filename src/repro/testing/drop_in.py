@@ -26,7 +26,7 @@ from repro.testing.norms import assert_near, draw, scramble
 Kind = Callable[..., nn.Module]
 
 
-# --- how a layer is called ---------------------------------------------------------------------------------------------
+# --- how a layer is called --------------------------------------------------------------------------------------------
 
 
 class Sublayer(nn.Module):
@@ -109,11 +109,13 @@ class NoFloat64(TorchDispatchMode):
         return result
 
 
-# --- the clauses -------------------------------------------------------------------------------------------------------
+# --- the clauses ------------------------------------------------------------------------------------------------------
 
 
 def clause_construction(build: Kind, x: Tensor, slot: str) -> None:
-    """NumPy's integers are sizes; torch.device("meta") builds and shows the layer; to_empty and reset give a fresh one."""
+    """NumPy's integers are sizes; torch.device("meta") builds and shows the layer; to_empty and reset give a fresh
+    one.
+    """
     import numpy as np
 
     torch.manual_seed(0)
@@ -150,7 +152,9 @@ def clause_construction(build: Kind, x: Tensor, slot: str) -> None:
 
 
 def clause_parameters(build: Kind, x: Tensor, slot: str) -> None:
-    """No parameter is a scalar, which fully_shard refuses; those of a norm have one axis, so that no ndim rule decays them."""
+    """No parameter is a scalar, which fully_shard refuses; those of a norm have one axis, so that no ndim rule decays
+    them.
+    """
     for name, p in build().named_parameters():
         assert p.dim() >= 1, f"{name} is a scalar, which torch's fully_shard refuses: give it the shape (1,)"
         assert slot != "norm" or p.dim() == 1, (
@@ -188,7 +192,9 @@ def clause_batch_statistics(build: Kind, x: Tensor, slot: str) -> None:
 
 
 def clause_recomputation(build: Kind, x: Tensor, slot: str) -> None:
-    """Activation checkpointing, which runs forward passes twice, changes neither gradients nor buffers (both variants)."""
+    """Activation checkpointing, which runs forward passes twice, changes neither gradients nor buffers (both
+    variants).
+    """
     module = scramble(build(dtype=torch.float64)).train()
     inputs = [x, 1.5 * x + 0.1, x.flip(0)]
     for together in (False, True):
@@ -214,7 +220,9 @@ def clause_compilation(build: Kind, x: Tensor, slot: str, backend: str = "aot_ea
 
 
 def clause_export(build: Kind, x: Tensor, slot: str) -> None:
-    """torch.jit.trace, torch.fx and torch.export with a dynamic batch give the layer of evaluation, for other batches too."""
+    """torch.jit.trace, torch.fx and torch.export with a dynamic batch give the layer of evaluation, for other batches
+    too.
+    """
     module = scramble(build()).eval()
     x, other = x.float(), torch.cat([x, x[:1] - 1]).float()
     want = module(other).detach()
@@ -230,7 +238,9 @@ def clause_export(build: Kind, x: Tensor, slot: str) -> None:
 
 
 def clause_onnx(build: Kind, x: Tensor, slot: str) -> None:
-    """Both ONNX exporters write the layer of evaluation.  Checked where the packages onnx and onnxscript are installed."""
+    """Both ONNX exporters write the layer of evaluation.  Checked where the packages onnx and onnxscript are
+    installed.
+    """
     if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")):
         return
     module, x = scramble(build()).eval(), x.float()
@@ -332,8 +342,8 @@ CLAUSES: "OrderedDict[str, Callable[..., None]]" = OrderedDict(
 def check_drop_in(kind: Kind, slot: str = "norm", x: Tensor | None = None, *, but: tuple[str, ...] = ()) -> None:
     """Check every clause of the contract for a layer of a slot: norm, act, weight or placement.
 
-    kind: the class (or, for a placement, what builds one).  x: another input than the usual one.  but: clauses that this
-    layer cannot hold, each of which its NOTES.md explains.
+    kind: the class (or, for a placement, what builds one).  x: another input than the usual one.  but: clauses that
+    this layer cannot hold, each of which its NOTES.md explains.
     """
     build, usual = sized(slot, kind)
     unknown = set(but) - set(CLAUSES)

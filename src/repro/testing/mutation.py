@@ -11,26 +11,45 @@ import torch
 from torch import Tensor
 
 
-def faults_of(broken: Callable[..., Any]) -> list[str]:
-    """Return the faults that `broken(fault)` knows: every text that its source compares with `fault`, in order."""
+def _is_fault(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "fault" or isinstance(node, ast.Attribute) and node.attr == "fault"
+
+
+def faults_of(*sources: Callable[..., Any]) -> list[str]:
+    """Return the faults that wrong versions know: every text that their source compares with `fault`, in order.
+
+    A comparison is ==, !=, in, match, or the key of a dictionary that is read with `fault`.
+    """
     faults: dict[str, None] = {}
-    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(broken)))):
-        parts: list[ast.AST] = []
-        if isinstance(node, ast.Compare) and any(isinstance(n, ast.Name) and n.id == "fault" for n in ast.walk(node)):
-            parts = [node.left, *node.comparators]
-        elif isinstance(node, ast.Match) and isinstance(node.subject, ast.Name) and node.subject.id == "fault":
-            parts = [case.pattern for case in node.cases]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
-            if isinstance(node.func.value, ast.Dict) and getattr(node.args[0], "id", "") == "fault":
-                parts = list(node.func.value.keys)
-        elif isinstance(node, ast.Subscript) and getattr(node.slice, "id", "") == "fault":
-            parts = list(node.value.keys) if isinstance(node.value, ast.Dict) else []
-        for part in parts:
-            for constant in ast.walk(part):
-                if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
-                    faults[constant.value] = None
-    lines = inspect.getsource(broken)
-    return sorted(faults, key=lambda fault: min(lines.find(quote + fault) % len(lines) for quote in "\"'"))
+    for source in sources:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(source)))
+        nodes = sorted(ast.walk(tree), key=lambda node: (getattr(node, "lineno", 0), getattr(node, "col_offset", 0)))
+        tables = {
+            target.id: node.value
+            for node in nodes
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+
+        def keys(value: ast.AST, tables: dict = tables) -> list[ast.AST]:
+            value = tables.get(value.id, value) if isinstance(value, ast.Name) else value
+            return list(value.keys) if isinstance(value, ast.Dict) else []
+
+        for node in nodes:
+            parts: list[ast.AST] = []
+            if isinstance(node, ast.Compare) and any(map(_is_fault, [node.left, *node.comparators])):
+                parts = [node.left, *node.comparators]
+            elif isinstance(node, ast.Match) and _is_fault(node.subject):
+                parts = [case.pattern for case in node.cases]
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get" and _is_fault(node.args[0]):
+                parts = keys(node.func.value)
+            elif isinstance(node, ast.Subscript) and _is_fault(node.slice):
+                parts = keys(node.value)
+            for part in parts:
+                texts = (n.value for n in ast.walk(part) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+                faults |= dict.fromkeys(texts)
+    return list(faults)
 
 
 def mutation(
@@ -39,19 +58,22 @@ def mutation(
     ours: Any,
     but: Iterable[str] = (),
     only: Iterable[str] | None = None,
+    source: Iterable[Callable[..., Any]] | None = None,
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return two tests: that `check` accepts `ours` and `broken(None)`, and that it rejects `broken(fault)` of each fault.
+    """Return two tests: that `check` accepts `ours` and `broken(None)`, and that it rejects `broken(fault)` of each
+    fault.
 
     test_oracle, test_mutant_dies = mutation(check, broken, rms_norm)
 
-    The faults are read off the source of `broken`, so that none can be written and left out here.  but: those that this
-    check cannot tell, which another one must.  only: those that this check is for.  ours: the method, or a dictionary of
-    several by name.  A check rejects by AssertionError; any other exception is an error of the mutant.
+    The faults are read off the source of `broken` (or of what is given as `source`), so that none can be written and
+    left out here.  but: those that this check cannot tell, which another one must.  only: those that this check is
+    for.  ours: the method, or a dictionary of several by name.  A check rejects by AssertionError; another exception
+    is an error.
     """
-    faults, but = faults_of(broken), list(but)
+    faults, but = faults_of(*(source or (broken,))), list(but)
     wrong = [fault for fault in [*but, *(only or ())] if fault not in faults]
     if wrong or not faults:
-        raise ValueError(f"{broken.__name__} compares `fault` with {faults or 'nothing'}, not with {wrong}")
+        raise ValueError(f"the source compares `fault` with {faults or 'nothing'}, not with {wrong}")
     kept = [fault for fault in (faults if only is None else only) if fault not in but]
     subjects = {**(ours if isinstance(ours, dict) else {"ours": ours}), "unbroken": broken(None)}
 
@@ -68,10 +90,11 @@ def mutation(
 
 
 def check_float32(call: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Check the convention of the suite: `call` computes in float32 at least, and its output has the dtype of inputs[0].
+    """Check the convention of the suite: `call` computes in float32 at least, and its output has the dtype of
+    inputs[0].
 
-    The floating tensors among `inputs` are given to `call` in every dtype, with and without autocast.  In half precision
-    the output must be bit for bit the float32 output, rounded once.
+    The floating tensors among `inputs` are given to `call` in every dtype, with and without autocast.  In half
+    precision the output must be bit for bit the float32 output, rounded once.
     """
 
     def given(dtype: torch.dtype) -> list[Any]:

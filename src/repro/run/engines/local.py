@@ -1,8 +1,8 @@
 """The default engine: a few worker processes of this machine, one thread each.
 
 A worker that is killed is replaced and its unit tried again (at most `RETRIES` times).  An exception of the experiment
-is an answer and is not retried, nor is an experiment that ends its own process or spoils the answer.  Exclusive units (timings) run one at a time after all others, and a lock on the machine
-keeps units of a second run away from them.
+is an answer and is not retried, nor is an experiment that ends its own process or spoils the answer.  Exclusive units
+(timings) run one at a time after all others, and a lock on the machine keeps units of a second run away from them.
 """
 
 import fcntl
@@ -54,6 +54,7 @@ class Worker:
             self.process.stdin.write(json.dumps({"ticket": ticket, "unit": unit}).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
+            self.code()
             return None
         while line := self.process.stdout.readline(LONGEST):
             try:

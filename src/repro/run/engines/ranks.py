@@ -1,4 +1,4 @@
-"""One large trial over several processes of a machine: data parallel through `train.fit`, started and watched by torchrun.
+"""One large trial over several processes of a machine: data parallel through `train.fit`, watched by torchrun.
 
 A profile asks for it: `ranks: 8` in the settings of an experiment.  A rank that dies ends the others; torchrun starts
 all again, and every `fit` goes on from its last checkpoint.  An exception of the experiment is an answer, not retried.

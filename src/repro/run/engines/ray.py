@@ -23,7 +23,7 @@ AHEAD = 4  # units in flight for each that the cluster can run, so that memory s
 
 @contextmanager
 def cluster(address: str | None, cores: int | None):
-    """The Ray cluster at `address` (`auto`, `host:port`), or one of this machine alone with so many CPUs; yields ray."""
+    """The Ray cluster at `address` (`auto`, `host:port`), or one of this machine alone with so many CPUs; yields it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # else whoever reaches the port may run code
@@ -31,7 +31,8 @@ def cluster(address: str | None, cores: int | None):
         import ray
     except ImportError as error:
         raise ReproError(
-            "--engine ray: Ray is not installed; run `uv pip install -e '.[cluster]'` in the checkout, or write --engine local"
+            "--engine ray: Ray is not installed; run `uv pip install -e '.[cluster]'` in the checkout, "
+            "or write --engine local"
         ) from error
     if address is not None and ":" in address.removeprefix("ray://"):
         _answers(address)
@@ -47,7 +48,8 @@ def cluster(address: str | None, cores: int | None):
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ReproError(
-            f"--address {address}: no Ray cluster there ({' '.join(str(error).split())[:200]}); start one with `ray start --head`"
+            f"--address {address}: no Ray cluster there ({' '.join(str(error).split())[:200]}); "
+            "start one with `ray start --head`"
         ) from error
     try:
         yield ray
@@ -98,7 +100,8 @@ class Engine:
         have = ray.cluster_resources()
         if self.gpus and have.get("GPU", 0) < 1:
             raise ReproError(
-                f"--device {device}: the cluster has no GPU; write --device cpu --profile cpu, or add a machine that has one"
+                f"--device {device}: the cluster has no GPU; write --device cpu --profile cpu, "
+                "or add a machine that has one"
             )
         self.slots = int(have["GPU"] * jobs) if self.gpus else int(have["CPU"])
         self.cores = min(
@@ -108,7 +111,8 @@ class Engine:
         self.place = {name: self.expected[name] for name in ("class", "model")}
         if self.expected["torch"] != provenance.versions()["torch"]:
             raise ReproError(
-                f"the cluster has torch {self.expected['torch']}, here is {provenance.versions()['torch']}; install one version"
+                f"the cluster has torch {self.expected['torch']}, here is {provenance.versions()['torch']}; "
+                "install one version"
             )
 
     def run_units(

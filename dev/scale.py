@@ -1,0 +1,139 @@
+"""What commands cost with hundreds of papers: copies of the papers that there are, in a checkout of their own.
+
+    python -m dev.scale [--papers 345] [--keep FOLDER]
+
+Prints user CPU seconds (of the command and its children) as a table of Markdown, for docs/scale.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.run import provenance
+from repro.store import rows_digest, sealed
+
+COMMANDS = {  # as docs/scale.md names them -> (words, seconds allowed with 345 papers)
+    "`repro list`, first call": (["repro", "list"], 3.0),
+    "`repro list`, again": (["repro", "list"], 0.3),
+    "`repro index --check`": (["repro", "index", "--check"], 5.0),
+    "`dvc status papers/rmsnorm`": (["dvc", "status", "papers/rmsnorm"], 8.0),
+    "`dvc repro papers/rmsnorm`, nothing to do": (["dvc", "repro", "papers/rmsnorm"], 10.0),
+}
+NOT_COPIED = (
+    ".venv",
+    ".git",
+    ".repro",
+    "reports",
+    "build",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+)
+
+
+def build(source: Path, target: Path, count: int) -> None:
+    """A checkout like `source` in which the papers stand until there are `count`, each under a name of its own."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
+    slugs = sorted(path.parent.name for path in (target / "papers").glob("*/paper.yaml"))
+    for i in range(len(slugs), count):
+        slug = slugs[i % len(slugs)]
+        copy_paper(target / "papers" / slug, target / "papers" / f"{slug}_{i // len(slugs)}", slug)
+
+
+def copy_paper(one: Path, other: Path, slug: str) -> None:
+    """A paper under another name; what it imports of other papers stays theirs."""
+    shutil.copytree(one, other)
+    text = (other / "paper.yaml").read_text(encoding="utf-8")
+    (other / "paper.yaml").write_text(re.sub(rf"^slug: {slug}$", f"slug: {other.name}", text, flags=re.M))
+    for path in other.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(rf"repro\.papers\.{slug}\b", f"repro.papers.{other.name}", text), encoding="utf-8")
+    for path in sorted((other / "results").glob("*.json"), key=lambda path: ".rows." not in path.name):
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if "paper" in document:
+            document["paper"] = other.name
+        if ".rows." in path.name:
+            assert document["provenance"]["digest"] == rows_digest(document["rows"])
+            document = sealed(document)
+        path.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Commands of this environment, on the source of the copy."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(root / "src")}
+
+
+def run(words: Sequence[str], root: Path) -> tuple[float, int]:
+    """User CPU seconds of a command with its children, and its exit code."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    module = {"repro": "repro", "dvc": "dvc"}[words[0]]
+    command = [sys.executable, "-m", module, *words[1:]]
+    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True)
+    if done.returncode:
+        print(f"{' '.join(words)}: code {done.returncode}: {(done.stderr or done.stdout)[-300:]}", file=sys.stderr)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before, done.returncode
+
+
+def prepare(root: Path) -> None:
+    """A repository in which every stage is up to date, whatever its results."""
+    subprocess.run(["git", "init", "-q", "."], cwd=root, check=True)
+    run(["repro", "index"], root)
+    for page in [*(root / "papers").glob("*/paper.yaml")]:
+        made = root / "reports" / "papers" / f"{page.parent.name}.html"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text("<p>a page</p>\n")
+    pages = [f"reports/arena/{track}.html" for track in ("mlp", "gpt")]
+    tables = [f"arena/{track}.cpu.{kind}.json" for track in ("mlp", "gpt") for kind in ("rows", "table")]
+    for name in ("reports/index.html", "reports/verdicts.csv", *pages, *tables):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (root / name).exists():
+            (root / name).write_text("")
+    for slug in sorted(path.parent.name for path in (root / "papers").glob("*/paper.yaml")):
+        for kind in ("rows", "verdict", "quality", "metrics"):
+            path = root / "papers" / slug / "results" / f"cpu.{kind}.json"
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists():
+                path.write_text("{}\n")
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True, capture_output=True)
+    run(["dvc", "commit", "-q", "-f"], root)
+
+
+def measure(count: int, root: Path) -> dict[str, float]:
+    """User CPU seconds of each command in a checkout of so many papers."""
+    build(provenance.root(), root, count)
+    prepare(root)
+    shutil.rmtree(root / ".repro", ignore_errors=True)
+    (root / ".repro").mkdir()
+    (root / ".repro" / "data").symlink_to(provenance.root() / ".repro" / "data")
+    return {name: run(words, root)[0] for name, (words, _) in COMMANDS.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dev.scale", description=__doc__.partition("\n")[0])
+    parser.add_argument("--papers", type=int, default=345, help="how many papers the large checkout has")
+    parser.add_argument("--keep", type=Path, help="leave the large checkout in this folder")
+    options = parser.parse_args()
+    here = len(list((provenance.root() / "papers").glob("*/paper.yaml")))
+    with tempfile.TemporaryDirectory(prefix="repro-scale-") as folder:
+        small = measure(here, Path(folder) / "small")
+        large = measure(options.papers, options.keep or Path(folder) / "large")
+    print(f"{datetime.date.today()}, {provenance.cpu()['model']}, user CPU seconds:\n")
+    print(f"| command | {here} papers | {options.papers} papers | goal |\n|---|---|---|---|")
+    for name, (_, goal) in COMMANDS.items():
+        print(f"| {name} | {small[name]:.1f} | {large[name]:.1f} | {goal:g} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

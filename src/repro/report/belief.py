@@ -1,0 +1,97 @@
+"""What to believe of a paper, in three sentences made of stored fields alone."""
+
+from typing import Any
+
+from repro import words
+from repro.report import identities
+from repro.report.records import Record
+
+
+def sentences(one: Record) -> list[str]:
+    """The headline's verdict, what guards it, and what else is known."""
+    return [_verdict(one), _guards(one), _beside(one)]
+
+
+def _verdict(one: Record) -> str:
+    claim = one.paper["claims"][one.headline]
+    found = one.strongest(one.headline)
+    if found is None:
+        return "The claim that the paper is known for has not been measured here yet."
+    result, judged = found
+    told = words.verdict_words(judged["state"], judged.get("mark"), claim.get("fidelity"))
+    size = ""
+    if judged.get("estimate") is not None:
+        low, high = judged.get("interval") or (None, None)
+        ends = "" if low is None and high is None else f" [{_end(low, '−∞')}, {_end(high, '∞')}]"
+        unit, value = f" {judged['unit']}" if judged.get("unit") else "", judged["estimate"]
+        if unit.startswith(" of "):  # a count of cells: whole, and its interval says nothing more
+            ends, value = "", round(value)
+        size = f" (ours {words.number(value)}{ends}{unit}; the paper: {words.told(claim['paper_value'])})"
+    late = ", under rules that were changed after the rows were measured" if result.verdict["post_hoc"] else ""
+    return f"The claim that the paper is known for is {told}, at profile {result.profile}{size}{late}."
+
+
+def _end(value: float | None, open_: str) -> str:
+    return open_ if value is None else words.number(value)
+
+
+def _guards(one: Record) -> str:
+    found = one.strongest(one.headline)
+    if found is None:
+        return "Nothing guards a verdict that is not there."
+    judged, parts = found[1], []
+    if judged.get("mark"):
+        parts.append(words.MARKS[judged["mark"]])
+    controls = judged.get("controls") or []
+    if controls:
+        parts.append(
+            f"{sum(bool(k['ok']) for k in controls)} of {len(controls)} negative controls come out as expected"
+        )
+    if trivial := judged.get("trivial"):
+        beats = "beats" if trivial["state"] == "reproduced" else "is not shown to beat"
+        parts.append(f"the baseline {beats} the trivial predictor ({trivial['predictor']})")
+    if judged.get("tuned"):
+        parts.append("every arm has its own tuning")
+    if mutants := judged.get("mutants"):
+        missed = [m["arm"] for m in mutants if not m["told"]]
+        parts.append(
+            f"the verdict cannot tell {words.listed(missed)} from the method"
+            if missed
+            else f"all {len(mutants)} near wrong methods are told from it"
+        )
+    text = "; ".join(parts) or "no control guards this verdict"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _beside(one: Record) -> str:
+    parts: list[str] = []
+    exact = identities.section(one)
+    if exact["of"]:
+        parts.append(f"{exact['verified']} of {exact['of']} exact statements about the method are verified")
+    others = _states(one)
+    if others:
+        parts.append(f"of its other claims {words.listed([f'{n} {word}' for word, n in others.items()])}")
+    elsewhere = one.paper.get("elsewhere") or []
+    if elsewhere:
+        agree = {a: sum(e["agrees"] == a for e in elsewhere) for a in ("yes", "partly", "no")}
+        told = [
+            f"{n} {word}"
+            for (a, word) in (("yes", "agree"), ("partly", "agree in part"), ("no", "disagree"))
+            if (n := agree[a])
+        ]
+        parts.append(f"of {len(elsewhere)} measurements elsewhere {words.listed(told)}")
+    text = "; ".join(parts) or "nothing else was measured"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _states(one: Record) -> dict[str, int]:
+    """Words of the verdicts on all claims but the headline, and how often each comes."""
+    found: dict[str, int] = {}
+    for name, claim in one.paper["claims"].items():
+        if name == one.headline:
+            continue
+        known = one.strongest(name)
+        state: dict[str, Any] = known[1] if known else {"state": "untested" if claim.get("untested") else "not_run"}
+        word = words.verdict_words(state["state"], state.get("mark"), claim.get("fidelity"))
+        found[word] = found.get(word, 0) + 1
+    return found
