@@ -93,9 +93,12 @@ def prepare(root: Path) -> None:
         made = root / "reports" / "papers" / f"{page.parent.name}.html"
         made.parent.mkdir(parents=True, exist_ok=True)
         made.write_text("<p>a page</p>\n")
-    for name in ("reports/index.html", "reports/verdicts.csv", "reports/arena/mlp.html", "reports/arena/gpt.html"):
+    pages = [f"reports/arena/{track}.html" for track in ("mlp", "gpt")]
+    tables = [f"arena/{track}.cpu.{kind}.json" for track in ("mlp", "gpt") for kind in ("rows", "table")]
+    for name in ("reports/index.html", "reports/verdicts.csv", *pages, *tables):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("")
+        if not (root / name).exists():
+            (root / name).write_text("")
     for slug in sorted(path.parent.name for path in (root / "papers").glob("*/paper.yaml")):
         for kind in ("rows", "verdict", "quality", "metrics"):
             path = root / "papers" / slug / "results" / f"cpu.{kind}.json"
@@ -111,6 +114,8 @@ def measure(count: int, root: Path) -> dict[str, float]:
     build(provenance.root(), root, count)
     prepare(root)
     shutil.rmtree(root / ".repro", ignore_errors=True)
+    (root / ".repro").mkdir()
+    (root / ".repro" / "data").symlink_to(provenance.root() / ".repro" / "data")
     return {name: run(words, root)[0] for name, (words, _) in COMMANDS.items()}
 
 

@@ -3,10 +3,13 @@ BERT.
 """
 
 import copy
+import importlib.util
 import pickle
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -19,9 +22,13 @@ from repro.papers.dyt import DyT
 from repro.papers.evonorm import EvoNormS0
 from repro.papers.layernorm import LayerNorm
 from repro.papers.rmsnorm import RMSNorm
+from repro.publish import namespaces
+from repro.spec.load import load_yaml, paper_dirs, slugs
 from repro.surgery import recognise
 from repro.testing import assert_near, quiet_import, scramble
 
+if importlib.util.find_spec("transformers") is None:
+    pytest.skip("the extra `test` has transformers, which is not installed here", allow_module_level=True)
 transformers = quiet_import("transformers")
 TOKENS = torch.arange(12).view(2, 6) % 9
 
@@ -244,6 +251,19 @@ def test_torchs_encoder():
     want = encoder(x, src_key_padding_mask=padding).detach()
     with torch.no_grad():
         assert_near(encoder.eval()(x, src_key_padding_mask=padding), want, rel=1e-5)
+
+
+def test_namespaces_are_those_of_the_papers():
+    provided = [load_yaml(paper_dirs() / slug / "paper.yaml").get("provides") or [] for slug in slugs()]
+    papers = [
+        SimpleNamespace(slug=slug, provides=[SimpleNamespace(**one) for one in some])
+        for slug, some in zip(slugs(), provided, strict=True)
+    ]
+    root = Path(repro.__file__).parents[2]
+    for path, text in namespaces.build(papers).items():
+        assert (root / path).read_text() == text, f"{path}: run `repro index`"
+    twice = [SimpleNamespace(slug=slug, provides=[]) for slug in ("dyt", "dyt")]
+    assert namespaces.homes(twice)["nn"] == {"DyT": "dyt"}
 
 
 def test_namespaces_import_little():

@@ -94,6 +94,13 @@ def test_bytes_need_no_vocabulary_and_other_tokens_are_refused():
         trivial.unigram(text.float(), text)
 
 
+def test_orders_that_share_their_counts_are_those_alone():
+    text = torch.frombuffer(bytearray(b"the cat sat on the mat and that was that for the cat. " * 9), dtype=torch.uint8)
+    alone = {f"trivial_{n}": getattr(trivial, n)(text, text[:99]) for n in ("unigram", "bigram", "trigram")}
+    assert trivial.text(text, text[:99]) == alone and trivial.text(text, text, ()) == {}
+    assert trivial.text(text, text[:99], ["bigram"]) == {"trivial_bigram": alone["trivial_bigram"]}
+
+
 def test_linear_is_the_minimum_of_its_objective():
     """Two classes of one input at +-1 with shares q: the scores' difference d solves sigma(d) - q + ridge d / 2 = 0."""
     q, ridge = 0.8, 0.05

@@ -27,9 +27,8 @@ The paper is silent, or the authors' code (sIncerass/powernorm, mask_powernorm.p
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from repro.models.affine import Affine, apply_affine, leaf, trailing_axes, wide
+from repro.models.affine import Affine, apply_affine, leaf, rms_norm, trailing_axes, wide
 from repro.models.recompute import Rewind, recomputing
 
 __all__ = ["PowerNorm", "PowerNormV"]
@@ -73,7 +72,7 @@ def scaled(x: Tensor, groups: int | None, eps: float) -> Tensor:
     if groups is None:
         return wide(x)
     parts = wide(x).unflatten(-1, (groups, x.shape[-1] // groups))
-    return F.rms_norm(parts, parts.shape[-1:], eps=eps).flatten(-2)
+    return rms_norm(parts, parts.shape[-1:], eps).flatten(-2)
 
 
 @leaf

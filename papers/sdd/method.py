@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.models.affine import wide
+from repro.models.affine import rms_norm, wide
 from repro.models.slots import Norm, Post, Pre
 
 __all__ = ["PostSDD", "PreSDD", "SDDLinear", "convert_to_sdd"]
@@ -73,7 +73,7 @@ class SDDLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         z = F.linear(input, self.weight)
         slices = wide(z).unflatten(-1, (self.groups, self.out_features // self.groups))
-        y = F.rms_norm(slices, slices.shape[-1:], None, self.eps).flatten(-2) * self.alpha
+        y = rms_norm(slices, slices.shape[-1:], self.eps).flatten(-2) * self.alpha
         return (y if self.bias is None else y + self.bias).to(z.dtype)
 
     def extra_repr(self) -> str:

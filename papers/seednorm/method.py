@@ -23,9 +23,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from repro.models.affine import Affine, Shape, trailing_axes, wide
+from repro.models.affine import Affine, Shape, rms_norm, trailing_axes, wide
 
 __all__ = ["SeeDNorm"]
 
@@ -80,7 +79,7 @@ class SeeDNorm(Affine):
 
     def forward(self, x: Tensor) -> Tensor:
         trailing_axes(x, self.normalized_shape)
-        normed = F.rms_norm(wide(x), self.normalized_shape, None, self.eps)  # D1
+        normed = rms_norm(wide(x), self.normalized_shape, self.eps)  # D1
         gamma = 1.0 if self.weight is None else self.cut(self.weight)  # D2
         y = (self.rescale(self.cut(wide(x))) * self.cut(self.alpha) + gamma) * self.cut(normed)
         return y.reshape(x.shape).to(x.dtype)

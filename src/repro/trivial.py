@@ -20,13 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3}
-STRENGTHS = (
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-)  # of the lower order's share; chosen on the last twentieth of the training text
+STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0)  # of the lower order's share; chosen on the end of the training text
+TAIL = 1 << 19  # tokens of that end: a twentieth of the text, but at most so many
 DENSE = 1 << 24  # counts of up to so many n-grams stand in a table, more in a sorted list
 PIECE = 1 << 22  # tokens that are counted at once
 RIDGE = 1e-2  # of the linear model, on inputs of zero mean and unit variance
@@ -38,7 +33,7 @@ _results: dict[tuple, object] = {}
 
 def _digest(value: object) -> object:
     if not isinstance(value, Tensor):
-        return value
+        return tuple(value) if isinstance(value, list) else value
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return str(value.dtype), tuple(value.shape), str(value.device), hashlib.sha256(data).digest()
 
@@ -161,24 +156,37 @@ def ngram(
     train, held_out: integers below `vocab`, one sequence (length,) or rows (sequences, length), which n-grams do not
     cross.  The first token of a held-out row is not scored: it is what a network reads first.  Tokens equal to `ignore`
     (padding) are neither counted nor scored.  strengths: s_2 ... s_order; where None, each is chosen in turn
-    from `STRENGTHS` on the last twentieth of the training text, and the model is then fitted on all of it.
+    from `STRENGTHS` on the end of the training text (a twentieth, at most `TAIL`), before all of it is counted.
     """
+    if strengths is not None and len(strengths) != order - 1:
+        raise ValueError(f"strengths={strengths}: an order of {order} has {order - 1}")
+    rows, test = _checked(train, held_out, vocab)
+    tables, strengths = _fit(rows, order, vocab, ignore, strengths)
+    return _nats(tables, test, ignore, strengths)
+
+
+def _checked(train: Tensor, held_out: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     rows, test = _rows(train), _rows(held_out)
     for name, part in (("train", rows), ("held_out", test)):
         if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < vocab:
             raise ValueError(f"{name} holds tokens outside 0 to {vocab - 1}: write another vocab=")
-    if strengths is not None and len(strengths) != order - 1:
-        raise ValueError(f"strengths={strengths}: an order of {order} has {order - 1}")
+    return rows, test
+
+
+def _fit(
+    rows: Tensor, order: int, vocab: int, ignore: int | None, strengths: tuple[float, ...] | None = None
+) -> tuple[list[_Counts], tuple[float, ...]]:
+    """The counts of every order up to this, and the strengths; those of a lower order are the first of them."""
     chosen = _choose(rows, order, vocab, ignore) if strengths is None else strengths
-    return _nats([_Counts(rows, n, vocab, ignore) for n in range(1, order + 1)], test, ignore, chosen)
+    return [_Counts(rows, n, vocab, ignore) for n in range(1, order + 1)], chosen
 
 
 def _choose(rows: Tensor, order: int, vocab: int, ignore: int | None) -> tuple[float, ...]:
     if len(rows) > 1:
-        cut = len(rows) - max(1, len(rows) // 20)
+        cut = len(rows) - max(1, min(len(rows) // 20, TAIL // max(1, rows.shape[1])))
         first, last = rows[:cut], rows[cut:]
     else:
-        cut = rows.shape[1] - max(2, rows.shape[1] // 20)
+        cut = rows.shape[1] - max(2, min(rows.shape[1] // 20, TAIL))
         if cut < 2:
             return (STRENGTHS[1],) * (order - 1)
         first, last = rows[:, :cut], rows[:, cut:]
@@ -287,11 +295,22 @@ def mean(train_y: Tensor, test_y: Tensor) -> dict[str, float]:
 # --- what a row holds ------------------------------------------------------------------------------------------------
 
 
+@_kept
 def text(
-    train: Tensor, held_out: Tensor, names: Sequence[str] = ("unigram", "bigram", "trigram"), **options: object
+    train: Tensor,
+    held_out: Tensor,
+    names: Sequence[str] = ("unigram", "bigram", "trigram"),
+    *,
+    vocab: int = 256,
+    ignore: int | None = None,
 ) -> dict[str, float]:
-    """`{"trivial_<name>": nats per token}` of the n-gram models; options are those of `ngram`."""
-    return {f"trivial_{name}": ngram(train, held_out, ORDERS[name], **options) for name in names}
+    """`{"trivial_<name>": nats per token}` of the n-gram models, which share their counts; arguments as in `ngram`."""
+    orders = {name: ORDERS[name] for name in names}
+    if not orders:
+        return {}
+    rows, test = _checked(train, held_out, vocab)
+    tables, strengths = _fit(rows, max(orders.values()), vocab, ignore)
+    return {f"trivial_{name}": _nats(tables[:n], test, ignore, strengths[: n - 1]) for name, n in orders.items()}
 
 
 def classes(

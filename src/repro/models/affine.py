@@ -90,6 +90,13 @@ class Length(torch.autograd.Function):
         return x * (slope / size.masked_fill(zero, 1.0)).masked_fill(zero, 0.0), None
 
 
+def rms_norm(x: Tensor, shape: Sequence[int], eps: float) -> Tensor:
+    """Return F.rms_norm without a gain, written out where ONNX's older exporter, which has no such operator, asks."""
+    if torch.onnx.is_in_onnx_export():
+        return x * (x.square().mean(tuple(range(-len(shape), 0)), keepdim=True) + eps).rsqrt()
+    return nn.functional.rms_norm(x, tuple(shape), eps=eps)
+
+
 def length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Return the l2 norm of `x` over `axes`, which are kept as axes of size 1."""
     if x.requires_grad and torch.is_grad_enabled():

@@ -79,7 +79,7 @@ def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
     The files of a paper that cannot be read are left as they are; the others are made all the same.
     """
-    with provenance.steady():
+    with provenance.steady(root / ".repro" / "digests.json"):
         return _build(root)
 
 
@@ -112,7 +112,7 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
 def sources(root: Path) -> Path:
     """Write `sources.json` alone, which is what DVC looks at; raise where a paper cannot be read."""
-    with provenance.steady():
+    with provenance.steady(root / ".repro" / "digests.json"):
         digests = {slug: stages.source_digest(papers.load(slug)) for slug in papers.slugs()}
     path = root / stages.SOURCES
     write_file(path, json.dumps(digests, indent=1) + "\n")

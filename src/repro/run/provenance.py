@@ -9,13 +9,15 @@ in the same file, or of a report.
 import ast
 import functools
 import hashlib
+import json
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import repro
 from repro.errors import ReproError
@@ -53,14 +55,62 @@ _steady: dict[object, object] | None = None  # what was looked up while `steady`
 
 
 @contextmanager
-def steady() -> Iterator[None]:
-    """Take it that no source is written while this is open, so that each module is looked for once."""
+def steady(memory: Path | None = None) -> Iterator[None]:
+    """Take it that no source is written while this is open, so that each module is looked for and read once.
+
+    memory: a file in which what was found out about each file is kept by the digest of its content.  It is for what is
+    generated alone: what runs, judges or verifies reads the source anew.
+    """
     global _steady
-    before, _steady = _steady, {} if _steady is None else _steady
+    before = _steady
+    _steady = {"files": _remembered(memory)} if before is None else before
     try:
         yield
+        if before is None and memory is not None and _steady.get("changed"):
+            _remember(memory, _steady["files"])
     finally:
         _steady = before
+
+
+def _own_digest() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _remembered(memory: Path | None) -> dict[str, dict]:
+    """What an earlier call found out by the same rules; nothing where the file is damaged."""
+    try:
+        kept = json.loads(memory.read_bytes()) if memory else {}
+        files = kept["files"] if kept["by"] == _own_digest() else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return files if isinstance(files, dict) and all(isinstance(one, dict) for one in files.values()) else {}
+
+
+def _remember(memory: Path, files: dict[str, dict]) -> None:
+    from repro.store import write_file
+
+    try:
+        write_file(memory, json.dumps({"by": _own_digest(), "files": files}))
+    except ReproError:
+        pass  # a checkout that may not be written is only slower
+
+
+def _by_content(function: Callable) -> Callable:
+    """Let a function of (path, stamp, texts...) that returns JSON ask the memory of `steady` first."""
+
+    @functools.wraps(function)
+    def call(path: Path, stamp: tuple[int, int], *rest: str) -> Any:
+        if _steady is None:
+            return function(path, stamp, *rest)
+        if ("content", path, stamp) not in _steady:
+            _steady["content", path, stamp] = hashlib.sha256(path.read_bytes()).hexdigest()
+        known = _steady["files"].setdefault(_steady["content", path, stamp], {})
+        name = " ".join([function.__name__, *rest])
+        if name not in known:
+            known[name], _steady["changed"] = function(path, stamp, *rest), True
+        return known[name]
+
+    return call
 
 
 def module_file(module: str) -> Path | None:
@@ -84,10 +134,11 @@ def _module_file(module: str) -> Path | None:
     return None
 
 
+@_by_content
 @functools.cache
-def _imports(path: Path, stamp: tuple[int, int], module: str) -> set[str]:
+def _imports(path: Path, stamp: tuple[int, int], module: str) -> list[str]:
     """What the file of a module imports, with all parent packages."""
-    return _imported([_parse(path, stamp)], module, path.name == "__init__.py")
+    return sorted(_imported([_parse(path, stamp)], module, path.name == "__init__.py"))
 
 
 def _imported(trees: Iterable[ast.AST], module: str, is_package: bool = False) -> set[str]:
@@ -118,7 +169,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 @functools.cache
 def _parse(path: Path, stamp: tuple[int, int]) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return ast.parse(path.read_bytes(), filename=str(path))
 
 
 def parse(path: Path) -> ast.Module:
@@ -159,6 +210,7 @@ def _shape(node: object) -> object:
     return [_shape(item) for item in node] if isinstance(node, list) else repr(node)
 
 
+@_by_content
 @functools.cache
 def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
     return hashlib.sha256(repr(_shape(_parse(path, stamp))).encode()).hexdigest()
@@ -197,8 +249,9 @@ def _uses(statement: ast.stmt) -> set[str]:
     return names | {text for text in texts if isinstance(text, str) and text.isidentifier()}
 
 
+@_by_content
 @functools.cache
-def _slice(path: Path, stamp: tuple[int, int], module: str, function: str) -> tuple[str, frozenset[str]] | None:
+def _slice(path: Path, stamp: tuple[int, int], module: str, function: str) -> list | None:
     """Digest of the statements that one function of a module uses, and what they import.
 
     None where the module has no such function, or where no reading can tell what it uses.
@@ -229,7 +282,7 @@ def _slice(path: Path, stamp: tuple[int, int], module: str, function: str) -> tu
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
             statements.append(statement)
     digest = hashlib.sha256(repr([_shape(statement) for statement in statements]).encode()).hexdigest()
-    return digest, frozenset(_imported(statements, module, path.name == "__init__.py"))
+    return [digest, sorted(_imported(statements, module, path.name == "__init__.py"))]
 
 
 def function_closure(module: str, function: str, arms: Iterable[str] = ()) -> dict[str, Path]:
@@ -273,8 +326,9 @@ def _trace(module: str, function: str, arms: Iterable[str]) -> tuple[str | None,
 # --- what arms name ---------------------------------------------------------------------------------------------------
 
 
+@_by_content
 @functools.cache
-def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, set[str]]:
+def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for node in ast.walk(_parse(path, stamp)):
         if isinstance(node, ast.Dict):
@@ -288,7 +342,7 @@ def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, set[str]]:
                         and re.fullmatch(r"repro(\.\w+)+:\w+", c.value)
                     }
                     found.setdefault(key.value, set()).update(names)
-    return found
+    return {arm: sorted(names) for arm, names in found.items()}
 
 
 def arm_modules(module: str, arm: str) -> set[str]:
@@ -301,7 +355,7 @@ def arm_modules(module: str, arm: str) -> set[str]:
         return set()
     own = re.fullmatch(r"\w+:(\w+)\.\w+", arm)
     named = {f"repro.papers.{own[1]}"} if own and module_file(f"repro.papers.{own[1]}") else set()
-    return named | _arm_modules(path, _stamp(path)).get(arm, set())
+    return named.union(_arm_modules(path, _stamp(path)).get(arm, ()))
 
 
 def experiment_modules(paper: str, settings: dict) -> list[str]:

@@ -61,7 +61,7 @@ class Experiment(_Strict):
     module: str | None = None
     """Module of the function, where it is not the paper's experiment.py. Example: `repro.experiments.decoder`"""
     function: str | None = None
-    """Function to call, or `module:function`; the experiment's own name unless given. Example: `repro.experiments.decoder:quality`"""
+    """Function, or `module:function`; the experiment's name unless given. Example: `repro.experiments.decoder:quality`"""
     about: str | None = None
     """One sentence on what is measured."""
 

@@ -1,0 +1,181 @@
+"""What is generated from papers: texts of strangers stay texts, stages run no text of params.yaml, verdicts need rows."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, Checkout
+from repro.commands import history, new, reproduce
+from repro.errors import ReproError
+from repro.publish import markdown, stages
+from repro.publish.evidence import estimate, measured, ours
+from repro.publish.plaintext import equation
+from repro.spec import load as spec
+from repro.store import write_file
+
+JUDGED = {"estimate": 0.43, "interval": [0.41, 0.45], "level": 0.95, "n": 5, "unit": "ratio", "state": "reproduced"}
+SLUGS = spec.slugs()
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;"),
+        ("a | b", r"a \| b"),
+        ("[x](javascript:alert(1))", r"\[x\](javascript:alert(1))"),
+        ("`code` *bold* _it_", r"\`code\` \*bold\* \_it\_"),
+        ("# heading", r"\# heading"),
+        ("- item", r"\- item"),
+        ("1. item", r"1\. item"),
+        ("13.3e6 of 31.0e6 steps", "13.3e6 of 31.0e6 steps"),
+        ("two\nlines", "two lines"),
+        ("&lt;", "&amp;lt;"),
+    ],
+)
+def test_markdown_shows_a_text_as_it_was_written(text: str, shown: str) -> None:
+    assert markdown.escape(text) == shown
+
+
+@pytest.mark.parametrize("address", ["javascript:alert(1)", "https://x.test/a b", "https://x.test/<b>", "x"])
+def test_only_an_address_becomes_a_link(address: str) -> None:
+    assert not markdown.link(address).startswith("<")
+    assert markdown.link("https://x.test/a") == "<https://x.test/a>" and markdown.link(None) == ""
+
+
+@pytest.mark.parametrize(
+    "latex, text",
+    [
+        (r"y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta", "y = γ ((x − μ) / √(σ² + ε)) + β"),
+        (r"\mathrm{DyT}(x) = \gamma \odot \tanh(\alpha x)", "DyT(x) = γ ⊙ tanh(α x)"),
+        (r"\frac{1}{n} \sum_{i=1}^{n} a_i^2", "1/n Σᵢ₌₁ⁿ aᵢ²"),
+        (r"\unknown{x}", None),
+        (r"\frac{1}", None),
+        ("}", None),
+        (r"\begin{tikzpicture}", None),
+    ],
+)
+def test_equations_as_text(latex: str, text: str | None) -> None:
+    assert equation(latex) == text
+
+
+def test_no_equation_of_a_paper_prints_latex() -> None:
+    texts = {slug: equation(spec.load(slug).equation) for slug in SLUGS}
+    assert [slug for slug, text in texts.items() if text and "\\" in text] == []
+    assert sum(text is None for text in texts.values()) <= len(texts) / 5
+
+
+def test_an_estimate_has_its_name_its_unit_and_its_level() -> None:
+    judged = {**JUDGED, "rule": [{"kind": "ratio", "measure": "seconds"}]}
+    assert measured(judged) == "ratio of seconds"
+    assert ours(judged) == "ratio of seconds: 0.430 [0.410, 0.450] (95 %), n = 5"
+    assert estimate({**judged, "estimate": None}) == "–"
+    assert ours({**judged, "unit": "of 2 cells", "estimate": 1.0, "interval": [1.0, 1.0]}) == "1 of 2 cells, n = 5"
+
+
+def test_no_text_of_params_reaches_a_shell() -> None:
+    """DVC puts values into `cmd` unquoted: profile: "$(touch PWNED)cpu" would run."""
+    for path in [ROOT / "dvc.yaml", *(ROOT / "papers").glob("*/dvc.yaml")]:
+        commands = re.findall(r"^ *cmd: *(.*)$", path.read_text(), re.M)
+        assert commands and not [command for command in commands if "$" in command or "`" in command], path
+    one = spec.load("rmsnorm")
+    assert "$" not in "".join(re.findall(r"cmd: .*", stages.paper_stages(one)))
+
+
+def test_rendering_a_page_never_starts_the_arena() -> None:
+    text = (ROOT / "dvc.yaml").read_text()
+    made = {line for block in re.findall(r"^  arena/\w+:\n(?:    .*\n)+", text, re.M) for line in outs(block)}
+    read = {line for block in re.findall(r"^  reports/\S+:\n(?:    .*\n)+", text, re.M) for line in deps(block)}
+    assert made and not made & read
+
+
+def outs(block: str) -> set[str]:
+    return {line.strip(" -").partition(":")[0] for line in block.partition("    outs:\n")[2].splitlines()}
+
+
+def deps(block: str) -> set[str]:
+    return {line.strip(" -") for line in block.partition("    deps:\n")[2].partition("    outs:\n")[0].splitlines()}
+
+
+def test_a_new_paper_on_a_full_disk_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "papers").mkdir()
+    written = []
+
+    def full(path: Path, text: str) -> None:
+        if len(written) == 3:
+            raise ReproError(f"{path}: the disk is full; free some space and run the same command again")
+        written.append(path)
+        write_file(path, text)
+
+    monkeypatch.setattr(new, "write_file", full)
+    with pytest.raises(ReproError, match="disk is full"):
+        new.write("shiny_norm", tmp_path)
+    assert list((tmp_path / "papers").iterdir()) == []
+    monkeypatch.setattr(new, "write_file", write_file)
+    assert len(new.write("shiny_norm", tmp_path)) == 6
+
+
+def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> None:
+    checkout.ok("new", "shiny_norm")
+    path = checkout.root / "papers" / "shiny_norm" / "paper.yaml"
+    path.write_text(path.read_text().replace("year: 2020", "year: twenty"))
+    for words in (["list"], ["index"], ["index", "--check"], ["judge", "--all", "--check"], ["verify"]):
+        done = checkout.run(*words)
+        assert done.returncode != 0 and "shiny_norm/paper.yaml" in done.stdout + done.stderr, words
+        assert "Traceback" not in done.stderr
+    assert "demo" in checkout.run("list").stdout and "cannot be read" in checkout.run("list").stdout
+    assert "cannot be read" in (checkout.root / "README.md").read_text()
+    assert "everything" not in checkout.run("index", "--check").stdout
+    checkout.ok("show", "demo")
+
+
+def test_a_verdict_without_rows_is_shown_nowhere(checkout: Checkout) -> None:
+    checkout.ok("run", "demo")
+    checkout.ok("judge", "demo")
+    checkout.ok("index")
+    (checkout.paper / "results" / "cpu.rows.json").unlink()
+    for words in (["list"], ["verify"], ["judge", "--all", "--check"], ["index", "--check"]):
+        done = checkout.run(*words)
+        assert done.returncode != 0, words
+        assert "rows" in done.stdout + done.stderr, words
+    assert "has no rows beside it" in checkout.refused("show", "demo", "--verdict")
+    checkout.run("index")
+    assert "reproduced" not in (checkout.root / "README.md").read_text()
+
+
+def test_reproduce_measures_apart_and_compares(checkout: Checkout) -> None:
+    checkout.ok("run", "demo")
+    checkout.ok("judge", "demo")
+    files = sorted(path for path in checkout.root.rglob("*") if ".repro" not in path.parts and path.is_file())
+    before = {path: path.read_bytes() for path in files if path.suffix != ".pyc"}
+    done = json.loads(checkout.ok("reproduce", "demo", "--no-page", "--json"))
+    assert [one["outcome"] for one in done["compared"]] == ["agrees"]
+    assert Path(done["rows"]).is_file() and ".repro/here/cpu" in done["rows"]
+    now = sorted(path for path in checkout.root.rglob("*") if ".repro" not in path.parts and path.is_file())
+    assert {path: path.read_bytes() for path in now if path.suffix != ".pyc"} == before
+
+
+def test_what_could_not_be_measured_here_is_no_difference() -> None:
+    judged = {"state": "inconclusive", "why": "A timing is invalid."}
+    assert (
+        reproduce._outcome(judged, {"state": "reproduced"}, "2 measurements failed")[0] == "could not be measured here"
+    )
+    assert reproduce._outcome(judged, {"state": "reproduced"}, None) == ("differs", "A timing is invalid.")
+    assert reproduce._outcome(judged, {"state": "inconclusive"}, "2 measurements failed")[0] == "agrees"
+    assert reproduce._outcome(judged, {}, None)[0] == "not committed"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"claims": {"a": {"state": "reproduced"}}},  # no unit, no n, no headline
+        {"claims": {"a": {"state": "reproduced", "estimate": "text", "n": None, "interval": 3}}},
+        {"claims": [1, 2]},
+        {"claims": {"a": 1}},
+        {},
+    ],
+)
+def test_history_reads_verdicts_of_any_schema(stored: dict) -> None:
+    for one in history._claims(stored).values():
+        assert isinstance(history._estimate(one), str) and history._state(one, stored)
