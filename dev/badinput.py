@@ -381,16 +381,13 @@ ARENA = """\
 mlp:
   what: a small network
   measure: valid_nats
+  calibration: [{better: base, worse: "norm:control.broken"}]
   margin: 0.5
-  calibration:
-    - {better: base, worse: "norm:control.broken"}
   cpu:
     tuning: {seeds: 1, lr: [0.003, 0.01], extend: 1}
     final: {seeds: 3}
     settings: {width: 8, examples: 64}
-    cells:
-      - {depth: 2, batch: 8, steps: 4}
-      - {depth: 3, batch: 8, steps: 4}
+    cells: [{depth: 2, batch: 8, steps: 4}]
     cost: {seeds: 1, blocks: 2, calls: 1, aa_limit: 100.0}
 """
 
