@@ -10,7 +10,7 @@ from pathlib import Path
 
 from repro.errors import ReproError
 from repro.files.strict import plain
-from repro.publish import evidence, readme, stages
+from repro.publish import evidence, namespaces, readme, stages
 from repro.publish.stages import MARK
 from repro.run import provenance
 from repro.spec import load as papers
@@ -74,6 +74,13 @@ def package_file(slug: str) -> str:
     return f"# {MARK} from method.py\n{imported}\n\n{public}\n"
 
 
+def current_package(root: Path, slug: str) -> None:
+    """Refuse a paper whose package file does not name what its method names: an import of it would fail, or be old."""
+    path = root / "papers" / slug / "__init__.py"
+    if _current(path) != package_file(slug):
+        raise ReproError(f"papers/{slug}/__init__.py: is not what method.py names now; run `repro index` first")
+
+
 def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
     """Path -> text of every generated file, and paper -> why it cannot be read.
 
@@ -101,6 +108,8 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
             files[here / "README.md"] = readme.paper_readme(paper, names, verdicts[slug])
         except ReproError as error:
             faults[slug] = str(error)
+    if not faults:
+        files |= {root / path: text for path, text in namespaces.build(loaded).items()}
     digests = {slug: digests[slug] for slug in slugs if slug in digests}
     files[root / stages.SOURCES] = json.dumps(digests, indent=1) + "\n"
     files[root / "dvc.yaml"] = stages.root_stages(root, slugs, loaded)
