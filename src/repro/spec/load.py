@@ -12,6 +12,7 @@ from repro.files.strict import MEBIBYTE, read_regular
 
 if TYPE_CHECKING:
     from repro.spec.model import Paper, Params
+    from repro.spec.yaml import YamlFile
 
 
 def _load(path: Path, cls: type) -> Any:
@@ -72,9 +73,14 @@ def load_yaml(path: str | Path) -> Any:
 
     Duplicate keys, tags, anchors, dates, NaN and keys that are no text are refused.
     """
+    return yaml_file(Path(path), shown(Path(path))).data
+
+
+def yaml_file(path: Path, name: str) -> "YamlFile":
+    """A YAML file with its lines; `name` is how messages name it."""
     from repro.spec.yaml import YamlFile
 
-    return YamlFile(Path(path), shown(Path(path)), _read(Path(path))).data
+    return YamlFile(path, name, _read(path))
 
 
 def load_params(root: str | Path) -> "Params":
