@@ -10,7 +10,7 @@ from pathlib import Path
 
 from repro.errors import ReproError
 from repro.files.strict import plain
-from repro.publish import evidence, readme, stages
+from repro.publish import evidence, namespaces, readme, stages
 from repro.publish.stages import MARK
 from repro.run import provenance
 from repro.spec import load as papers
@@ -108,6 +108,8 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
             files[here / "README.md"] = readme.paper_readme(paper, names, verdicts[slug])
         except ReproError as error:
             faults[slug] = str(error)
+    if not faults:
+        files |= {root / path: text for path, text in namespaces.build(loaded).items()}
     digests = {slug: digests[slug] for slug in slugs if slug in digests}
     files[root / stages.SOURCES] = json.dumps(digests, indent=1) + "\n"
     files[root / "dvc.yaml"] = stages.root_stages(root, slugs, loaded)
