@@ -1,5 +1,6 @@
 """Verdicts and their error rates (`results/<profile>.verdict.json`, `.quality.json`) as files."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -302,7 +303,7 @@ def stored(
     """
     paths = {kind: results(slug, profile, kind, root) for kind in ("verdict", "rows")}
     shown = {kind: results_name(slug, profile, kind) for kind in paths}
-    if not paths["verdict"].exists():
+    if not os.path.lexists(paths["verdict"]):  # a link to nowhere is no verdict that has not run, but a broken one
         return None
     judge = f"run `repro judge {slug} --profile {profile}`"
     verdict = read_verdict(paths["verdict"], judge, shown["verdict"], claims, identities=identities)

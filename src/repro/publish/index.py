@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from repro.errors import ReproError
-from repro.files.strict import plain
+from repro.files.strict import plain, read_regular
 from repro.publish import evidence, namespaces, readme, stages
 from repro.publish.stages import MARK
 from repro.run import provenance
@@ -135,8 +135,8 @@ def sources(root: Path) -> Path:
 
 def _digests(root: Path) -> dict[str, str]:
     try:
-        return json.loads((root / stages.SOURCES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(read_regular(root / stages.SOURCES))
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -151,7 +151,7 @@ def spliced(text: str, table: str) -> str:
 
 
 def _current(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return plain(path) if path.is_file() else ""
 
 
 def write(root: Path) -> tuple[list[Path], dict[str, str]]:
