@@ -188,8 +188,7 @@ def package(*names: str) -> str:
 
 def build(root: Path) -> None:
     """Write the checkout: `src/repro` as it stands here, `papers/demo`, `params.yaml` and a README."""
-    # Bytecode comes along: it belongs to its source by size and time, which the copies keep.
-    ignored = shutil.ignore_patterns("*.pyc.*", "papers")
+    ignored = shutil.ignore_patterns("__pycache__", "papers")
     shutil.copytree(Path(__file__).parents[1] / "src" / "repro", root / "src" / "repro", ignore=ignored)
     paper = root / "papers" / "demo"
     paper.mkdir(parents=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 import warm
+
 from dev import demo
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,6 +5,7 @@ every request: {"module", "words", "folder", "environment"} with the descriptors
 code.  A command that is killed by its caller ends when the connection closes, as do the workers that it starts.
 """
 
+import _imp
 import array
 import atexit
 import gc
@@ -21,7 +22,9 @@ import sys
 import tempfile
 import threading
 import traceback
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 PATIENCE = 600.0  # seconds; against hanging alone
 WORKER = ["-m", "repro.run.engines.worker"]
@@ -94,6 +97,41 @@ class Server:
         return subprocess.CompletedProcess(words, code, *texts)
 
 
+CODE: dict[bytes, CodeType] = {}
+
+
+class Source(SourceFileLoader):
+    """Take the code of a file whose text is one of this package's from memory; a checkout in a test is a copy."""
+
+    def source_to_code(self, data, path, *, _optimize=-1):  # noqa: ANN001, ANN201
+        if isinstance(data, bytes) and (code := CODE.get(data)) is not None:
+            _imp._fix_co_filename(code, path)
+            return code
+        return super().source_to_code(data, path, _optimize=_optimize)
+
+
+def _prepare() -> None:
+    """Import what every command needs of other packages, and compile this package without importing it."""
+    for name in PACKAGES:
+        importlib.import_module(name)
+    import pydantic
+    import typer
+
+    app = typer.Typer()
+
+    @app.command()
+    def warm_up(number: int = 0) -> None:
+        pydantic.TypeAdapter(pydantic.BaseModel)
+
+    app([], standalone_mode=False)
+    for path in (Path(__file__).parents[1] / "src").rglob("*.py"):
+        text = path.read_bytes()
+        CODE[text] = compile(text, str(path), "exec", dont_inherit=True)
+    # As the machinery of imports has it, with this loader in the place of its own.
+    hook = FileFinder.path_hook((ExtensionFileLoader, EXTENSION_SUFFIXES), (Source, SOURCE_SUFFIXES))
+    sys.path_hooks.insert(1, hook)
+
+
 def _worker(address: str, environment: dict[str, str], errors: int) -> Process:
     """A worker of the local engine, with pipes to it."""
     request_end, requests = os.pipe()
@@ -113,6 +151,7 @@ def _execute(request: dict, address: str) -> int:
     os.environ.update(request["environment"])
     roots = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [os.getcwd(), *filter(None, roots), *sys.path]
+    sys.path_importer_cache.clear()
     sys.argv[:] = [request["module"], *request["words"]]
     sys.stdin, sys.stdout, sys.stderr = (
         os.fdopen(os.dup(number), mode, encoding="utf-8") for number, mode in ((0, "r"), (1, "w"), (2, "w"))
@@ -170,8 +209,7 @@ def _attend(connection: socket.socket, address: str) -> None:
 def main(address: str) -> None:
     parent = os.getppid()
     sys.path[:] = sys.path[1:]  # not the folder of this file
-    for name in PACKAGES:
-        importlib.import_module(name)
+    _prepare()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
