@@ -24,6 +24,7 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -187,6 +188,26 @@ def _seal_record(path: Path, _: Any) -> None:
     _json(path, lambda record: record.update(digest=digest(record["body"])))
 
 
+def _seal_plan(path: Path, _: Any) -> None:
+    """A plan with the digest that fits it."""
+    from repro.files.plan import written
+
+    path.write_text(json.dumps(written(json.loads(path.read_text(encoding="utf-8"))), indent=1), encoding="utf-8")
+
+
+def _pipe(path: Path, _: Any) -> None:
+    """A named pipe in place of the file, from which nobody ever writes."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def _sparse(path: Path, gibibytes: int) -> None:
+    """A file of some GiB that takes no room on the disk."""
+    path.unlink(missing_ok=True)
+    with open(path, "wb") as file:
+        file.truncate(gibibytes * 2**30)
+
+
 def _flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
@@ -210,6 +231,9 @@ EDITS = {
     "link": lambda path, target: (path.unlink(missing_ok=True), path.symlink_to(target)),
     "seal": _seal,
     "seal_record": _seal_record,
+    "seal_plan": _seal_plan,
+    "pipe": _pipe,
+    "sparse": _sparse,
 }
 
 
@@ -381,16 +405,13 @@ ARENA = """\
 mlp:
   what: a small network
   measure: valid_nats
+  calibration: [{better: base, worse: "norm:control.broken"}]
   margin: 0.5
-  calibration:
-    - {better: base, worse: "norm:control.broken"}
   cpu:
     tuning: {seeds: 1, lr: [0.003, 0.01], extend: 1}
     final: {seeds: 3}
     settings: {width: 8, examples: 64}
-    cells:
-      - {depth: 2, batch: 8, steps: 4}
-      - {depth: 3, batch: 8, steps: 4}
+    cells: [{depth: 2, batch: 8, steps: 4}]
     cost: {seeds: 1, blocks: 2, calls: 1, aa_limit: 100.0}
 """
 
@@ -443,14 +464,23 @@ def _fork(words: list[str]) -> tuple[int, str, str]:
 
 
 def files_of(root: Path) -> dict[str, bytes | str]:
-    """Path -> content (of a link: where it leads) of everything in the checkout but `src`."""
+    """Path -> content (of a link: where it leads, of a pipe or a file of gigabytes: a word) of all but `src`."""
     found: dict[str, bytes | str] = {}
+
+    def content(path: Path) -> bytes | str:
+        kept = path.lstat()
+        if stat.S_ISLNK(kept.st_mode):
+            return os.readlink(path)
+        if not stat.S_ISREG(kept.st_mode):
+            return "a pipe"
+        return path.read_bytes() if kept.st_size < 2**30 else f"{kept.st_size} bytes"
+
     for folder, folders, names in os.walk(root):
         if Path(folder) == root:
             folders.remove("src")
         for name in [*names, *(f for f in folders if (Path(folder) / f).is_symlink())]:
             path = Path(folder) / name
-            found[str(path.relative_to(root))] = os.readlink(path) if path.is_symlink() else path.read_bytes()
+            found[str(path.relative_to(root))] = content(path)
     return found
 
 
@@ -483,7 +513,7 @@ def serve(torch_too: bool) -> int:
     os.dup2(2, 1)
     root = Path.cwd()
     _preload(torch_too)
-    if torch_too:
+    if torch_too and not (root / "tracks.json").exists():
         furnish(root)
     gc.collect()
     gc.freeze()  # so that forks share what was imported
@@ -670,14 +700,20 @@ def _from_json(edit: dict[str, Any]) -> dict[str, Any]:
 
 
 class Bench:
-    """A checkout of its own in a temporary folder, and the process that runs commands in it."""
+    """A checkout of its own in a temporary folder, and the processes that run commands in it.
+
+    like: another bench, whose checkout is copied, so that nothing is measured again.
+    """
+
+    def __init__(self, like: "Bench | None" = None):
+        self.like = like
 
     def __enter__(self) -> "Bench":
         from dev import demo
 
         self.folder = tempfile.TemporaryDirectory(prefix="repro-badinput-")
         self.root = root = Path(self.folder.name) / "checkout"
-        demo.build(root)
+        shutil.copytree(self.like.root, root, symlinks=True) if self.like else demo.build(root)
         self.servers = {}
         for kind in ("torch", "light"):  # the first furnishes the checkout
             self.servers[kind] = subprocess.Popen(
@@ -744,9 +780,10 @@ def run(root: Path, wanted: list[str] | None = None) -> list[Result]:
 
 @contextlib.contextmanager
 def benches(count: int = 2) -> Iterator[list[Bench]]:
-    """Some benches, made side by side."""
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        yield list(pool.map(lambda _: stack.enter_context(Bench()), range(count)))
+    """Some benches, all with what the first of them has measured."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Bench())
+        yield [first, *(stack.enter_context(Bench(first)) for _ in range(count - 1))]
 
 
 def tried(cases: list[Case], tables: list[Bench]) -> list[Result]:

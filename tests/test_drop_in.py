@@ -45,6 +45,7 @@ def test_namesakes_take_the_arguments_of_torch(slug: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")  # advice about outputs that are views
 def test_parameters_are_sharded() -> None:
     """fully_shard itself, in a group of one process, on every provided layer."""
     import torch.distributed as dist

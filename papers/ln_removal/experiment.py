@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from repro import tasks, trivial
 from repro.models.gpt import GPT, Attention
-from repro.papers.ln_removal import method
+from repro.papers.ln_removal import fold_layernorm, method
 from repro.train import History, Source, cosine, cross_entropy, evaluate_lm, generator, linear
 
 # --- folding ---------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[
         norm.remove()
     want = model.eval()(tokens)
     sabotage(arm, removal)
-    folded = method.fold_layernorm(model)
+    folded = fold_layernorm(model)
     return {
         "fold_error": float((folded(tokens) - want).abs().max() / want.abs().max()),
         "norms_left": sum(isinstance(m, nn.LayerNorm | method.FakeLayerNorm) for m in folded.modules()),
@@ -144,7 +144,7 @@ def attribution_error(model: GPT, x: Tensor, y: Tensor) -> float:
     *mixed, stream = caught[:]
     norm, unembed, errors = model.norm, model.head.weight[y[:, -1]], []
     sigma = (stream.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
-    sigma = torch.where(norm.removed, norm.std, sigma) if isinstance(norm, method.FakeLayerNorm) else sigma
+    sigma = torch.where(norm.removed > 0, norm.std, sigma) if isinstance(norm, method.FakeLayerNorm) else sigma
     for part, z in zip(heads, mixed, strict=True):
         pieces = zip(z.chunk(part.heads, -1), part.out.weight.chunk(part.heads, 1), strict=True)
         for c in (piece @ weight.T for piece, weight in pieces):

@@ -200,8 +200,10 @@ def test_factory_and_initial_values():
     scramble(layer).reset_parameters()
     assert layer.alpha.tolist() == [0.5] * 6 and layer.weight.abs().max() < 2
     assert "groups=1, alpha_init=0.5, eps=1e-06" in repr(layer)
-    with pytest.raises(TypeError):
-        SDDLinear(4, 6, True)  # where nn.Linear has its bias
+    biased, x = SDDLinear(4, 6, True), draw(3, 4, dtype=torch.float32)  # where nn.Linear has its bias
+    assert (biased.bias == 0).all() and list(biased.state_dict()) == ["weight", "bias", "alpha"]
+    biased.bias.data += 2
+    assert_near(biased(x).detach() - 2, SDDLinear.forward(biased, x).detach() - biased.bias.detach(), rel=1e-6)
     for groups in (0, 4):
         with pytest.raises(ValueError, match="write a divisor"):
             SDDLinear(4, 6, groups=groups)

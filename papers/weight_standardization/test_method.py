@@ -385,9 +385,10 @@ def test_state_dict_is_the_authors():
     one = scramble(BatchChannelNorm(64, estimate=True))
     assert list(BatchChannelNorm(64).state_dict()) == names
     assert list(one.state_dict()) == [*names, "bn.estbn_moving_speed"]
-    assert one.weight.shape == one.bias.shape == (1, 32, 1) and one.bn.estbn_moving_speed.shape == (1,)
+    assert one.weight.shape == one.bias.shape == (32,) and one.bn.estbn_moving_speed.shape == (1,)
     two = BatchChannelNorm(64, estimate=True)
-    two.load_state_dict(one.state_dict())
+    theirs = {name: t.view(1, -1, 1) if name in ("weight", "bias") else t for name, t in one.state_dict().items()}
+    two.load_state_dict(theirs)
     x = draw(2, 64, 3, 3, dtype=torch.float32)
     assert torch.equal(two(x), one(x)) and two.bn.num_batches_tracked == 1
 

@@ -46,6 +46,7 @@ def run(
     with_parent: WithParent = False,
 ) -> None:
     """Measure the trials that are missing, and write the rows."""
+    from repro.publish import index
     from repro.run import engines, measure, plan, progress
     from repro.run.processes import orderly
     from repro.spec.load import load_params
@@ -76,6 +77,7 @@ def run(
             entry = plan.entry(one, profile, seeds or params.seeds)
             path = common.results(one.slug, profile, "rows")
             try:
+                index.current_package(root, one.slug)
                 document = measure.measure(
                     entry,
                     store=Store(state / "trials"),

@@ -41,8 +41,11 @@ codecs.register_error("plainly", _plainly)
 
 def any_terminal() -> None:
     """Let every output show every text: one that is not UTF-8 shows what it can, the rest in plain ASCII."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before this process began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plainly")
 
 

@@ -87,7 +87,7 @@ class Length(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         x, size = ctx.saved_tensors
         zero = size == 0
-        return x * (slope / size.masked_fill(zero, 1.0)).masked_fill(zero, 0.0), None
+        return slope.masked_fill(zero, 0.0) * (x / size.masked_fill(zero, 1.0)), None  # torch's, to the last bit
 
 
 def rms_norm(x: Tensor, shape: Sequence[int], eps: float) -> Tensor:
