@@ -105,32 +105,6 @@ def test_spikes_are_counted_after_the_window():
     assert decoder.spikes([9.0] * 10 + [1.0] * 10) == 0
 
 
-def test_untrained_arm_takes_no_step():
-    config = decoder.LanguageModel(
-        text="shakespeare",
-        width=16,
-        depth=4,
-        heads=2,
-        context=8,
-        batch=2,
-        steps=25,
-        lr=0.01,
-        warmup=0.1,
-        floor=0.1,
-        clip=1.0,
-        weight_decay=0.0,
-        std=0.02,
-        embedding_std=0.02,
-        windows=6,
-        eval_every=10,
-        amp="none",
-    )
-    trained, still = (decoder.language_model(arm, 0, config, torch.device("cpu")) for arm in ("pre", "pre_untrained"))
-    assert trained["steps"] == [0, 10, 20, 25] and len(trained["val_curve"]) == 4
-    assert still["steps"] == [0] and still["last_change"] == pytest.approx(1.0) and still["spikes"] == 0
-    assert still["val_curve"][0] == trained["val_curve"][0] > trained["val_nats"]
-
-
 # --- pointwise --------------------------------------------------------------------------------------------------------
 
 

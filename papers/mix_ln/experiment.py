@@ -1,6 +1,6 @@
-"""What papers/mix_ln measures by itself: which blocks are Post-LN, derivatives of a sub-layer, the share alpha.
+"""What papers/mix_ln measures by itself: which blocks are Post-LN, and derivatives of a sub-layer.
 
-Gradient norms at the start of training and language models are in `repro.experiments.decoder`.
+Gradient norms at the start of training are in `repro.experiments.decoder`, the models in `language_model`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev
 
-from repro.experiments.decoder import language_model, reversed_mix
+from repro.experiments.decoder import reversed_mix
 from repro.models.gpt import FeedForward
 from repro.models.slots import Bare, Post, Pre
 from repro.papers.layernorm import LayerNorm
@@ -124,6 +124,3 @@ def derivative(arm: str, seed: int, config: Derivative, device: torch.device) ->
         "departure_error": float(torch.stack(departures).abs().max()),
         "shrinkage_error": float(torch.stack(shrinkages).abs().max()),
     }
-
-
-alpha_sweep = language_model

@@ -1,6 +1,6 @@
 """What papers/peri_ln measures by itself: how far a stream can grow, and the gradient of a sub-layer's last matrix.
 
-The propagation at initialization and the language models are `repro.experiments.decoder`.
+The propagation at initialization is in `repro.experiments.decoder`, the trained models in `language_model`.
 """
 
 from collections.abc import Callable

@@ -81,27 +81,6 @@ def scale(arm: str, seed: int, config: Scale, device: torch.device) -> dict[str,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
-    width: int
-    std: float  # times 1 / sqrt(width)
-    depth: int
-    cases: int
-    draws: int
-
-
-def chain(arm: str, seed: int, config: Chain, device: torch.device) -> dict[str, float]:
-    """log10 of ||dL/dx_0|| / ||dL/dx_L|| over `depth` square layers with alpha = 1, the mean over draws."""
-    draw, n, found = draws(device, "sdd chain", seed), config.width, []
-    for _ in range(config.draws):
-        x = first = draw(config.cases, n).requires_grad_()
-        for _ in range(config.depth):
-            x = built(arm, config.std * n**-0.5 * draw(n, n), torch.ones(n, dtype=x.dtype, device=device))(x)
-        up = draw(config.cases, n)
-        found.append(torch.autograd.grad((x * up).sum(), first)[0].norm() / up.norm())
-    return {"log10_ratio": float(torch.stack(found).log10().mean())}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Expressiveness:
     width: int
     cases: int

@@ -1,4 +1,4 @@
-"""Decoders that differ in where their norms stand: peri_ln, mix_ln and curse_of_depth measure the same models here.
+"""Decoders that differ in where their norms stand, before any training, and the probes of all decoders.
 
 All are LLaMA-like: RMSNorm, rotary positions, SwiGLU, no biases, untied head.  Arms of one seed start from the same
 weights, N(0, std^2) with `std` as at width 768: a model of another width takes std * sqrt(768 / width), which keeps the
@@ -7,7 +7,6 @@ size of what a matrix product returns.  `embedding_std` is taken as it stands.  
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from statistics import median
 
@@ -15,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro import tasks, trivial
+from repro import tasks
 from repro.models.gpt import GPT, Attention, FeedForward
 from repro.models.slots import Norm, Post, Pre, identity
 from repro.papers.rmsnorm import RMSNorm
-from repro.train import Source, cosine, cross_entropy, evaluate_classifier, generator
+from repro.train import cross_entropy, generator
 
 Measures = tasks.Measures
 
@@ -69,7 +68,6 @@ class Arm:
     embedding_norm  a norm after the embedding
     branch          both output projections of a block start with std * (2 L)^branch
     final           the final norm's output is multiplied by L^final
-    trained         False: `language_model` takes no step
     """
 
     placement: str
@@ -77,7 +75,6 @@ class Arm:
     embedding_norm: bool = False
     branch: float = 0.0
     final: float = 0.0
-    trained: bool = True
 
 
 ARMS = {
@@ -87,18 +84,12 @@ ARMS = {
     "peri": Arm("repro.papers.peri_ln:PeriLN", embedding_norm=True),
     "output_norm_only": Arm("repro.experiments.decoder:OutputNorm", embedding_norm=True),
     "mix": Arm("repro.papers.mix_ln:MixLN", alpha=0.25),
-    "mix_eighth": Arm("repro.papers.mix_ln:MixLN", alpha=0.125),
-    "mix_half": Arm("repro.papers.mix_ln:MixLN", alpha=0.5),
     "reversed_mix": Arm("repro.experiments.decoder:reversed_mix"),
     "lns": Arm("repro.papers.curse_of_depth:LayerNormScaling"),
     "lns_up": Arm("repro.experiments.decoder:scaled_up"),
     "lns_final_only": Arm("repro.models.slots:Pre", final=-0.5),
     "scaled_init": Arm("repro.models.slots:Pre", branch=-0.5),
-    "lns_scaled_init": Arm("repro.papers.curse_of_depth:LayerNormScaling", branch=-0.5),
     "scaled_up_init": Arm("repro.models.slots:Pre", branch=0.5),
-    "pre_untrained": Arm("repro.models.slots:Pre", trained=False),
-    "mix_untrained": Arm("repro.papers.mix_ln:MixLN", alpha=0.25, trained=False),
-    "lns_untrained": Arm("repro.papers.curse_of_depth:LayerNormScaling", trained=False),
 }
 
 
@@ -243,46 +234,3 @@ def at_initialization(arm: str, seed: int, config: AtInitialization, device: tor
     shape, source = (config.batch, config.context + 1), generator("decoder tokens", seed)
     tokens = torch.randint(config.vocab, shape, generator=source).to(device)
     return propagation(model, tokens[:, :-1], tokens[:, 1:])
-
-
-def language_model(arm: str, seed: int, config: LanguageModel, device: torch.device) -> Measures:
-    """A byte-level language model: held-out loss, and signal, gradients and the worth of each block after training."""
-    corpus = config.load(device)
-    model = build(arm, seed, config, corpus.vocab, device)
-    held_out = Source(corpus.valid, config.context, device)
-    x, y = held_out.take(torch.arange(config.windows, device=device) * (held_out.n // config.windows))
-    few = slice(0, None, -(-config.windows // config.batch))  # about a batch of them, for what needs more memory
-    evaluate = partial(evaluate_classifier, x=x, y=y, batch=config.batch)
-    first, before, norms = evaluate(model)["loss"], propagation(model, x[few], y[few])["last_mean_square"], []
-
-    def clip(parameters: list[nn.Parameter]) -> None:
-        norms.append(nn.utils.clip_grad_norm_(parameters, config.clip))
-
-    history = tasks.trained(
-        model,
-        corpus.train,
-        "decoder batches",
-        seed,
-        config,
-        steps=config.steps if ARMS[arm].trained else 0,
-        optimizer_options={"betas": (0.9, 0.95)},
-        weight_decay=config.weight_decay,
-        schedule=cosine(config.warmup, config.floor),
-        clip=clip,
-        evaluate=evaluate,
-        eval_every=config.eval_every,
-    )
-    curve = [first, *history.curves.get("loss", ())]
-    after, drop = propagation(model, x[few], y[few]), drop_increase(model, x[few], y[few])
-    return {
-        **after,
-        "val_nats": curve[-1],
-        "val_curve": curve,
-        "steps": [0, *history.eval_steps],
-        "last_change": after["last_mean_square"] / before,
-        "drop_increase": drop,
-        "late_drop": late(drop),
-        "spikes": spikes(torch.stack(norms).tolist()) if norms else 0,
-        **tasks.learning(history),
-        **trivial.text(corpus.train, corpus.valid, config.trivial),
-    }

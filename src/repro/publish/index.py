@@ -75,10 +75,15 @@ def package_file(slug: str) -> str:
 
 
 def current_package(root: Path, slug: str) -> None:
-    """Refuse a paper whose package file does not name what its method names: an import of it would fail, or be old."""
+    """Refuse a paper whose package file imports names that its method has not, which would fail in every worker."""
     path = root / "papers" / slug / "__init__.py"
-    if _current(path) != package_file(slug):
-        raise ReproError(f"papers/{slug}/__init__.py: is not what method.py names now; run `repro index` first")
+    nodes = ast.walk(ast.parse(_current(path))) if path.is_file() else ()
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    if missing := sorted(imported - {"*", *public_names(slug)}):
+        raise ReproError(
+            f"papers/{slug}/__init__.py: imports {missing[0]}, which no method file names in its __all__ "
+            "now; run `repro index` first"
+        )
 
 
 def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
