@@ -107,7 +107,7 @@ def _case(path: Path, table: dict[str, Any], one: dict[str, Any]) -> Case:
         raise ReproError(f"{path}: {one.get('name')}: write one of {', '.join(KINDS)}")
     words = one[kind] if isinstance(one[kind], list) else [one[kind]]
     run = _expanded(one.get("run", table.get("run")))
-    edits = (*table.get("always", ()), one, *one.get("also", ()))
+    edits = (*table.get("always", ()), one, *one.get("also", ()), *table.get("last", ()))
     edits = [{"file": one.get("file", table.get("file")), **edit} for edit in edits if set(edit) & set(EDITS)]
     for edit in edits:
         for key in set(edit) - {"file", *EDITS}:
