@@ -24,6 +24,7 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,7 @@ class Case:
     words: list[str]
     edits: list[dict[str, Any]] = field(default_factory=list)
     code: int | None = None  # exit code; default: any but 0 of a refusal
+    changes: list[str] = field(default_factory=list)  # what a refusal may change: a command that does what it can
     shape: bool = False  # the page must have exactly the elements and attributes of the page of the sound checkout
 
 
@@ -97,7 +99,7 @@ def load(folder: Path) -> list[Case]:
 
 def _case(path: Path, table: dict[str, Any], one: dict[str, Any]) -> Case:
     """A case with the defaults of its file."""
-    known = {"name", "run", "code", "shape", "also", "file", *EDITS, *KINDS}
+    known = {"name", "run", "code", "changes", "shape", "also", "file", *EDITS, *KINDS}
     if unknown := set(one) - known:
         raise ReproError(f"{path}: {one.get('name')}: unknown key {min(unknown)}")
     kind = next((k for k in KINDS if k in one), None)
@@ -105,7 +107,7 @@ def _case(path: Path, table: dict[str, Any], one: dict[str, Any]) -> Case:
         raise ReproError(f"{path}: {one.get('name')}: write one of {', '.join(KINDS)}")
     words = one[kind] if isinstance(one[kind], list) else [one[kind]]
     run = _expanded(one.get("run", table.get("run")))
-    edits = (*table.get("always", ()), one, *one.get("also", ()))
+    edits = (*table.get("always", ()), one, *one.get("also", ()), *table.get("last", ()))
     edits = [{"file": one.get("file", table.get("file")), **edit} for edit in edits if set(edit) & set(EDITS)]
     for edit in edits:
         for key in set(edit) - {"file", *EDITS}:
@@ -119,6 +121,7 @@ def _case(path: Path, table: dict[str, Any], one: dict[str, Any]) -> Case:
         [str(w) for w in words],
         edits,
         one.get("code"),
+        one.get("changes", []),
         one.get("shape", False),
     )
 
@@ -187,6 +190,26 @@ def _seal_record(path: Path, _: Any) -> None:
     _json(path, lambda record: record.update(digest=digest(record["body"])))
 
 
+def _seal_plan(path: Path, _: Any) -> None:
+    """A plan with the digest that fits it."""
+    from repro.files.plan import written
+
+    path.write_text(json.dumps(written(json.loads(path.read_text(encoding="utf-8"))), indent=1), encoding="utf-8")
+
+
+def _pipe(path: Path, _: Any) -> None:
+    """A named pipe in place of the file, from which nobody ever writes."""
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def _sparse(path: Path, gibibytes: int) -> None:
+    """A file of some GiB that takes no room on the disk."""
+    path.unlink(missing_ok=True)
+    with open(path, "wb") as file:
+        file.truncate(gibibytes * 2**30)
+
+
 def _flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 1
@@ -210,6 +233,9 @@ EDITS = {
     "link": lambda path, target: (path.unlink(missing_ok=True), path.symlink_to(target)),
     "seal": _seal,
     "seal_record": _seal_record,
+    "seal_plan": _seal_plan,
+    "pipe": _pipe,
+    "sparse": _sparse,
 }
 
 
@@ -440,14 +466,23 @@ def _fork(words: list[str]) -> tuple[int, str, str]:
 
 
 def files_of(root: Path) -> dict[str, bytes | str]:
-    """Path -> content (of a link: where it leads) of everything in the checkout but `src`."""
+    """Path -> content (of a link: where it leads, of a pipe or a file of gigabytes: a word) of all but `src`."""
     found: dict[str, bytes | str] = {}
+
+    def content(path: Path) -> bytes | str:
+        kept = path.lstat()
+        if stat.S_ISLNK(kept.st_mode):
+            return os.readlink(path)
+        if not stat.S_ISREG(kept.st_mode):
+            return "a pipe"
+        return path.read_bytes() if kept.st_size < 2**30 else f"{kept.st_size} bytes"
+
     for folder, folders, names in os.walk(root):
         if Path(folder) == root:
             folders.remove("src")
         for name in [*names, *(f for f in folders if (Path(folder) / f).is_symlink())]:
             path = Path(folder) / name
-            found[str(path.relative_to(root))] = os.readlink(path) if path.is_symlink() else path.read_bytes()
+            found[str(path.relative_to(root))] = content(path)
     return found
 
 
@@ -468,8 +503,8 @@ def restore(root: Path, before: dict[str, bytes | str]) -> None:
 
 
 def _kept(files: dict[str, bytes | str]) -> dict[str, bytes | str]:
-    """Files that a refused command must leave as they are: all but locks, logs and the copies of checked YAML files."""
-    loose = re.compile(r"\.repro/(yaml|logs)/|\.repro/machine\.lock|.*/\.lock$|.*__pycache__")
+    """Files that a refused command must leave as they are: all but locks, logs and what only saves time."""
+    loose = re.compile(r"\.repro/(checked|logs)/|\.repro/(list\.json|machine\.lock)|.*/\.lock$|.*__pycache__")
     return {name: content for name, content in files.items() if not loose.match(name)}
 
 
@@ -480,7 +515,7 @@ def serve(torch_too: bool) -> int:
     os.dup2(2, 1)
     root = Path.cwd()
     _preload(torch_too)
-    if torch_too:
+    if torch_too and not (root / "tracks.json").exists():
         furnish(root)
     gc.collect()
     gc.freeze()  # so that forks share what was imported
@@ -639,8 +674,8 @@ def judge(case: Case, answer: dict[str, Any], sound_page: str) -> Result:
             return wrong(f"accepted, {out.strip()[:200]!r}")
         if len(lines) != 1 or not lines[0].startswith("error: ") or "\r" in err:
             return wrong(f"{len(lines)} lines in place of one")
-        if answer["changed"]:
-            return wrong(f"changed {', '.join(answer['changed'])}")
+        if changed := [name for name in answer["changed"] if name not in case.changes]:
+            return wrong(f"changed {', '.join(changed)}")
         place = lines[0]
     else:
         if code:
@@ -667,14 +702,20 @@ def _from_json(edit: dict[str, Any]) -> dict[str, Any]:
 
 
 class Bench:
-    """A checkout of its own in a temporary folder, and the process that runs commands in it."""
+    """A checkout of its own in a temporary folder, and the processes that run commands in it.
+
+    like: another bench, whose checkout is copied, so that nothing is measured again.
+    """
+
+    def __init__(self, like: "Bench | None" = None):
+        self.like = like
 
     def __enter__(self) -> "Bench":
         from dev import demo
 
         self.folder = tempfile.TemporaryDirectory(prefix="repro-badinput-")
         self.root = root = Path(self.folder.name) / "checkout"
-        demo.build(root)
+        shutil.copytree(self.like.root, root, symlinks=True) if self.like else demo.build(root)
         self.servers = {}
         for kind in ("torch", "light"):  # the first furnishes the checkout
             self.servers[kind] = subprocess.Popen(
@@ -741,9 +782,10 @@ def run(root: Path, wanted: list[str] | None = None) -> list[Result]:
 
 @contextlib.contextmanager
 def benches(count: int = 2) -> Iterator[list[Bench]]:
-    """Some benches, made side by side."""
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(count) as pool:
-        yield list(pool.map(lambda _: stack.enter_context(Bench()), range(count)))
+    """Some benches, all with what the first of them has measured."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(Bench())
+        yield [first, *(stack.enter_context(Bench(first)) for _ in range(count - 1))]
 
 
 def tried(cases: list[Case], tables: list[Bench]) -> list[Result]:

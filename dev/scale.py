@@ -29,6 +29,7 @@ COMMANDS = {  # as docs/scale.md names them -> (words, seconds allowed with 345 
     "`dvc repro papers/rmsnorm`, nothing to do": (["dvc", "repro", "papers/rmsnorm"], 10.0),
 }
 NOT_COPIED = (
+    "*.egg-info",
     ".venv",
     ".git",
     ".repro",

@@ -1,19 +1,31 @@
 """A checkout of its own for tests that run the command: a copy of `src/repro` and one small paper, `demo`."""
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import warm
 
 from dev import demo
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+server = functools.cache(warm.Server)
+
+
 class Checkout(demo.Checkout):
     """The small checkout, and what tests ask of it."""
+
+    def run(self, *words: str, timeout: float = demo.PATIENCE, **options) -> subprocess.CompletedProcess:
+        """Run the command in a process forked from one that has torch; with options, in one of its own."""
+        if options or not hasattr(os, "pidfd_open"):
+            return super().run(*words, timeout=timeout, **options)
+        return server().run(words, self.root, self.environment(), timeout)
 
     def bare_environment(self, blocker: Path) -> dict[str, str]:
         """An environment in which nothing but torch and numpy can be imported."""
@@ -41,6 +53,13 @@ def checkout(tmp_path: Path) -> Checkout:
     root = tmp_path / "checkout"
     demo.build(root)
     return Checkout(root)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm_server() -> Iterator[None]:
+    yield
+    if server.cache_info().currsize:
+        server().close()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,6 +13,7 @@ from scipy import stats
 from test_report import EVIL, Page, numbers_in, refuse_requests
 
 from conftest import ROOT, Checkout
+from dev import demo
 from repro import report
 from repro.arena import advice
 from repro.arena import protocol as arena
@@ -400,9 +401,7 @@ class Whole(nn.Module):
         super().__init__()
 '''
     (checkout.paper / "method.py").write_text(norm, encoding="utf-8")
-    (checkout.paper / "__init__.py").write_text(
-        "from repro.papers.demo.method import Halved, Whole\n", encoding="utf-8"
-    )
+    (checkout.paper / "__init__.py").write_text(demo.package("Halved", "Whole"), encoding="utf-8")
     checkout.edit(
         "family: normalization",
         "family: normalization\nprovides: [{slot: norm, name: Halved}, {slot: norm, name: Whole}]",

@@ -122,7 +122,11 @@ def ode(arm: str, seed: int, config: Ode, device: torch.device) -> dict[str, flo
 
 # --- outliers: an outlying channel's output, from one shared b or alpha -----------------------------------------------
 
-SHAPES = {"dyisru": lambda u: u / (1 + u * u).sqrt(), "dyt": torch.tanh}
+SHAPES = {
+    "dyisru": lambda u: u / (1 + u * u).sqrt(),
+    "dyt": torch.tanh,
+    "cubic": lambda u: u / (1 + u.abs() ** 3) ** (1 / 3),  # nearly DyISRU: the same slope and bound, another exponent
+}
 
 
 @dataclass(frozen=True)

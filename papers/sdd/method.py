@@ -72,8 +72,9 @@ class SDDLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         z = F.linear(input, self.weight)
-        slices = wide(z).unflatten(-1, (self.groups, self.weight.shape[0] // self.groups))
-        y = rms_norm(slices, slices.shape[-1:], self.eps).flatten(-2) * self.alpha
+        size = self.weight.shape[0] // self.groups
+        slices = wide(z).unflatten(-1, (self.groups, size))
+        y = rms_norm(slices, (size,), self.eps).flatten(-2) * self.alpha
         return (y if self.bias is None else y + self.bias).to(z.dtype)
 
     def extra_repr(self) -> str:

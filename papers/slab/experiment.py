@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repro.models.convnet import seeded
 from repro.models.vit import scaled_to_width, vit, without_norms
-from repro.papers.slab.method import SLA, PRepBN, RepBN, fuse
+from repro.papers.slab.attention import SLA
+from repro.papers.slab.method import PRepBN, RepBN, fuse
 from repro.tasks import Measures, Pictures, Timed, Worst, classify, relative, timed
 from repro.train import cosine, generator
 

@@ -32,11 +32,11 @@ Trial = dict[str, Any]
 
 def _file(root: Path) -> Any:
     path = root / "arena.yaml"
-    if not path.is_file():
+    if not path.exists():
         raise ReproError(f"{path}: no such file; run from a checkout of the suite")
-    from repro.spec.yaml import YamlFile
+    from repro.spec.load import yaml_file
 
-    return YamlFile(path, "arena.yaml", path.read_bytes())
+    return yaml_file(path, "arena.yaml")
 
 
 def tracks(root: Path) -> dict[str, dict]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from repro.errors import ReproError
 from repro.files.paths import JUDGED, results, results_name
 from repro.files.rows import read_rows
+from repro.files.strict import read_regular
 from repro.store import Store
 
 SHORTEST = 6
@@ -20,7 +21,10 @@ def find(key: str, root: Path) -> list[dict]:
     for slug in sorted(path.parent.name for path in (root / "papers").glob("*/paper.yaml")):
         for profile in JUDGED:
             path = results(slug, profile, "rows", root)
-            if not path.is_file() or wanted not in path.read_text(encoding="utf-8", errors="replace"):
+            try:
+                if wanted.encode() not in read_regular(path):
+                    continue
+            except OSError:
                 continue
             document = read_rows(path, f"run `repro run {slug} --profile {profile}`")
             for row, full in zip(document["rows"], document["provenance"].get("trials", ()), strict=False):

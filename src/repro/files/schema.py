@@ -124,12 +124,13 @@ def refuse(file: Any, kind: Any, error: ValidationError, where: Where) -> None:
         if "kind" not in value:
             file.fail(place, f"'kind' is missing; write one of {', '.join(kinds)}")
         file.fail((*place, "kind"), f"{told(value['kind'], yaml)}{did_you_mean(value['kind'], kinds)}")
+    near = value if isinstance(value, str) else ""
     if what in ("literal_error", "wanted") and loc[-1:] == ("[key]",):
         known = choices(fault["ctx"]["expected"] if "ctx" in fault else fault["msg"].removeprefix("one of "))
-        file.fail(place, f"unknown key{did_you_mean(value, known, every=True)}")
+        file.fail(place, f"unknown key{did_you_mean(near, known, every=True)}")
     if what == "literal_error" or what == "wanted" and fault["msg"].startswith("one of "):
         known = choices(fault["ctx"]["expected"] if "ctx" in fault else fault["msg"].removeprefix("one of "))
-        file.fail(place, f"{told(value, yaml)}{did_you_mean(value, known, every=True)}")
+        file.fail(place, f"{told(value, yaml)}{did_you_mean(near, known, every=True)}")
     wanted = {
         "float": "a number",
         "int": "a whole number",

@@ -107,7 +107,8 @@ class JsonFile:
             if token is None:
                 seen[place] = line
             elif token in ("NaN", "Infinity", "-Infinity"):
-                return line, f"{dotted(place)}: {token} is no JSON; a run writes such a row as diverged"
+                instead = "a run writes such a row as diverged" if "rows" in place else "write a finite number or null"
+                return line, f"{dotted(place)}: {token} is no JSON; {instead}"
         return 1, "not JSON"
 
     def _depth(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from repro import __version__
 from repro.errors import ReproError
 from repro.files.paths import JUDGED, SCHEMA, results, results_name
+from repro.files.strict import read_regular
 from repro.files.verdict import read_verdict as verdict_file
 from repro.files.verdict import stored
 from repro.spec.load import load
@@ -81,8 +82,7 @@ class Evidence:
 
 def read_verdict(paper: Paper, profile: str) -> dict[str, Any] | None:
     """The stored verdict of a paper, or None where it has not run; one without its rows is refused."""
-    claims = {*paper.claims}
-    found = stored(paper.slug, profile, claims=claims, seal=False)
+    found = stored(paper.slug, profile, claims={*paper.claims}, identities={*paper.identities}, seal=False)
     return found[0] if found else None
 
 
@@ -99,14 +99,15 @@ def _remembered(paper: Paper, profile: str) -> dict[str, Any] | None:
     paths = [results(paper.slug, profile, kind) for kind in ("verdict", "rows")]
     root = paths[0].parents[3]
     try:
-        content = [path.read_bytes() for path in paths]
+        content = [read_regular(path) for path in paths]
     except OSError:
         return read_verdict(paper, profile)
     key = hashlib.sha256(b"\0".join([__version__.encode(), str(SCHEMA).encode(), *content])).hexdigest()
     mark = root / ".repro" / "checked" / key
     if mark.is_file():
         again = f"run `repro judge {paper.slug} --profile {profile}`"
-        return verdict_file(paths[0], again, results_name(paper.slug, profile, "verdict"), {*paper.claims})
+        name = results_name(paper.slug, profile, "verdict")
+        return verdict_file(paths[0], again, name, {*paper.claims}, identities={*paper.identities})
     found = read_verdict(paper, profile)
     if (root / "params.yaml").is_file():
         try:

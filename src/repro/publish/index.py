@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from repro.errors import ReproError
-from repro.files.strict import plain
-from repro.publish import evidence, readme, stages
+from repro.files.strict import plain, read_regular
+from repro.publish import evidence, namespaces, readme, stages
 from repro.publish.stages import MARK
 from repro.run import provenance
 from repro.spec import load as papers
@@ -75,10 +75,15 @@ def package_file(slug: str) -> str:
 
 
 def current_package(root: Path, slug: str) -> None:
-    """Refuse a paper whose package file does not name what its method names: an import of it would fail, or be old."""
+    """Refuse a paper whose package file imports names that its method has not, which would fail in every worker."""
     path = root / "papers" / slug / "__init__.py"
-    if _current(path) != package_file(slug):
-        raise ReproError(f"papers/{slug}/__init__.py: is not what method.py names now; run `repro index` first")
+    nodes = ast.walk(ast.parse(_current(path))) if path.is_file() else ()
+    imported = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    if missing := sorted(imported - {"*", *public_names(slug)}):
+        raise ReproError(
+            f"papers/{slug}/__init__.py: imports {missing[0]}, which no method file names in its __all__ "
+            "now; run `repro index` first"
+        )
 
 
 def build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
@@ -108,6 +113,8 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
             files[here / "README.md"] = readme.paper_readme(paper, names, verdicts[slug])
         except ReproError as error:
             faults[slug] = str(error)
+    if not faults:
+        files |= {root / path: text for path, text in namespaces.build(loaded).items()}
     digests = {slug: digests[slug] for slug in slugs if slug in digests}
     files[root / stages.SOURCES] = json.dumps(digests, indent=1) + "\n"
     files[root / "dvc.yaml"] = stages.root_stages(root, slugs, loaded)
@@ -128,8 +135,8 @@ def sources(root: Path) -> Path:
 
 def _digests(root: Path) -> dict[str, str]:
     try:
-        return json.loads((root / stages.SOURCES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(read_regular(root / stages.SOURCES))
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
@@ -144,7 +151,7 @@ def spliced(text: str, table: str) -> str:
 
 
 def _current(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return plain(path) if path.is_file() else ""
 
 
 def write(root: Path) -> tuple[list[Path], dict[str, str]]:

@@ -76,7 +76,7 @@ class PaperPage:
             parts.append(("shown", "Also measured"))
         if text.departures(text.header(method)):
             parts.append(("departures", "Departures"))
-        if notes.is_file() and notes.read_text(encoding="utf-8", errors="replace").strip():
+        if notes.is_file() and plain(notes).strip():
             parts.append(("notes", "Notes"))
         return [*parts, ("provenance", "Provenance"), ("cite", "Cite")]
 

@@ -145,7 +145,7 @@ def record(slug: str, root: Path, *, current: Current = current, stale: Stale | 
     loaded = load_paper(slug, root)
     folder, found = Path(root) / "papers" / slug, {}
     for profile in reversed(JUDGED):
-        pair = stored(slug, profile, Path(root), loaded.claims)
+        pair = stored(slug, profile, Path(root), loaded.claims, identities=loaded.identities)
         verdict, rows = pair or (None, _rows(slug, profile, Path(root)))
         if rows is None and profile not in loaded.profiles:
             continue

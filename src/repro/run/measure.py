@@ -21,7 +21,7 @@ from typing import NoReturn
 from repro.errors import Failed, ReproError, one_line
 from repro.files import plan as plan_file
 from repro.files.paths import SCHEMA, row_key
-from repro.files.strict import JsonFile, head
+from repro.files.strict import JsonFile, head, read_regular
 from repro.files.trial import is_record
 from repro.run import provenance
 from repro.run.engines import local
@@ -542,8 +542,8 @@ def _comparable(document: dict) -> dict:
 
 def _without_commit(path: Path) -> dict | None:
     try:
-        return _comparable(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _comparable(json.loads(read_regular(path)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

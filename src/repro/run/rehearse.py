@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import Diverged, InvalidMeasurement, ReproError
+from repro.files.strict import read_regular
 from repro.run import provenance
 from repro.run.processes import die_with_parent, quiet_bytecode
 from repro.store import write_file
@@ -380,7 +381,7 @@ def read(state: Path, slug: str, profile: str) -> dict[str, dict[str, dict[str, 
     """
     counted: dict[str, dict[str, list[dict[str, float]]]] = {}
     try:
-        for one in json.loads(_path(state, slug, profile).read_text(encoding="utf-8")):
+        for one in json.loads(read_regular(_path(state, slug, profile))):
             arms, count = one["arm"].split("+"), one["count"]
             if one["status"] not in ("ok", "warned"):
                 continue
@@ -392,7 +393,7 @@ def read(state: Path, slug: str, profile: str) -> dict[str, dict[str, dict[str, 
                         "seconds": 0.0 if count["fits"] else float(one["seconds"]) / len(arms),
                     }
                 )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {
         name: {arm: {k: sum(c[k] for c in cells) / len(cells) for k in cells[0]} for arm, cells in arms.items()}

@@ -100,6 +100,8 @@ def paper(file: YamlFile, paper: Paper) -> None:
         if paper.headline in paper.identities:
             fail(("headline",), f"'{paper.headline}' is an identity; write the claim that the paper is known for")
         fail(("headline",), f"no claim '{paper.headline}'{did_you_mean(paper.headline, paper.claims)}")
+    if paper.claims[paper.headline].untested is None and not paper.judged_profiles(paper.headline):
+        fail(("headline",), f"claim '{paper.headline}' is judged at no profile; write one that is")
 
 
 def _check_shown(file: YamlFile, paper: Paper, shown: Figure | Ranking, where: Where) -> None:
@@ -187,9 +189,11 @@ def _check_factors(file: YamlFile, where: Where, arms: list[str] | None, factors
         place = (*where, *key.split(".", 1))
         if values is not None and not values:
             file.fail(place, "is empty; write at least one")
+        seen: set[Level] = set()
         for i, value in enumerate(values or ()):
-            if value in values[:i]:
-                file.fail((*place, i), f"{value!r} stands twice")
+            if value in seen:
+                file.fail((*place, i), f"{value!r} stands twice; write each once")
+            seen.add(value)
 
 
 def _check_profile(file: YamlFile, paper: Paper, profile: str, settings: dict[str, Any]) -> None:

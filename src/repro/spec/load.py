@@ -12,6 +12,7 @@ from repro.files.strict import MEBIBYTE, read_regular
 
 if TYPE_CHECKING:
     from repro.spec.model import Paper, Params
+    from repro.spec.yaml import YamlFile
 
 
 def _load(path: Path, cls: type) -> Any:
@@ -55,9 +56,9 @@ def load(paper: str | Path, root: str | Path | None = None) -> "Paper":
             else "rmsnorm"
         )
         raise ReproError(f"{paper[:100]}: no such paper; write its name alone, such as {near}")
-    if path.exists() and not path.is_file():
+    if path.is_dir():
         raise ReproError(f"{shown(path)}: is a folder; write a file, `repro new` shows one")
-    if not path.is_file():
+    if not path.exists():
         known = sorted(found.parent.name for found in folder.glob("*/paper.yaml"))
         near = get_close_matches(path.parent.name, known, 3, 0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "`repro list` shows all"
@@ -72,9 +73,14 @@ def load_yaml(path: str | Path) -> Any:
 
     Duplicate keys, tags, anchors, dates, NaN and keys that are no text are refused.
     """
+    return yaml_file(Path(path), shown(Path(path))).data
+
+
+def yaml_file(path: Path, name: str) -> "YamlFile":
+    """A YAML file with its lines; `name` is how messages name it."""
     from repro.spec.yaml import YamlFile
 
-    return YamlFile(Path(path), shown(Path(path)), _read(Path(path))).data
+    return YamlFile(path, name, _read(path))
 
 
 def load_params(root: str | Path) -> "Params":
@@ -86,5 +92,5 @@ def load_params(root: str | Path) -> "Params":
 
 def shown(path: Path) -> str:
     """A path as messages name it: from the checkout on where it lies in it."""
-    base, full = paper_dirs().parent, path.resolve()
+    base, full = paper_dirs().parent, Path(os.path.realpath(path.parent), path.name)  # a link is named, not followed
     return str(full.relative_to(base)) if full.is_relative_to(base) else str(path)

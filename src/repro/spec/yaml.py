@@ -165,7 +165,8 @@ class YamlFile:
 
     def fail(self, where: Where, message: str) -> NoReturn:
         """Raise the one-line error of a place."""
-        place = f"{dotted(where)}: " if where else ""
+        named = where[:-1] if where[-1:] == ("?",) else where  # what is wrong with a key names the mapping around it
+        place = f"{dotted(named)}: " if named else ""
         raise ReproError(" ".join(f"{self.shown}:{self.line(where)}: {place}{message}".split()))
 
     def line(self, where: Where) -> int:
