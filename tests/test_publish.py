@@ -149,6 +149,32 @@ def test_a_verdict_without_rows_is_shown_nowhere(checkout: Checkout) -> None:
     assert "reproduced" not in (checkout.root / "README.md").read_text()
 
 
+def test_what_lies_beside_a_verdict_is_derived_again(checkout: Checkout) -> None:
+    """State and metrics of a verdict that were edited, error rates that are gone: every check of the rows says so."""
+    for words in (["run", "demo"], ["judge", "demo"], ["index"]):
+        checkout.ok(*words)
+    folder = checkout.paper / "results"
+    for kind, forge in {
+        "verdict": lambda text: text.replace('"state": "reproduced"', '"state": "not_reproduced"', 1),
+        "metrics": lambda text: text.replace('"reproduced"', '"not_reproduced"'),
+        "quality": None,
+    }.items():
+        path = folder / f"cpu.{kind}.json"
+        honest = path.read_text()
+        if forge is None:
+            path.unlink()
+        else:
+            path.write_text(forge(honest))
+            assert path.read_text() != honest
+        done = checkout.run("judge", "--all", "--check")
+        assert done.returncode == 1 and ("DIFFER" in done.stdout or "no error rates" in done.stdout), (
+            kind,
+            done.stdout,
+        )
+        path.write_text(honest)
+    assert "holds" in checkout.ok("judge", "--all", "--check")
+
+
 def test_reproduce_measures_apart_and_compares(checkout: Checkout) -> None:
     checkout.ok("run", "demo")
     checkout.ok("judge", "demo")
