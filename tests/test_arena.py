@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -377,8 +378,15 @@ mlp:
 """
 
 
-@pytest.fixture
-def arena_checkout(checkout: Checkout) -> Checkout:
+@pytest.fixture(scope="module")
+def never_run(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout with a track and a paper with two layers for it, which looks for data where this checkout does."""
+    checkout = Checkout(tmp_path_factory.mktemp("arena") / "checkout")
+    demo.build(checkout.root)
+    data = ROOT / ".repro" / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    (checkout.root / ".repro").mkdir()
+    (checkout.root / ".repro" / "data").symlink_to(data)
     (checkout.root / "arena.yaml").write_text(ARENA, encoding="utf-8")
     norm = '''"""Demo (Author, Nowhere 2020)."""
 
@@ -409,8 +417,28 @@ class Whole(nn.Module):
     return checkout
 
 
-def test_a_new_method_appears_by_existing_and_no_trial_is_run_twice(arena_checkout: Checkout) -> None:
-    out = arena_checkout.ok("arena", "--track", "mlp")
+def copied(checkout: Checkout, root: Path) -> Checkout:
+    """The same in another place, where a test may change it."""
+    shutil.copytree(checkout.root, root, symlinks=True)
+    return Checkout(root)
+
+
+@pytest.fixture(scope="module")
+def measured(never_run: Checkout, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, str]:
+    """The checkout after `repro arena`, and what the command printed."""
+    checkout = copied(never_run, tmp_path_factory.mktemp("measured") / "checkout")
+    return checkout, checkout.ok("arena", "--track", "mlp")
+
+
+@pytest.fixture
+def arena_checkout(measured: tuple[Checkout, str], tmp_path: Path) -> Checkout:
+    return copied(measured[0], tmp_path / "checkout")
+
+
+def test_a_new_method_appears_by_existing_and_no_trial_is_run_twice(
+    arena_checkout: Checkout, measured: tuple[Checkout, str]
+) -> None:
+    out = measured[1]
     assert "norm:demo.Halved" in out and "does not fit: norm:demo.Whole: TypeError" in out
     made = json.loads((arena_checkout.root / "arena" / "mlp.cpu.table.json").read_text())
     assert {m["arm"] for m in made["methods"]} >= {"base", "norm:demo.Halved", *experiment.arms_of("mlp")[-4:]}
@@ -428,7 +456,8 @@ def test_a_new_method_appears_by_existing_and_no_trial_is_run_twice(arena_checko
     assert "not as it was written" in arena_checkout.refused("arena", "--check", code=2)
 
 
-def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(arena_checkout: Checkout, tmp_path: Path) -> None:
+def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(never_run: Checkout, tmp_path: Path) -> None:
+    arena_checkout = copied(never_run, tmp_path / "checkout")
     plan = tmp_path / "plan.json"
     plan.write_text(arena_checkout.ok("arena", "--plan"))
     words = [sys.executable, "-m", "repro.arena", str(plan), "--out", str(arena_checkout.root / "arena")]
@@ -444,10 +473,9 @@ def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(arena_checko
     assert done.returncode == 2 and "plan.json:1: 'tracks' is missing" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_recommend_needs_evidence(arena_checkout: Checkout) -> None:
-    assert "has not been run" in arena_checkout.refused("recommend", "--model", "mlp", code=1)
-    assert "no such track" in arena_checkout.refused("recommend", "--model", "mlq", code=2)
-    arena_checkout.ok("arena")
+def test_recommend_needs_evidence(never_run: Checkout, arena_checkout: Checkout) -> None:
+    assert "has not been run" in never_run.refused("recommend", "--model", "mlp", code=1)
+    assert "no such track" in never_run.refused("recommend", "--model", "mlq", code=2)
     assert "no evidence at depth 100" in arena_checkout.refused("recommend", "--model", "mlp", "--depth", "100", code=1)
     told = arena_checkout.ok("recommend", "--model", "mlp", "--depth", "3", "--margin", "100")
     assert "depth 2, batch 8, steps 4" in told and "This answers for depth 2, not 3" in told

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,9 @@ from repro.arena import advice
 from repro.arena import protocol as arena
 from repro.arena import table as arena_table
 from repro.data import archives, sources
-from repro.errors import ReproError
+from repro.errors import ReproError, one_line
 from repro.files import paths
+from repro.files import verdict as verdict_file
 from repro.files.arena import read_arena_rows, read_table
 from repro.files.paths import PROFILES, SCHEMA, SLUG
 from repro.publish import index, stages
@@ -49,7 +51,8 @@ def tables() -> Iterator[list[badinput.Bench]]:
         yield made
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_every_case_comes_out_as_it_must(tables: list[badinput.Bench], subject: str) -> None:
     results = badinput.tried([case for case in CASES if case.subject == subject], tables)
@@ -58,8 +61,8 @@ def test_every_case_comes_out_as_it_must(tables: list[badinput.Bench], subject: 
 
 
 def test_the_corpus_is_what_it_says() -> None:
-    assert len(CASES) >= 260 and len(SUBJECTS) == 10
-    assert sum(case.kind == "refused" for case in CASES) >= 200
+    assert len(CASES) >= 900 and len(SUBJECTS) == 11
+    assert sum(case.kind == "refused" for case in CASES) >= 650
     for case in CASES:
         if case.kind == "refused":
             assert case.words and all(word.strip() for word in case.words), case.name
@@ -268,13 +271,13 @@ def sound_rows(paper: Paper) -> dict[str, Any]:
     rng = random.Random(0)
     rows = [
         {
-            "experiment": t["experiment"],
             "arm": t["arm"],
-            "seed": t["seed"],
+            "experiment": t["experiment"],
             "factors": t["factors"],
-            "status": "ok",
-            "seconds": 0.01,
             "measures": {"error": rng.random() / 100 + (t["arm"] == "broken"), "curve": [1.0, 0.5]},
+            "seconds": 0.01,
+            "seed": t["seed"],
+            "status": "ok",
         }
         for t in plan.entry(paper, "cpu")["trials"]
     ]
@@ -314,9 +317,64 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo.build(root)
     paper = load(root / "papers" / "demo")
     rows = sound_rows(paper)
-    write(root / "papers" / "demo" / "results" / "cpu.rows.json", rows)
-    write(root / "papers" / "demo" / "results" / "cpu.verdict.json", judge.judge(paper, "cpu", rows))
+    results = root / "papers" / "demo" / "results"
+    run.write_rows(results / "cpu.rows.json", rows)
+    write(results / "cpu.verdict.json", json.dumps(judge.judge(paper, "cpu", rows), indent=1))
+    write(root / "plan.json", json.dumps(plan.make([paper], "cpu"), indent=1))
+    write(root / "arena.yaml", badinput.ARENA)
     return root
+
+
+# What a command reads first, for the cases whose command is this one; the commands themselves are slow tests.
+READS = {
+    "repro show demo": lambda root: stored_verdict(load(root / "papers" / "demo"), root),
+    "repro judge demo": lambda root: judge.judge(
+        load(root / "papers" / "demo"),
+        "cpu",
+        judge.load_rows(root / "papers" / "demo" / "results" / "cpu.rows.json"),
+    ),
+    "repro run demo": papers.load_params,
+    "repro arena --check": arena.tracks,
+    "python -m repro.run plan.json --out rows": lambda root: run.read_plan(root / "plan.json"),
+}
+SOUND = ("params.yaml", "arena.yaml", "plan.json", "papers/demo/paper.yaml", "papers/demo/results/")
+READ = [
+    case
+    for case in CASES
+    if " ".join(case.run) in READS
+    and case.kind == "refused"
+    and case.subject != "cli"
+    and all(edit["file"].startswith(SOUND) and "copy" not in edit for edit in case.edits)
+    and case.edits
+]
+
+
+def stored_verdict(paper: Paper, root: Path) -> Any:
+    return verdict_file.stored("demo", "cpu", root, paper.claims, identities=paper.identities)
+
+
+@pytest.mark.parametrize("subject", list(dict.fromkeys(case.subject for case in READ)))
+def test_every_reader_says_what_the_corpus_asks(suite: Path, monkeypatch: pytest.MonkeyPatch, subject: str) -> None:
+    """The same cases without a process: what is refused here is refused in these words, in one line."""
+    monkeypatch.chdir(suite)
+    before, wrong, passed = badinput.files_of(suite), [], []
+    cases = [case for case in READ if case.subject == subject]
+    for case in cases:
+        bench = SimpleNamespace(root=suite)
+        case = badinput.Bench.placed(bench, case)
+        try:
+            badinput.spoil(case.edits)
+            READS[" ".join(case.run)](suite)
+            passed.append(case.name)
+        except ReproError as error:
+            message = one_line(error)
+            missing = [word for word in case.words if word not in message]
+            if missing or "\n" in message:
+                wrong.append(f"{case.name}: lacks {missing}: {message}")
+        finally:
+            badinput.restore(suite, before)
+    assert not wrong, "\n".join(wrong)
+    assert len(passed) <= 2 + len(cases) // 10, f"refused by what comes after the readers alone? {passed}"
 
 
 @settings(max_examples=150, **FUZZ)
@@ -505,6 +563,8 @@ WORDS = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=60, **FUZZ)
 @given(
     words=st.lists(

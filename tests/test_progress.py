@@ -2,14 +2,17 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from synthetic import GOOD, document, maker, row, rows_of
 
 from repro import judge, words
-from repro.run import plan, progress, provenance
+from repro.run import progress
 from repro.spec import load as paper
 
+IDENTITY = ("experiment", "arm", "seed", "factors")
 ENTRY = {"paper": "demo", "profile": "cpu", "trials": []}
 UNIT = {
     "experiment": "main",
@@ -54,29 +57,41 @@ def test_json_lines_and_silence(capsys: pytest.CaptureFixture) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_the_verdict_forms_from_complete_seeds() -> None:
-    """On stored rows: the verdict that forms at the end is the stored one, and none is told below three seeds."""
-    one = paper.load("layernorm")
-    entry = plan.entry(one, "cpu")
-    root = provenance.root() / "papers" / "layernorm" / "results"
-    rows = judge.load_rows(root / "cpu.rows.json")["rows"]
-    stored = json.loads((root / "cpu.verdict.json").read_text())
-    head = stored["claims"][stored["headline"]]
+def test_the_verdict_forms_from_complete_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict that forms at the end is the one that is judged, and none is told below three seeds."""
+    one = maker(tmp_path)()
+    monkeypatch.setattr(paper, "load", lambda slug: one)
+    rows = [*rows_of(**GOOD), row("b", 1000, 1.0)]  # the last one as an A/A control has them
+    entry = {"paper": "p", "profile": "cpu", "trials": [{k: r[k] for k in IDENTITY} for r in rows]}
+    head = judge.judge(one, "cpu", document(one, rows))["claims"]["main"]
     forming = progress.Forming(entry)
     told = []
-    for seed in sorted({row["seed"] for row in rows}, reverse=True):  # tuning and A/A seeds first
+    for seed in (1000, 4, 3, 2, 1, 0):
         forming.add([row for row in rows if row["seed"] == seed])
         told.append(forming.told())
-    assert (
-        told[-1].startswith(f"{stored['headline']}: ") and f"{head['state'].replace('_', ' ')} at 5 seeds" in told[-1]
-    )
-    assert words.number(head["estimate"]) in told[-1]
+    assert told[-1].startswith(f"main: {words.number(head['estimate'])} [")
+    assert told[-1].endswith(f"{head['state'].replace('_', ' ')} at 5 seeds") and head["state"] == "reproduced"
     assert not any(told[:-1]), "seeds count from 0 on, without a gap"
     early = progress.Forming(entry)
-    early.add([row for row in rows if row["seed"] < 3 or row["seed"] >= 1000])
+    early.add([row for row in rows if row["seed"] < 3])
+    assert early.told() == "", "seeds from 1000 on are needed first"
+    early.add([row for row in rows if row["seed"] >= 1000])
     assert "at 3 seeds" in early.told()
     early.add([])
     two = progress.Forming(entry)
     two.add([row for row in rows if row["seed"] < 2 or row["seed"] >= 1000])
     assert two.told() == ""
+
+
+def test_no_verdict_forms_without_a_headline_or_before_the_tuned_level_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert progress.Forming({"paper": "arena-mlp", "profile": "cpu", "trials": []}).told() == ""
+    one = maker(tmp_path)()
+    monkeypatch.setattr(paper, "load", lambda slug: one)
+    rows = rows_of(**GOOD)
+    tune = {"e": {"factor": "lr", "levels": [0.1, 0.2], "seeds": [1000], "measure": "loss", "better": "lower"}}
+    entry = {"paper": "p", "profile": "cpu", "trials": [{k: r[k] for k in IDENTITY} for r in rows], "tune": tune}
+    forming = progress.Forming(entry)
+    forming.add(rows)
+    assert forming.told() == ""

@@ -102,6 +102,12 @@ def scratch():
         return float(path.read_text())
 
 
+def deletes():
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "outer" / "inner").mkdir(parents=True)
+    return 0.75
+
+
 def reads_a_package():
     return float(len(Path(torch.__file__).read_text()) > 0)
 
@@ -163,12 +169,13 @@ def test_an_experiment_that_closes_every_descriptor_is_given_up(misdeeds: Checko
 
 
 def test_inputs_that_the_key_does_not_cover_are_refused(misdeeds: Checkout) -> None:
-    found = outcomes(misdeeds, "opens", "opens_quietly", "imports", "scratch", "reads_a_package", "fine")
+    found = outcomes(misdeeds, "opens", "opens_quietly", "imports", "scratch", "deletes", "reads_a_package", "fine")
     secret = misdeeds.paper / "secret.json"
     for arm in ("opens", "opens_quietly"):
         assert found[arm].startswith(f"UncoveredInput: it opens {secret}, which its key does not cover"), found[arm]
     assert "it imports repro.papers.demo.hidden" in found["imports"]
-    assert [found[arm] for arm in ("scratch", "reads_a_package", "fine")] == [ok(0.25), ok(1.0), ok(2.0)]
+    kept = [found[arm] for arm in ("scratch", "deletes", "reads_a_package", "fine")]
+    assert kept == [ok(0.25), ok(0.75), ok(1.0), ok(2.0)]
 
 
 def test_a_deadline_ends_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:

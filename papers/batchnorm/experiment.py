@@ -1,25 +1,27 @@
 """What papers/batchnorm measures: an identity, and sigmoid networks with and without BatchNorm.
 
-`training` is the network of Section 4.1, 784-100-100-100-10 with sigmoids, weights N(0, 0.1^2), plain SGD and batches
-of 60, on Fashion-MNIST binarized at 1/2 in place of binary MNIST.  `deep` and `shallow` vary its depth and learning
-rate.
+`training` is the run of Section 4.1: binary MNIST (pixels above 1/2), 784-100-100-100-10 with sigmoids, weights
+N(0, 0.1^2), plain SGD and batches of 60.  `deep` and `shallow` vary its depth and learning rate.
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
 from repro import trivial
 from repro.batched import fit_batched
-from repro.data import fashion_mnist
+from repro.data import mnist
 from repro.models.mlp import MLP
-from repro.models.slots import fan_in, fan_out, gaussian, identity, scaled_gaussian
+from repro.models.slots import gaussian, identity
 from repro.papers.batchnorm.method import BatchNorm, population_statistics
 from repro.tasks import Worst, each
 from repro.train import Diverged, History, draws, evaluate_classifier, generator, seed_of
 
-BATCH, WIDTH, WATCHED = 60, 100, 2000  # WATCHED: test images of which percentiles are taken
+BATCH, WIDTH = 60, 100
+FIRST = 2_000  # training images from which the arm `frozen` has its statistics
+LAST = 5  # evaluations at the end over which an accuracy is averaged
 
 
 # --- scale: BN((aW)u) = BN(Wu), Section 3.3 ---------------------------------------------------------------------------
@@ -72,39 +74,61 @@ class Frozen(BatchNorm):
         return super().train(False)
 
 
+class Detached(BatchNorm):
+    """BatchNorm whose statistics take no part in the gradient; Section 2 says what becomes of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input.detach())  # updates the running statistics
+        if not self.training:
+            return y
+        return detached(input, self.eps) * self.weight + self.bias
+
+
+NORMS = {
+    "baseline": identity,
+    "relu": identity,
+    "batchnorm": BatchNorm,
+    "detached": Detached,
+    "frozen": lambda n: BatchNorm(n, affine=False),
+}
+
+
 def sigmoid_net(arm: str, depth: int, seed: int, device: torch.device) -> MLP:
-    """depth x 100 sigmoids; arms share their draws, BatchNorm takes the place of the bias.  `xavier` has Glorot's
-    weights.
+    """depth x 100 sigmoids; arms share their draws, BatchNorm takes the place of the bias.  `relu` has ReLUs instead,
+    and He's weights.
     """
-    norm = {"baseline": identity, "frozen": lambda n: BatchNorm(n, affine=False)}.get(arm, BatchNorm)
-    widths, weights = [784, *[WIDTH] * depth, 10], generator("batchnorm weights", seed)
-    init = (
-        scaled_gaussian(1.0, lambda layer: (fan_in(layer) + fan_out(layer)) / 2) if arm == "xavier" else gaussian(0.1)
-    )
-    model = MLP(widths, norm=norm, act=nn.Sigmoid, init=init, generator=weights).to(device)
+    relu = arm == "relu"
+    model = MLP(
+        [784, *[WIDTH] * depth, 10],
+        norm=NORMS[arm],
+        act=nn.ReLU if relu else nn.Sigmoid,
+        init=None if relu else gaussian(0.1),
+        generator=generator("batchnorm weights", seed),
+    ).to(device)
     if arm == "frozen":
-        population_statistics(model, [images(device)[0][:WATCHED]])
+        population_statistics(model, [images(device)["train"][0][:FIRST]])
         for layer in model.hidden:
             norm, layer.norm = layer.norm, Frozen(WIDTH, affine=False, device=device)
             layer.norm.load_state_dict(norm.state_dict())
     return model
 
 
-def images(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    data = fashion_mnist.load(device)
-    return data.binarised(data.train_x).flatten(1), data.train_y, data.binarised(data.test_x).flatten(1), data.test_y
+def images(device: torch.device) -> dict[str, tuple[Tensor, Tensor]]:
+    """The splits of binary MNIST: 55,000 images to train on, 5,000 to choose the rate by, 10,000 to test."""
+    data = mnist.load(device)
+    splits = ((name, data.split(name)) for name in ("train", "valid", "test"))
+    return {name: (data.binarised(x).flatten(1), y) for name, (x, y) in splits}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deep:
-    """Plain SGD; the learning rate falls exponentially to `final` of its first value."""
+    """Plain SGD at a constant rate."""
 
     steps: int
     test: int
     lr: float
     examples: int = 55_000
     depth: int = 3
-    final: float = 1.0
     trivial: tuple[str, ...] = ("linear",)
 
 
@@ -113,73 +137,61 @@ class Training(Deep):
     eval_every: int
 
 
-def fitted(name: str, models: list[MLP], seeds: list[int], config: Deep, device: torch.device, **options) -> list:
-    """Train a network per seed; and what trivial predictors score."""
-    train_x, train_y, test_x, test_y = images(device)
-    train = train_x[: config.examples], train_y[: config.examples]
+def fitted(name: str, arm: str, seeds: list[int], config: Deep, device: torch.device, **options) -> tuple:
+    """Train a network per seed: the networks, their histories, the test images, and what trivial predictors score."""
+    splits = images(device)
+    train, test = (tuple(t[:n] for t in splits[k]) for k, n in (("train", config.examples), ("test", config.test)))
+    models = [sigmoid_net(arm, config.depth, seed, device) for seed in seeds]
     histories = fit_batched(
         models,
         train,
         seeds=[seed_of(name, seed) for seed in seeds],
         steps=config.steps,
         batch=BATCH,
+        lr=config.lr,
         optimizer="sgd",
-        schedule=lambda step, steps: config.final ** (step / steps),
         **options,
     )
-    test = test_x[: config.test], test_y[: config.test]
-    return [histories, test, trivial.classes(train, test, config.trivial)]
+    return models, histories, test, trivial.classes(train, test, config.trivial)
 
 
 def training_batch(arm: str, seeds: list[int], config: Training, device: torch.device) -> list[dict | Diverged]:
-    """Accuracy along the run, its mean over the last five evaluations, and how far the inputs of the sigmoids drift."""
-    _, _, test_x, test_y = images(device)
-    test_x, test_y = test_x[: config.test], test_y[: config.test]
-    shares = torch.tensor([0.15, 0.5, 0.85], device=device)
-    models = [sigmoid_net(arm, config.depth, seed, device) for seed in seeds]
-    seen: dict[int, list[Tensor]] = {id(model): [] for model in models}
+    """Test accuracy along the run and at its end, and at its end that on the validation images.
+
+    `smooth_accuracy` is the mean of three evaluations.
+    """
+    splits = images(device)
+    test = tuple(t[: config.test] for t in splits["test"])
+    counts: dict[int, int] = {}
+    late = config.steps // config.eval_every - LAST  # evaluations before the last ones
 
     def evaluate(model: MLP) -> dict[str, float]:
-        x = test_x
-        for layer in model.hidden:
-            inputs = layer.norm(layer.linear(x))  # to the sigmoids
-            x = layer.act(inputs)
-        seen[id(model)].append(inputs[:WATCHED].quantile(shares, dim=0))
-        return {"accuracy": (model.head(x).argmax(1) == test_y).float().mean().item()}
+        counts[id(model)] = counts.get(id(model), 0) + 1
+        found = {"accuracy": evaluate_classifier(model, *test)["accuracy"], "valid_accuracy": 0.0}
+        if counts[id(model)] > late:
+            found["valid_accuracy"] = evaluate_classifier(model, *splits["valid"])["accuracy"]
+        return found
 
-    lr = config.lr * {"batchnorm_x5": 5, "batchnorm_x30": 30}.get(arm, 1)
     watch = {"evaluate": evaluate, "eval_every": config.eval_every}
-    histories, _, beside = fitted("batchnorm training", models, seeds, config, device, lr=lr, **watch)
+    models, histories, _, beside = fitted("batchnorm training", arm, seeds, config, device, **watch)
 
     def measures(model: MLP, history: History) -> dict:
-        accuracy, last = history.curves["accuracy"], history.curves["accuracy"][-5:]
-        smooth = [sum(part) / len(part) for part in (accuracy[max(0, i - 4) : i + 1] for i in range(len(accuracy)))]
+        accuracy = history.curves["accuracy"]
         return {
             "accuracy": accuracy,
-            "smooth_accuracy": smooth,
+            "smooth_accuracy": [fmean(accuracy[max(0, i - 2) : i + 1]) for i in range(len(accuracy))],
             "steps": history.eval_steps,
-            "best_accuracy": max(accuracy),
-            "last_accuracy": sum(last) / len(last),
-            "drift": drift(torch.stack(seen[id(model)])),
+            "last_accuracy": fmean(accuracy[-LAST:]),
+            "valid_accuracy": fmean(history.curves["valid_accuracy"][-LAST:]),
             **beside,
         }
 
     return each(models, histories, measures)
 
 
-def drift(percentiles: Tensor) -> float:
-    """How far the median of a unit's input moves over training, in widths of its distribution; mean over units.
-
-    percentiles: (times, 3, units), the 15th, 50th and 85th.
-    """
-    low, mid, high = percentiles.unbind(1)
-    return (mid.std(0) / (high - low).mean(0)).mean().item()
-
-
 def deep_batch(arm: str, seeds: list[int], config: Deep, device: torch.device) -> list[dict | Diverged]:
     """Accuracy at the end, at a depth and a learning rate."""
-    models = [sigmoid_net(arm, config.depth, seed, device) for seed in seeds]
-    histories, test, beside = fitted("batchnorm deep", models, seeds, config, device, lr=config.lr)
+    models, histories, test, beside = fitted("batchnorm deep", arm, seeds, config, device)
     return each(
         models, histories, lambda model, _: {"accuracy": evaluate_classifier(model, *test)["accuracy"], **beside}
     )

@@ -41,6 +41,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "dyt_one": partial(DyT, alpha_init=1.0),
     "stuck": Stuck,
     "layernorm": partial(nn.LayerNorm, eps=1e-6),
+    "rmsnorm": partial(nn.RMSNorm, eps=1e-6),
     "identity": Unsquashed,
 }
 

@@ -158,10 +158,20 @@ class Training(Pictures, Network):
     micro: int
 
 
+def trainable(arm: str, config: Network, source: torch.Generator, size: int = 1) -> ConvNet:
+    """The network whose branches start at 0, as the authors' code starts the last gamma of each of them."""
+    model = network(arm, config, source, size, config.channels)
+    for block in model.blocks:
+        nn.init.zeros_(block.norm2.weight)
+    return model
+
+
+# The arms of the shared experiment on pictures: builders of (config, generator).
+s0_network, b0_network, bare_network = (partial(trainable, arm) for arm in ("s0", "b0", "bare"))
+
+
 def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """SGD with the same batches in every arm; `small` takes its statistics over `micro` images.  Test accuracy."""
-    model = network(arm, config, generator("evonorm training", seed), config.micro, config.channels)
-    for block in model.blocks:
-        nn.init.zeros_(block.norm2.weight)  # as the authors' code does with every norm at the end of a branch
+    model = trainable(arm, config, generator("evonorm training", seed), config.micro)
     how = {"optimizer": "momentum", "schedule": cosine(0.05), "weight_decay": 1e-4}
     return classify(model, "evonorm batches", seed, config, device, **how)

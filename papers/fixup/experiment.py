@@ -1,16 +1,18 @@
 """What papers/fixup measures: the size of updates, a bound on gradients, one epoch at growing depth, a ResNet.
 
 Arms of a seed start from the same draws.  `no_rule2` is Fixup without the factor L^(-1/(2m-2)); `he` draws every layer
-by He's rule; `root_half` is `he` with every sum of shortcut and branch divided by sqrt(2).
+of a ResNet by He's rule; `root_half` divides every sum of shortcut and branch by sqrt(2).
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro import trivial
 from repro.batched import fit_batched
 from repro.models.convnet import cifar_resnet
 from repro.models.mlp import ResidualMLP
@@ -22,6 +24,7 @@ from repro.tasks import Measures, Pictures, classify, classify_batch
 from repro.train import Diverged, generator, seed_of
 
 CLASSES, WEIGHT_DECAY, HE = 10, 5e-4, scaled_gaussian(2**0.5)
+TUNING_SEEDS = 1000  # seeds from here on choose the rate
 XAVIER = scaled_gaussian(1.0, lambda layer: (fan_in(layer) + fan_out(layer)) / 2)
 
 
@@ -134,56 +137,71 @@ class RootHalf(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneEpoch(Pictures):
+class Ladder(Pictures):
+    """layers: 2 L + 2 of each network of a row, the shallowest first, at which the rate of every arm is chosen."""
+
     width: int
-    layers: int  # 2 L + 2
-    steps: int = 0  # 0: one epoch
+    layers: tuple[int, ...]
 
 
-def deep_mlp(arm: str, config: OneEpoch, inputs: int, source: torch.Generator) -> ResidualMLP:
+def deep_mlp(arm: str, width: int, layers: int, inputs: int, source: torch.Generator) -> ResidualMLP:
     """inputs-width, L blocks x + W2 relu(W1 x + b1) + b2, width-10; BatchNorm at the start of each branch and at the
     end.
+
+    `unscaled` and `root_half` draw W1 ~ N(0, 2/n) and W2 ~ N(0, 1/n): a branch has the variance of its input, which
+    doubles at every block, or is kept where the sum is divided by sqrt(2).  `quarter` has L^-1/4 in Rule 2.
     """
+    norm: Callable[[int], nn.Module]
     placement, norm = {"batchnorm": ("pre", BatchNorm), "root_half": ("post", lambda n: RootHalf())}.get(
         arm, ("none", identity)
     )
-    init, depth = fixup_init_ if arm in ("fixup", "no_rule2") else HE, (config.layers - 2) // 2
+    exponent, depth = {"fixup": -0.5, "quarter": -0.25, "no_rule2": 0.0}.get(arm), (layers - 2) // 2
     model = ResidualMLP(
         inputs,
-        config.width,
+        width,
         depth,
         CLASSES,
         placement=placement,
         norm=norm,
         final_norm=arm == "batchnorm",
-        init=init,
+        init=None if exponent is None else fixup_init_,
         generator=source,
     )
-    for block in model.blocks if arm == "no_rule2" else ():
-        block.sublayer.up.weight.data *= depth**0.5
+    for block in () if exponent is None else model.blocks:
+        block.sublayer.up.weight.data *= depth ** (exponent + 0.5)
     return model
 
 
-def one_epoch_batch(arm: str, seeds: list[int], config: OneEpoch, device: torch.device) -> list[Measures | Diverged]:
-    """Test accuracy of deep residual perceptrons after `steps`, or one epoch."""
+def ladder_batch(arm: str, seeds: list[int], config: Ladder, device: torch.device) -> list[Measures]:
+    """Test accuracy at every depth after `steps`; a run that diverges is at chance.  Tuning seeds stay shallow."""
     (x, y), (test_x, test_y) = config.load(device)
     x, test_x = x.flatten(1), test_x.flatten(1)
-    models = [deep_mlp(arm, config, x.shape[1], generator("fixup epoch", seed)) for seed in seeds]
-    return classify_batch(
-        models,
-        "fixup epoch",
-        seeds,
-        config,
-        device,
-        data=((x, y), (test_x, test_y)),
-        steps=config.steps or len(x) // config.batch,
-        optimizer="momentum",
-        weight_decay=WEIGHT_DECAY,
-        groups=fixup_groups if arm in ("fixup", "no_rule2") else None,
-    )
-
-
-deepest_batch = one_epoch_batch
+    results: dict[int, Measures] = {seed: {} for seed in seeds}
+    for layers in config.layers:
+        chosen = [seed for seed in seeds if layers == config.layers[0] or seed < TUNING_SEEDS]
+        if not chosen:
+            continue
+        runs = classify_batch(
+            [deep_mlp(arm, config.width, layers, x.shape[1], generator("fixup ladder", seed)) for seed in chosen],
+            "fixup ladder",
+            chosen,
+            config,
+            device,
+            data=((x, y), (test_x, test_y)),
+            optimizer="momentum",
+            weight_decay=WEIGHT_DECAY,
+            groups=fixup_groups if arm in ("fixup", "quarter", "no_rule2") else None,
+        )
+        for seed, run in zip(chosen, runs, strict=True):
+            failed = isinstance(run, Diverged)
+            results[seed][f"accuracy_{layers}"] = 1 / CLASSES if failed else run["accuracy"]
+            results[seed].setdefault("accuracies", []).append(results[seed][f"accuracy_{layers}"])
+            results[seed].setdefault("layers", []).append(float(layers))
+            beside = trivial.classes((x, y), (test_x, test_y), config.trivial)
+            results[seed] |= {**beside, f"diverged_{layers}": float(failed)}
+    for measures in results.values():
+        measures["lost"] = measures["accuracies"][0] - measures["accuracies"][-1]
+    return [results[seed] for seed in seeds]
 
 
 # --- resnet: Table 1 --------------------------------------------------------------------------------------------------

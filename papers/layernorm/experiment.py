@@ -14,7 +14,7 @@ from repro.models.rnn import RecurrentLM
 from repro.models.slots import identity
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.layernorm.method import LayerNorm
-from repro.tasks import Measures, Pictures, Text, classify_batch, learning, trained
+from repro.tasks import PICTURES, Measures, Pictures, Text, classify_batch, learning, trained
 from repro.train import Diverged, History, evaluate_classifier, evaluate_lm, generator
 
 
@@ -75,6 +75,7 @@ def company(arm: str, seed: int, config: Company, device: torch.device) -> dict[
 class SmallBatch(Pictures):
     width: int
     seen: int  # images seen in training, equal at all batch sizes
+    data: str = "mnist"
     test: int = 10_000
     steps: int = 0  # 0: as many as `seen` asks for
 
@@ -83,10 +84,12 @@ def small_batch_batch(
     arm: str, seeds: list[int], config: SmallBatch, device: torch.device
 ) -> list[Measures | Diverged]:
     """784-width-width-10 with ReLU and Adam; norms on the two hidden layers, in `batchnorm_all` on the logits too
-    (Section 6.6).
+    (Section 6.6).  The rate is chosen by the error on validation images.
     """
-    (x, y), (test_x, test_y) = config.load(device)
-    x, test_x = x.flatten(1), test_x.flatten(1)
+    images = PICTURES[config.data](device)
+    x, y = images.flat(images.train_x[: config.examples]), images.train_y[: config.examples]
+    test_x, test_y = images.flat(images.test_x[: config.test]), images.test_y[: config.test]
+    valid = images.flat(images.valid_x[: config.test]), images.valid_y[: config.test]
     widths = [x.shape[1], config.width, config.width, 10]
     models = [MLP(widths, norm=NORMS[arm], generator=generator("layernorm weights", seed)) for seed in seeds]
     for model in models if arm == "batchnorm_all" else ():
@@ -95,6 +98,7 @@ def small_batch_batch(
     def measure(model: nn.Module, history: History) -> Measures:
         return {
             "error": evaluate_classifier(model, test_x, test_y)["error"],
+            "valid_error": evaluate_classifier(model, *valid)["error"],
             "train_nats": evaluate_classifier(model, x, y)["loss"],
         }
 

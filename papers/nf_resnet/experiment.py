@@ -26,6 +26,7 @@ class Propagation:
     size: int
     batch: int
     alpha: float
+    stem: str = "cifar"  # or "imagenet", the paper's: 7 x 7 at stride 2 and a max-pool, both to 64 channels
     wrap: bool = True  # padding of 3 x 3 convolutions: wrapped around, or zeros as in the paper
 
 
@@ -55,6 +56,7 @@ def bn_block(c_in: int, c_out: int, stride: int, slots: Slots, index: int, depth
 def propagation_network(arm: str, config: Propagation, source: torch.Generator) -> NFResNet:
     # Zeros around a small image take variance away at its border, which the theory leaves out: `wrap` around there.
     mode = "circular" if config.wrap else "zeros"
+    stem = {"stem": config.stem, "stem_width": 64} if config.stem == "imagenet" else {}
     scaled, plain = (partial(conv, padding_mode=mode) for conv in (ScaledWSConv2d, nn.Conv2d))
     if arm in ("bn", "relu_bn"):
         return NFResNet(
@@ -66,6 +68,7 @@ def propagation_network(arm: str, config: Propagation, source: torch.Generator) 
             conv=plain,
             block=partial(bn_block, norm_first=arm == "bn"),
             init=plain_weights(math.sqrt(2) if arm == "bn" else 1.0),
+            **stem,
         )
     options = {
         "nf": {"conv": scaled},
@@ -75,7 +78,13 @@ def propagation_network(arm: str, config: Propagation, source: torch.Generator) 
         "gamma_only": {"conv": plain, "init": plain_weights(1.0)},
     }[arm]
     model = nf_resnet(
-        blocks=config.blocks, widths=config.widths, alpha=config.alpha, skip_gain=1.0, generator=source, **options
+        blocks=config.blocks,
+        widths=config.widths,
+        alpha=config.alpha,
+        skip_gain=1.0,
+        generator=source,
+        **options,
+        **stem,
     )
     if arm == "no_reset":
         for index, block in enumerate(model.blocks):
@@ -158,6 +167,19 @@ class SmallBatch(Pictures):
     width: int
     epochs: float
     steps: int = 0  # 0: as many as the epochs have
+
+
+def without_ws(config: Pictures, source: torch.Generator) -> NFResNet:
+    """The NF network with the same constants, but plain weights N(0, 1 / fan-in)."""
+    return nf_resnet(
+        config.depth,
+        width=config.width,
+        channels=config.channels,
+        alpha=config.alpha,
+        conv=nn.Conv2d,
+        init=plain_weights(1.0),
+        generator=source,
+    )
 
 
 def small_batch(arm: str, seed: int, config: SmallBatch, device: torch.device) -> Measures:

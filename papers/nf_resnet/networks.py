@@ -36,6 +36,8 @@ def nf_resnet(
     act: Act = ScaledActivation,
     conv: Callable[..., nn.Module] = ScaledWSConv2d,
     init: Init | None = None,
+    stem: str = "cifar",
+    stem_width: int | None = None,
 ) -> NFResNet:
     """NF-ResNet of NFBlocks with the betas of Sec. 4.  x: (B, channels, height, width) -> logits (B, classes).
 
@@ -73,4 +75,6 @@ def nf_resnet(
         block=block,
         norm=identity,
         init=init,
+        stem=stem,
+        stem_width=stem_width,
     )

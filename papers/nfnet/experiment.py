@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from repro.models.convnet import cifar_resnet, seeded
 from repro.models.mlp import ResidualMLP
@@ -167,6 +168,7 @@ def large_lr(arm: str, seed: int, config: Training, device: torch.device) -> Mea
     data, n = PICTURES[config.data](device), config.examples
     x, y = (torch.cat(parts) for parts in zip(*map(data.split, ("train", "valid", "test")), strict=True))
     x, unseen = data.normalised(x), slice(n, n + config.test)
+    x = F.avg_pool2d(x, config.pool) if config.pool > 1 else x
     if config.data == "digits":
         x = x.flatten(1)
     model = network(arm, config, generator("nfnet weights", seed)).to(device)

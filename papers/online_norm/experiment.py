@@ -30,6 +30,7 @@ NORMS = {
     "layernorm": LayerNorm,
     "none": identity,
     "linear": identity,
+    "no_control": partial(OnlineNorm, alpha_backward=1.0),  # the gradient through frozen statistics
     "frozen": partial(OnlineNorm, alpha_forward=1.0, alpha_backward=1.0),  # layer scaling alone
 }
 

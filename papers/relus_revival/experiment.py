@@ -26,7 +26,7 @@ class Half(nn.Module):
         return x / 2
 
 
-ACTS: dict[str, Act] = {"gelu": nn.GELU, "relu": nn.ReLU, "half": Half}
+ACTS: dict[str, Act] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "half": Half}
 
 
 @dataclass(frozen=True, kw_only=True)

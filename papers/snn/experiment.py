@@ -203,7 +203,8 @@ def tabular_batch(arm: str, seeds: list[int], config: Tabular, device: torch.dev
     def row(chosen: tuple, x: Tensor, y: Tensor, test_x: Tensor, test_y: Tensor) -> Measures:
         error, beside = evaluate_classifier(chosen[2], test_x, test_y)["error"], learning(chosen[3])
         beside |= trivial.classes((x, y), (test_x, test_y), config.trivial, measure="error")
-        return {"error": error, "layers": chosen[1], **beside}
+        majority = float((test_y != y.mode().values).double().mean())  # error of the commonest class
+        return {"error": error, "layers": chosen[1], "majority": majority, **beside}
 
     return [Diverged(0) if b is None else row(b, *split) for b, split in zip(best, splits, strict=True)]
 

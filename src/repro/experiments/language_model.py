@@ -202,7 +202,7 @@ def run(kind: Arm, seed: int, config: LanguageModel, device: torch.device) -> Me
         "drop_increase": drop,
         "late_drop": late(drop),
         "spikes": spikes(sizes) if sizes else 0,
-        "gradient_sizes": sizes[:: max(1, len(sizes) // 50)],
+        **({"gradient_sizes": sizes[:: max(1, len(sizes) // 50)]} if sizes else {}),
         **learning(history),
         **trivial.text(corpus.train, corpus.valid, config.trivial, vocab=corpus.vocab),
     }

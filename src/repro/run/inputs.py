@@ -91,6 +91,8 @@ class _Guard:
         if not isinstance(name, str | bytes | os.PathLike):  # a descriptor that is open already
             return
         path = os.path.realpath(os.fsdecode(name))
+        if mode is None and (os.path.isdir(path) or not os.path.isabs(os.fsdecode(name)) and not os.path.lexists(path)):
+            return  # by os.open: a folder, or a name within one that is open already, as when a folder is deleted
         if isinstance(mode, str):
             reads, makes = "r" in mode or "+" in mode, "w" in mode or "x" in mode
         else:
