@@ -2,18 +2,20 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, Checkout
 from repro.commands import history, new, reproduce
+from repro.commands.verify import moved_registration
 from repro.errors import ReproError
 from repro.publish import markdown, stages
 from repro.publish.evidence import estimate, measured, ours
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
-from repro.store import write_file
+from repro.store import sealed, write_file
 
 JUDGED = {"estimate": 0.43, "interval": [0.41, 0.45], "level": 0.95, "n": 5, "unit": "ratio", "state": "reproduced"}
 SLUGS = spec.slugs()
@@ -173,6 +175,21 @@ def test_what_lies_beside_a_verdict_is_derived_again(checkout: Checkout) -> None
         )
         path.write_text(honest)
     assert "holds" in checkout.ok("judge", "--all", "--check")
+
+
+def test_the_mark_post_hoc_cannot_be_taken_away_from_committed_rows(checkout: Checkout) -> None:
+    """Rules are changed after the rows, and the rows get the new registration and a new seal."""
+    checkout.ok("run", "demo")
+    path = checkout.paper / "results" / "cpu.rows.json"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.test", "-C", str(checkout.root)]
+    for words in (["init", "-q"], ["add", str(path)], ["commit", "-q", "-m", "rows"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    document = json.loads(path.read_text())
+    assert moved_registration(path, document) is None
+    document["registered"] = "sha256:" + "0" * 64
+    assert "other rules in commit" in moved_registration(path, sealed(document))
+    document["rows"][0]["measures"]["error"] += 1
+    assert moved_registration(path, sealed(document)) is None  # other rows have a registration of their own
 
 
 def test_reproduce_measures_apart_and_compares(checkout: Checkout) -> None:
