@@ -68,6 +68,7 @@ print(told.train_loss, model[0].weight.tolist())
     assert out(str(path), -1) == out("", -1) != ""
 
 
+@pytest.mark.slow
 def test_under_ray(tmp_path: Path) -> None:
     """A trained trial as a Ray task; `tests/test_ray.py` compares all rows of a small paper."""
     unit = unit_of(*TRIALS[0])

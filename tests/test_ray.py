@@ -28,6 +28,7 @@ def fresh(checkout: Checkout) -> None:
     subprocess.run(["rm", "-rf", str(checkout.root / ".repro" / "trials"), str(checkout.paper / "calls")], check=True)
 
 
+@pytest.mark.slow
 def test_rows_equal_the_local_engine_s(checkout: Checkout) -> None:
     checkout.ok("run", "demo")
     local = rows(checkout)
@@ -42,6 +43,7 @@ def test_rows_equal_the_local_engine_s(checkout: Checkout) -> None:
     assert "0 to measure" in checkout.ok("run", "demo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode, expected", [("die_once", None), ("raise", "RuntimeError: the experiment is broken"), ("die", "lost 3 times")]
 )
@@ -58,6 +60,7 @@ def test_workers_that_die_are_retried_and_exceptions_are_not(
     checkout.edit(f"mode: {mode}", "mode: plain")
 
 
+@pytest.mark.slow
 def test_exclusive_units_run_alone_and_after_the_others(checkout: Checkout) -> None:
     checkout.edit("about: errors}", "about: errors, exclusive: true}")
     checkout.edit("cpu: {seeds: 3, main: {mode: plain}}", "cpu: {seeds: 2, main: {mode: slow}}")
@@ -71,7 +74,7 @@ def test_exclusive_units_run_alone_and_after_the_others(checkout: Checkout) -> N
         (["--engine", "rays"], "write local or ray"),
         (["--address", "auto"], "add --engine ray"),
         (["--engine", "ray", "--address", "127.0.0.1:1"], "no Ray cluster there"),
-        (["--engine", "ray", "--device", "cuda"], "the cluster has no GPU"),
+        pytest.param(["--engine", "ray", "--device", "cuda"], "the cluster has no GPU", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(checkout: Checkout, words: list[str], told: str) -> None:
