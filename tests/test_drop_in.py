@@ -2,12 +2,13 @@
 
 import importlib
 import inspect
+from functools import partial
 
 import pytest
 import torch
 
 from repro.spec.load import load_yaml, paper_dirs, slugs
-from repro.testing import CLAUSES, check_signature, sized
+from repro.testing import CLAUSES, check_signature, draw, sized
 
 # Clauses that a layer cannot hold, for the reason that its NOTES.md gives.
 EXCEPT: dict[str, set[str]] = {}
@@ -18,6 +19,76 @@ PROVIDED = [
     for drop_in in load_yaml(paper_dirs() / slug / "paper.yaml").get("provides", ())
     if drop_in["slot"] in LAYERS
 ]
+
+# Layers that papers have beside those that they provide: how each is built and an input, where these are not the usual.
+IMAGES = draw(4, 6, 6, 6)
+NORMS = {
+    "slab.PRepBN": ({"total_steps": 10}, None),
+    "weight_standardization.EstBN": ({}, None),
+    "region_norm.RegionNormL": ({}, IMAGES),
+    "evonorm.EvoNormB0": ({}, None),
+    "evonorm.EvoNormS0": ({"num_groups": 2}, None),
+    "ln_removal.FakeLayerNorm": ({}, None),
+}
+ACTIVATIONS = ("relus_revival.LearnableLeakyReLU", "nf_resnet.ScaledActivation", "snn.AlphaDropout")
+PLACEMENTS = ("peri_ln.PostLN", "peri_ln.PreLN")
+LINEAR = ("sdd.SDDLinear", "nf_resnet.ScaledWSLinear", "pre_rmsnorm.ZeroMeanLinear")
+OTHERS = {  # what the contract does not reach: models and blocks, an embedding, attention, and what takes a mask
+    "dual_patchnorm.DualPatchEmbed",
+    "fixup.FixupBasicBlock",
+    "fixup.FixupBottleneck",
+    "nf_resnet.NFBlock",
+    "nf_resnet.NFResNet",
+    "nfnet.NFNetBlock",
+    "region_norm.RegionNormB",
+    "scalenorm.FixNormEmbedding",
+    "slab.SLA",
+}
+# Clauses that such a layer cannot hold, and why.
+BESIDE = {
+    "region_norm.RegionNormL": {"encoder", "parameters", "zeros"},  # images alone; its kernels are convolutions
+    "sdd.SDDLinear": {"construction"},  # nn.Linear draws once before it: the same distribution from other numbers
+}
+
+
+def other(path: str):
+    """A layer by its paper and name."""
+    slug, _, name = path.partition(".")
+    return getattr(importlib.import_module(f"repro.papers.{slug}"), name)
+
+
+def beside(path: str):
+    """The slot of a layer, what builds it, and an input."""
+    kind = other(path)
+    if path in NORMS:
+        more, x = NORMS[path]
+        build, usual = sized("norm", partial(kind, **more))
+        return "norm", build, usual if x is None else x
+    if path in ACTIVATIONS or path in PLACEMENTS:
+        slot = "act" if path in ACTIVATIONS else "placement"
+        return slot, *sized(slot, kind)
+    return "weight", lambda size=int, **options: kind(size(6), size(4), **options), draw(4, 6)
+
+
+@pytest.mark.parametrize("clause", list(CLAUSES))
+@pytest.mark.parametrize("path", [*NORMS, *ACTIVATIONS, *PLACEMENTS, *LINEAR])
+def test_clause_beside_what_is_provided(path: str, clause: str) -> None:
+    if clause in BESIDE.get(path, ()):
+        pytest.skip("said beside it")
+    slot, build, x = beside(path)
+    CLAUSES[clause](build, x, slot)
+
+
+def test_every_layer_is_walked_or_named() -> None:
+    """A layer that a paper exports holds the contract, or stands in the list of those that it does not reach."""
+    provided = {f"{case.values[0]}.{case.values[2]}" for case in PROVIDED}
+    public = set()
+    for slug in slugs():
+        module = importlib.import_module(f"repro.papers.{slug}")
+        for name in module.__all__:
+            if inspect.isclass(getattr(module, name)) and issubclass(getattr(module, name), torch.nn.Module):
+                public.add(f"{slug}.{name}")
+    assert public - provided == {*NORMS, *ACTIVATIONS, *PLACEMENTS, *LINEAR, *OTHERS}
 
 
 @pytest.mark.parametrize("clause", list(CLAUSES))

@@ -121,6 +121,18 @@ def test_lowered_vector_instructions_are_another_device_class(monkeypatch: pytes
     }
 
 
+@pytest.mark.parametrize(
+    "device, name", [("cpu", "MKL_CBWR"), ("cpu", "ONEDNN_MAX_CPU_ISA"), ("cpu", "DNNL_MAX_CPU_ISA")]
+)
+def test_variables_that_lower_other_kernels_are_another_device_class(
+    monkeypatch: pytest.MonkeyPatch, device: str, name: str
+) -> None:
+    """MKL_CBWR=COMPATIBLE changes matrix products and DNNL_MAX_CPU_ISA=SSE41 convolutions, of which torch says nothing."""
+    plain = provenance.device_class(device)
+    monkeypatch.setenv(name, "COMPATIBLE /x")
+    assert provenance.device_class(device) == f"{plain}-with-{name.lower()}-compatible-x"
+
+
 # --- one function of a module -----------------------------------------------------------------------------------------
 
 MODULE = '''"""Two experiments."""

@@ -2,18 +2,20 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, Checkout
 from repro.commands import history, new, reproduce
+from repro.commands.verify import moved_registration
 from repro.errors import ReproError
 from repro.publish import markdown, stages
 from repro.publish.evidence import estimate, measured, ours
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
-from repro.store import write_file
+from repro.store import sealed, write_file
 
 JUDGED = {"estimate": 0.43, "interval": [0.41, 0.45], "level": 0.95, "n": 5, "unit": "ratio", "state": "reproduced"}
 SLUGS = spec.slugs()
@@ -147,6 +149,47 @@ def test_a_verdict_without_rows_is_shown_nowhere(checkout: Checkout) -> None:
     assert "has no rows beside it" in checkout.refused("show", "demo", "--verdict")
     checkout.run("index")
     assert "reproduced" not in (checkout.root / "README.md").read_text()
+
+
+def test_what_lies_beside_a_verdict_is_derived_again(checkout: Checkout) -> None:
+    """State and metrics of a verdict that were edited, error rates that are gone: every check of the rows says so."""
+    for words in (["run", "demo"], ["judge", "demo"], ["index"]):
+        checkout.ok(*words)
+    folder = checkout.paper / "results"
+    for kind, forge in {
+        "verdict": lambda text: text.replace('"state": "reproduced"', '"state": "not_reproduced"', 1),
+        "metrics": lambda text: text.replace('"reproduced"', '"not_reproduced"'),
+        "quality": None,
+    }.items():
+        path = folder / f"cpu.{kind}.json"
+        honest = path.read_text()
+        if forge is None:
+            path.unlink()
+        else:
+            path.write_text(forge(honest))
+            assert path.read_text() != honest
+        done = checkout.run("judge", "--all", "--check")
+        assert done.returncode == 1 and ("DIFFER" in done.stdout or "no error rates" in done.stdout), (
+            kind,
+            done.stdout,
+        )
+        path.write_text(honest)
+    assert "holds" in checkout.ok("judge", "--all", "--check")
+
+
+def test_the_mark_post_hoc_cannot_be_taken_away_from_committed_rows(checkout: Checkout) -> None:
+    """Rules are changed after the rows, and the rows get the new registration and a new seal."""
+    checkout.ok("run", "demo")
+    path = checkout.paper / "results" / "cpu.rows.json"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.test", "-C", str(checkout.root)]
+    for words in (["init", "-q"], ["add", str(path)], ["commit", "-q", "-m", "rows"]):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    document = json.loads(path.read_text())
+    assert moved_registration(path, document) is None
+    document["registered"] = "sha256:" + "0" * 64
+    assert "other rules in commit" in moved_registration(path, sealed(document))
+    document["rows"][0]["measures"]["error"] += 1
+    assert moved_registration(path, sealed(document)) is None  # other rows have a registration of their own
 
 
 def test_reproduce_measures_apart_and_compares(checkout: Checkout) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,17 @@ def test_rows_of_another_class_are_measured_again_and_compared(checkout: Checkou
 
 def test_the_source_list_is_what_a_release_holds() -> None:
     assert Path(ROOT / "src/repro/store.py") in SOURCES and Path(ROOT / "papers/rmsnorm/method.py") in SOURCES
+
+
+def test_a_clone_has_the_same_bytes_where_git_would_change_line_ends(tmp_path: Path) -> None:
+    """core.autocrlf=true, as git for Windows is installed: digests, DVC and scripts depend on the bytes."""
+    source, clone = tmp_path / "source", tmp_path / "clone"
+    source.mkdir()
+    (source / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
+    for name in ("script.sh", "paper.yaml", "dvc.lock", "rows.json"):
+        (source / name).write_bytes(b"one\ntwo\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.test", "-c", "core.autocrlf=true"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "files"]):
+        subprocess.run([*git, "-C", str(source), *words], check=True, capture_output=True)
+    subprocess.run([*git, "clone", "-q", str(source), str(clone)], check=True)
+    assert {path.read_bytes() for path in clone.glob("*.*") if path.suffix} == {b"one\ntwo\n"}

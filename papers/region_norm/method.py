@@ -53,6 +53,25 @@ def region_norm(x: Tensor, mask: Tensor, eps: float = 1e-5, *, batchwise: bool =
     return y.to(x.dtype)
 
 
+@leaf
+def images(x: Tensor, channels: int) -> Tensor:
+    """Return x: (B, channels, H, W) in float32 at least.  Raise ValueError for another shape."""
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {channels}, H, W)")
+    return wide(x)
+
+
+@leaf
+def self_aware_maps(x: Tensor, pool: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return s, gamma(s) and beta(s) in the precision of the kernels; pool: the one of s; maps: weights and biases."""
+    same = {"padding": pool.shape[-1] // 2}
+    with torch.autocast(x.device.type, enabled=False):  # D5
+        x = x.to(pool.dtype)
+        pooled = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
+        s = torch.sigmoid(F.conv2d(pooled, pool, **same))
+        return s, F.conv2d(s, *maps[:2], **same), F.conv2d(s, *maps[2:], **same)
+
+
 class RegionNormB(nn.Module):
     """RN-B, basic region normalization with a gain and a bias per region and channel: forward(x, mask) (Section 3).
 
@@ -110,8 +129,8 @@ class SelfAwareAffine(nn.Module):
         self.gamma_conv, self.beta_conv = (nn.Conv2d(1, 1, kernel_size, **like) for _ in range(2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        s = torch.sigmoid(self.conv1(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)))
-        return s, self.gamma_conv(s), self.beta_conv(s)
+        gamma, beta = self.gamma_conv, self.beta_conv
+        return self_aware_maps(x, self.conv1.weight, gamma.weight, gamma.bias, beta.weight, beta.bias)
 
 
 class RegionNormL(nn.Module):
@@ -142,11 +161,8 @@ class RegionNormL(nn.Module):
             conv.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.num_features:
-            raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {self.num_features}, H, W)")
-        values = wide(x)
-        with torch.autocast(x.device.type, enabled=False):  # D5
-            s, gamma, beta = self.sa(values.to(self.sa.conv1.weight.dtype))
+        values = images(x, self.num_features)
+        s, gamma, beta = self.sa(values)
         y = region_norm(values, s.detach() >= self.threshold, self.eps, batchwise=self.batchwise)
         return (y * (1 + gamma) + beta).to(x.dtype)
 

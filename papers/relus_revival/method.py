@@ -87,9 +87,7 @@ class LearnableLeakyReLU(nn.Module):
     x, y: any shape, of one dtype.  Raises ValueError unless the slope is a finite number.
     """
 
-    def __init__(
-        self, slope: float = 0.01, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ):
+    def __init__(self, slope: float = 0.01, device: torch.device | str | None = None, dtype: torch.dtype | None = None):
         if not abs(slope) < float("inf"):
             raise ValueError(f"slope={slope} is no slope: write a finite number such as 0.01")
         super().__init__()

@@ -103,6 +103,10 @@ class PRepBN(nn.Module):
         self.before = Rewind()
         never_fuse(self)
 
+    @property
+    def eps(self) -> float:
+        return self.layernorm.eps
+
     def reset_parameters(self) -> None:
         self.layernorm.reset_parameters()
         self.repbn.reset_parameters()

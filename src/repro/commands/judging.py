@@ -84,12 +84,17 @@ def write(paper, profile: str, fresh: dict, rates: dict) -> None:
     from repro.judge import quality
     from repro.store import write_file
 
-    head = fresh["claims"].get(fresh["headline"]) or {}
-    metrics = {"state": head.get("state"), "estimate": head.get("estimate")}
     write_file(common.results(paper.slug, profile, "quality"), quality.text(rates))
     text = json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False)
     write_file(common.results(paper.slug, profile, "verdict"), text + "\n")
-    write_file(common.results(paper.slug, profile, "metrics"), json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    shown = json.dumps(metrics(fresh), indent=1, allow_nan=False)
+    write_file(common.results(paper.slug, profile, "metrics"), shown + "\n")
+
+
+def metrics(verdict: dict) -> dict:
+    """What `dvc metrics` shows of a verdict: state and estimate of the headline."""
+    head = verdict["claims"].get(verdict["headline"]) or {}
+    return {"state": head.get("state"), "estimate": head.get("estimate")}
 
 
 def stored_differs(paper, profile: str, fresh: dict, rates: dict) -> str | None:
@@ -104,11 +109,27 @@ def stored_differs(paper, profile: str, fresh: dict, rates: dict) -> str | None:
         if place := difference(known, json.loads(json.dumps(fresh))):
             return f"the stored verdict DIFFERS in {place}"
         stored = quality.read(paper.slug, profile)
-        if stored is not None and (place := difference(stored, json.loads(json.dumps(rates)), 1e-6)):
+        if stored is None:
+            return "no error rates are stored"
+        if place := difference(stored, json.loads(json.dumps(rates)), 1e-6):
             return f"the stored error rates DIFFER in {place}"
+        if (place := _metrics_differ(paper.slug, profile, fresh)) is not None:
+            return f"the stored metrics DIFFER in {place}"
     except ReproError as error:
         return str(error)
     return None
+
+
+def _metrics_differ(slug: str, profile: str, fresh: dict) -> str | None:
+    from repro.files.strict import read_regular
+    from repro.judge import difference
+
+    path = common.results(slug, profile, "metrics")
+    try:
+        stored = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
+        return path.name
+    return difference(stored, metrics(fresh))
 
 
 def show_quality(

@@ -1,5 +1,6 @@
 """Checks of what is stored: digests, verdicts and generated files re-derived; trials measured again."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ from repro.files.paths import JUDGED, results
 from repro.judge import quality
 from repro.publish import index
 from repro.report import staleness
-from repro.run import again, plan
+from repro.run import again, plan, provenance
 from repro.run import measure as run
 from repro.spec.model import Paper
+from repro.store import rows_digest
 
 Say = Callable[[str], None]
 
@@ -37,6 +39,8 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | No
                 fresh, rates = judge.judge(paper, profile, document), quality.assess(paper, profile, document)
                 if why := judging.stored_differs(paper, profile, fresh, rates):
                     wrong.append(f"{paper.slug} {profile}: {why}")
+                if why := moved_registration(path, document):
+                    wrong.append(f"{paper.slug} {profile}: {why}")
                 measured.append((paper, profile, document))
             except ReproError as error:
                 wrong.append(str(error))
@@ -47,6 +51,32 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | No
     for line in wrong:
         say(line)
     return wrong
+
+
+def moved_registration(path: Path, document: dict) -> str | None:
+    """Whether a commit has the same rows under other rules: rows keep the registration under which they were measured.
+
+    To write today's registration into them would hide that the rules were changed afterwards.
+    """
+    try:
+        commits = provenance.git("log", "--format=%h", "--", path.name, folder=path.parent).split()
+    except ReproError:  # no git, or no history
+        return None
+    for commit in commits:
+        try:
+            earlier = json.loads(provenance.git("show", f"{commit}:./{path.name}", folder=path.parent))
+            same = earlier["schema"] == document["schema"] and rows_digest(earlier["rows"]) == rows_digest(
+                document["rows"]
+            )
+            registered = earlier["registered"]
+        except (ReproError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+        if same and registered != document["registered"]:
+            return (
+                f"the same rows are registered under other rules in commit {commit}; run `git checkout {commit} -- "
+                f"{path.name}` in {path.parent.name}, and judge again: the verdict is post hoc"
+            )
+    return None
 
 
 def orphans(paper: Paper, root: Path) -> list[str]:

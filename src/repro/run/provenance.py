@@ -10,6 +10,7 @@ import ast
 import functools
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -396,13 +397,23 @@ def vector_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+# Variables by which the libraries under torch are told to take other kernels than the machine's own: they change bits.
+_KERNELS = {
+    "cpu": ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+}
+
+
 def device_class(device: str) -> str:
     """Rows are bitwise comparable within one such class (and one thread count)."""
-    if device != "cpu":
-        return "cuda-" + device_model(device)
+    kind = device.partition(":")[0]
+    told = "".join(f"-with-{name}-{os.environ[name]}".lower() for name in _KERNELS[kind] if os.environ.get(name))
+    told = re.sub(r"[^\w.-]+", "-", told)
+    if kind != "cpu":
+        return "cuda-" + device_model(device) + told
     name, vector = cpu()["class"], vector_capability()
     native = NATIVE.get(name.rpartition("-")[2]) == vector
-    return name if native else f"{name}-with-{vector.lower().replace(' ', '-')}"
+    return (name if native else f"{name}-with-{vector.lower().replace(' ', '-')}") + told
 
 
 def device_model(device: str) -> str:
