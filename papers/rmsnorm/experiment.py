@@ -86,9 +86,26 @@ class RunningTime(Timed):
     batch: int
 
 
+class ComposedRMSNorm(RMSNorm):
+    """RMSNorm of elementary operators alone, as `layernorm` here is, without the method's own rule for zero rows."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a / (torch.linalg.vector_norm(a, dim=-1, keepdim=True) * self.k**-0.5 + self.eps) * self.weight
+
+
+class ComposedCentredRMSNorm(ComposedRMSNorm):
+    """The same with the mean computed and subtracted."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        return super().forward(a - a.mean(-1, keepdim=True))
+
+
+TIMED = {**NORMS, "rmsnorm": ComposedRMSNorm, "centred_rmsnorm": ComposedCentredRMSNorm}
+
+
 def training_step(arm: str, seed: int, config: RunningTime, device: torch.device) -> Callable[[], None]:
     """One whole step of SGD: forward, backward, update.  All arms do the same but for their norm."""
-    source, norm = generator("rmsnorm running time", seed), NORMS[arm]
+    source, norm = generator("rmsnorm running time", seed), TIMED[arm]
     if config.model == "rnn":  # tanh RNN, a norm on each of both projections, as in RNNSearch
         model = RNN("tanh", config.width, config.width, norm=norm, generator=source)
         x, y = torch.randn(2, config.batch, config.length, config.width, generator=source).to(device)

@@ -65,6 +65,7 @@ class Entry(TypedDict):
     paper: matching(r"[a-z][a-z0-9_]{0,59}", "a paper's name of a-z, 0-9 and _, such as rmsnorm")
     profile: ProfileName
     registered: Text
+    judged: NotRequired[list[Words]]
     experiments: dict[str, Setting]
     trials: list[Trial]
     tune: NotRequired[dict[str, Tuned]]

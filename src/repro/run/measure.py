@@ -466,12 +466,15 @@ def _registered(entry: dict, records: list[dict], documents: list[dict]) -> str:
     """The registration of these rows: that under which rows of the same seeds were first seen.
 
     Rules that were changed after rows of these seeds had been seen show as post hoc, whatever became of the store.
-    Only rows whose judged seeds are all fresh begin a new registration.
+    Only rows whose judged seeds are all fresh begin a new registration.  Rows that no claim reads, such as those of
+    identities, are not registered.
     """
-    judged = [record for record in records if record["row"]["seed"] < TUNING_SEEDS]
+    names = entry.get("judged", list(entry["experiments"]))
+    judged = [r for r in records if r["row"]["seed"] < TUNING_SEEDS and r["row"]["experiment"] in names]
     seeds = {(record["row"]["experiment"], record["row"]["seed"]) for record in judged}
     for document in documents:
-        seen = {(row.get("experiment"), row["seed"]) for row in document["rows"] if row["seed"] < TUNING_SEEDS}
+        rows = [row for row in document["rows"] if row["seed"] < TUNING_SEEDS and row.get("experiment") in names]
+        seen = {(row["experiment"], row["seed"]) for row in rows}
         if document["registered"] != entry["registered"] and seen & seeds:
             return document["registered"]
     earlier = {r["registered"].get(entry["paper"], entry["registered"]) for r in judged} - {entry["registered"]}

@@ -1,6 +1,6 @@
 """From paper.yaml to the trials that a run makes: plain data, no torch, ready for another machine.
 
-plan = {schema, digest, entries}, an entry being {paper, profile, registered, experiments, tune?, trials}:
+plan = {schema, digest, entries}, an entry being {paper, profile, registered, judged, experiments, tune?, trials}:
 
     experiments  {name: {module, function, exclusive, batched, ranks, arms, config}}
     trials       [{experiment, arm, seed, factors}], in seed-major order
@@ -60,6 +60,7 @@ def entry(paper: Paper, profile: str, seeds: int | None = None) -> dict:
         "paper": paper.slug,
         "profile": profile,
         "registered": paper.registration(profile),
+        "judged": paper.registered_experiments(profile),
         "experiments": experiments,
         "trials": trials,
     }

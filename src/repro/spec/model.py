@@ -708,6 +708,12 @@ class Paper(_Strict):
                 )
         return None
 
+    def registered_experiments(self, profile: str) -> list[str]:
+        """The experiments whose rows the claims of a profile and their controls read; those of identities alone are none."""
+        claims = [self.claims[claim_id] for claim_id in self.judged_in(profile)]
+        names = {name for c in claims for name in (c.experiment, *(x.experiment for x in c.controls)) if name}
+        return sorted(names)
+
     def registration(self, profile: str) -> str:
         """Digest of everything that decides a verdict at this profile; prose, units and labels are left out."""
         from repro.store import digest
@@ -730,9 +736,7 @@ class Paper(_Strict):
             )
             if name
         }
-        claims = [self.claims[claim_id] for claim_id in judged]
-        places = {place for c in claims for place in (c.experiment, *(x.experiment for x in c.controls)) if place}
-        planned = {name: self.settings(profile, name) for name in places}
+        planned = {name: self.settings(profile, name) for name in self.registered_experiments(profile)}
         return digest(
             {
                 "claims": {
