@@ -470,7 +470,7 @@ def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(never_run: C
     assert (arena_checkout.root / "arena" / "mlp.cpu.table.json").read_text() == brought
     plan.write_text("{}")
     done = subprocess.run(words, env=environment, cwd=arena_checkout.root, capture_output=True, text=True)
-    assert done.returncode == 2 and "plan.json:1: 'tracks' is missing" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "plan.json:1: schema null" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_recommend_needs_evidence(never_run: Checkout, arena_checkout: Checkout) -> None:

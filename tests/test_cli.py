@@ -74,7 +74,7 @@ def test_refresh_keeps_rows_only_if_they_are_bitwise_equal(checkout: Checkout) -
     checkout.ok("judge", "demo")
     checkout.ok("index")
     assert "fresh already" in checkout.ok("refresh", "demo")
-    checkout.edit("import os\n", "import os\nimport sys\n", "papers/demo/experiment.py")
+    checkout.edit("1000 * seed", "seed * 1000", "papers/demo/experiment.py")
     assert "stale" in checkout.run("verify", "demo").stdout
     assert "bitwise equal" in checkout.ok("refresh", "demo")
     path = checkout.paper / "results" / "cpu.rows.json"
@@ -93,7 +93,7 @@ def test_refresh_leaves_timings_stale(checkout: Checkout) -> None:
     with open(checkout.paper / "experiment.py", "a") as file:
         file.write("\n\nclock_group = main_group\n")
     checkout.ok("run", "demo")
-    checkout.edit("import os\n", "import os\nimport sys\n", "papers/demo/experiment.py")
+    checkout.edit("1000 * seed", "seed * 1000", "papers/demo/experiment.py")
     assert "the source of clock changed" in checkout.refused("refresh", "demo", code=1)
     assert "12 in the store, 3 to measure" in checkout.ok("run", "demo")
     assert "fresh already" in checkout.ok("refresh", "demo")

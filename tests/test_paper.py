@@ -292,7 +292,7 @@ BAD = {
     "duplicate key": (
         "year: 2019",
         "year: 2019\nyear: 2020",
-        "?: key 'year' stands twice, first on line 4; leave one out",
+        "key 'year' stands twice, first on line 4; leave one out",
     ),
     "anchor": (
         "year: 2019",
@@ -662,7 +662,7 @@ BAD = {
     "a level twice": (
         "depth: [4, 12]",
         "depth: [4, 4]",
-        "experiments.quality.factors.depth[1]: 4 stands twice",
+        "experiments.quality.factors.depth[1]: 4 stands twice; write each once",
     ),
     "batched": (
         "repeats: 3,",

@@ -411,7 +411,7 @@ def test_judge_stores_the_rates_and_the_checks_know_them(checkout: Checkout) -> 
     path.write_text(whole.replace('"allowed": 0.05', '"allowed": 0.04'))
     assert path.read_text() != whole
     assert "stored verdicts differ" in checkout.refused("judge", "--all", "--check", code=1)
-    assert "the stored error rates differ" in checkout.run("verify", "demo").stdout
+    assert "the stored error rates DIFFER" in checkout.run("verify", "demo").stdout
     path.unlink()  # judged by an earlier version
     checkout.ok("judge", "--all", "--check")
     assert "all checks passed" in checkout.ok("verify", "demo")

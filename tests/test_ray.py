@@ -72,7 +72,7 @@ def test_exclusive_units_run_alone_and_after_the_others(checkout: Checkout) -> N
     "words, told",
     [
         (["--engine", "rays"], "write local or ray"),
-        (["--address", "auto"], "add --engine ray"),
+        (["--address", "auto"], "write --engine ray as well"),
         (["--engine", "ray", "--address", "127.0.0.1:1"], "no Ray cluster there"),
         pytest.param(["--engine", "ray", "--device", "cuda"], "the cluster has no GPU", marks=pytest.mark.slow),
     ],
