@@ -598,7 +598,8 @@ ASKS = {
     "portal",
 }
 LINK = re.compile(
-    r"https://(arxiv|doi)\.org/[^\s<>\"'\\]*|#[\w.-]*|(\.\./)*[\w/]+\.html(#[\w.-]*)?|rows\.(csv\.gz|parquet)"
+    r"https://(arxiv|doi)\.org/[^\s<>\"'\\]*|https://github\.com/[\w.-]+/[\w.-]+(/tree/[\w.-]+)?|#[\w.-]*|"
+    r"(\.\./)*[\w/]+\.html(#[\w.-]*)?|rows\.(csv\.gz|parquet)|verdicts\.csv"
 )
 
 

@@ -103,6 +103,14 @@ def test_trained_claims_have_five_seeds_and_others_three(one: Paper) -> None:
             assert seeds >= (5 if one.claims[name].trained else 3), f"{name} at {profile}: {seeds} seeds"
 
 
+def test_dvc_can_read_the_parameters(one: Paper) -> None:
+    """DVC reads paper.yaml by libyaml, which takes no colon in a plain text within braces."""
+    from ruamel.yaml import YAML
+
+    read = YAML(typ="safe", pure=False).load(ROOT / "papers" / one.slug / "paper.yaml")
+    assert list(read["claims"]) == list(one.claims)
+
+
 def test_every_profile_fills_its_configs(one: Paper) -> None:
     for profile in one.profiles:
         for name, setting in plan.entry(one, profile)["experiments"].items():
