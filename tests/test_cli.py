@@ -206,3 +206,12 @@ def test_without_the_suite_it_says_what_to_install(checkout: Checkout, tmp_path)
     )
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert "the package typer is not installed" in done.stderr and "make setup" in done.stderr
+
+
+def test_only_the_data_that_an_experiment_reads_are_fetched() -> None:
+    from repro.commands.reproduce import data_sets
+    from repro.spec.load import load
+
+    assert data_sets(load("rmsnorm"), "cpu") == []
+    assert data_sets(load("rmsnorm"), "long") == ["prose"]
+    assert data_sets(load("online_norm"), "cpu") == ["fashion_mnist"]

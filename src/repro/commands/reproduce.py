@@ -4,8 +4,11 @@ Everything lies in a small checkout of its own, `.repro/here/<profile>`: the pap
 page, and a store that holds nothing but what was measured here.  Git sees none of it.
 """
 
+import dataclasses
+import importlib
 import json
 import shutil
+import typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,13 +115,30 @@ def prepare(slug: str, profile: str, root: Path) -> Path:
 
 
 def data_sets(paper: Paper, profile: str) -> list[str]:
-    """The data sets that the experiments of one paper import."""
-    modules: set[str] = set()
+    """The data sets that the experiments of one paper read: those that they import, and those that their settings name.
+
+    `repro.tasks` imports every set of pictures and texts; of these the settings `data` and `text` choose one.
+    """
+    known, found = set(data.names()), set()
     for name in paper.experiments_in(profile):
         setting = paper.settings(profile, name)
-        modules |= set(provenance.experiment_modules(paper.slug, {"module": setting.module, "arms": setting.arms}))
-    imported = {name.rpartition(".")[2] for name in provenance.closure(*modules) if name.startswith("repro.data.")}
-    return sorted(imported & set(data.names()))
+        modules = provenance.experiment_modules(paper.slug, {"module": setting.module, "arms": setting.arms})
+        for module, path in provenance.closure(*modules).items():
+            if module != "repro.tasks" and not module.startswith("repro.data."):
+                found |= {part.rpartition(".")[2] for part in provenance.imports(path, module) if "repro.data." in part}
+        chosen = {**_defaults(modules[0], setting.function or name), **setting.config}
+        found |= {chosen[key] for key in ("data", "text") if isinstance(chosen.get(key), str)}
+    return sorted(found & known)
+
+
+def _defaults(module: str, function: str) -> dict[str, object]:
+    """What the Config of an experiment says of its data where paper.yaml is silent."""
+    experiment = importlib.import_module(module)
+    for name in (function, f"{function}_group", f"{function}_batch"):
+        if callable(one := getattr(experiment, name, None)):
+            kind = typing.get_type_hints(one).get("config")
+            return {f.name: f.default for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    return {}
 
 
 def committed(slug: str, profile: str, root: Path) -> dict | None:

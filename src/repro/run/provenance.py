@@ -178,6 +178,11 @@ def parse(path: Path) -> ast.Module:
     return _parse(path, _stamp(path))
 
 
+def imports(path: Path, module: str) -> set[str]:
+    """What the file of a module imports, with all parent packages."""
+    return _imports(path, _stamp(path), module)
+
+
 def closure(*modules: str) -> dict[str, Path]:
     """Every module of this suite that `modules` import, themselves included, that may change a number."""
     files, todo = {}, list(modules)
