@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test report lint lock audit clean
+.PHONY: help setup reproduce test slow report lint lock audit clean
 .DELETE_ON_ERROR:
 
 help: ## show what make can do
@@ -27,6 +27,9 @@ reproduce: .venv/ready ## measure PAPER=rmsnorm here (PROFILE=cpu), and compare 
 
 test: .venv/ready ## run the tests of the code
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+slow: .venv/ready ## run the slow tests too: kills, bad input by commands, clusters, downloads
+	$(BIN)/python -m pytest -q -m slow
 
 report: .venv/ready ## render all pages that are out of date
 	$(BIN)/dvc repro reports/index
