@@ -8,7 +8,8 @@ with "error: ", holds the given words and is followed by an exit code that is no
 seen).  Anything else is `wrong`.
 
 The checkout is real; the commands run in forks of a process that has imported what they import (of two: what needs no
-torch is not held up by it).  Trials are measured in the fork, and where a command would reach for a network it finds none.
+torch is not held up by it).  Trials are measured in the fork, and where a command would reach for a network it
+finds none.
 """
 
 import argparse
@@ -541,7 +542,7 @@ def serve(torch_too: bool) -> int:
 
 
 LIGHT = (
-    "arena.protocol cli commands.new commands.verify judge.claims publish.cite publish.index report.pages report.templates"
+    "arena.protocol cli commands.new commands.verify judge.claims publish.cite publish.index report.pages report.templates"  # noqa: E501
     " report.text run.plan spec.checks spec.yaml"
 )
 HEAVY = "experiments.arena data.original data.rdata data.text"

@@ -31,7 +31,8 @@ class Checkout(demo.Checkout):
         """An environment in which nothing but torch and numpy can be imported."""
         blocker.mkdir()
         absent = ["pydantic", "typer", "dvc", "rich", "ruamel", "scipy", "pandas", "safetensors", "timm", "datasets"]
-        # None in sys.modules: an import fails, and importlib.util.find_spec finds nothing, as where it is not installed.
+        # None in sys.modules: an import fails, and importlib.util.find_spec finds nothing, as where it is not
+        # installed.
         (blocker / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
         environment = {**self.environment(), "PYTHONPATH": f"{blocker}{os.pathsep}{self.root / 'src'}"}
         probe = subprocess.run([sys.executable, "-c", "import pydantic"], env=environment, capture_output=True)

@@ -588,8 +588,8 @@ def test_random_words_on_the_command_line(tables: list[badinput.Bench], words: l
 
 # --- hostile texts on the pages ---------------------------------------------------------------------------------------
 
-HOSTILE = "<script>alert(1)</script>\"><img src=//x.test onerror=alert(1)>'{{7*7}}</style></svg><!--javascript:alert(1)\u2028]]>&lt;"
-HARMLESS = "a text without any markup in it, though as long as the other one, with commas, digits 1 2 3 and a full stop at its very end."
+HOSTILE = "<script>alert(1)</script>\"><img src=//x.test onerror=alert(1)>'{{7*7}}</style></svg><!--javascript:alert(1)\u2028]]>&lt;"  # noqa: E501
+HARMLESS = "a text without any markup in it, though as long as the other one, with commas, digits 1 2 3 and a full stop at its very end."  # noqa: E501
 TEXTS = {
     "title",
     "venue",

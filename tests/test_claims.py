@@ -385,7 +385,9 @@ def test_a_claim_of_stability_is_about_the_failure_rate(paper):
 
 
 def test_more_seeds_do_not_bar_a_method_whose_failure_rate_is_the_claim(paper):
-    """A method that fails in 5 % of runs: never barred by one failed run, and shown below 30 % the better the more seeds."""
+    """A method that fails in 5 % of runs: never barred by one failed run, and shown below 30 % the better the more
+    seeds.
+    """
     for n, failed in ((10, 0), (20, 1), (100, 5)):
         rules = f"[{STABLE.replace('0.5', '0.3')}, {ORDER}]"
         p = paper(rules, change=("cpu: {seeds: 5", f"cpu: {{seeds: {n}"))

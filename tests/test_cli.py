@@ -135,7 +135,7 @@ def test_doctor_says_what_is_missing(checkout: Checkout) -> None:
 
 
 def test_outside_a_checkout_it_says_so(tmp_path) -> None:
-    code = "import repro; repro.__path__[:] = repro.__path__[:1]\nfrom repro import cli\nimport sys; sys.argv = ['repro', 'run', '--all']\ncli.main()"
+    code = "import repro; repro.__path__[:] = repro.__path__[:1]\nfrom repro import cli\nimport sys; sys.argv = ['repro', 'run', '--all']\ncli.main()"  # noqa: E501
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
     )

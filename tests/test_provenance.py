@@ -108,7 +108,9 @@ def test_running_imports_in_no_circle() -> None:
 
 
 def test_lowered_vector_instructions_are_another_device_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ATEN_CPU_CAPABILITY changes bits; where torch takes what the processor has, the class is that of the processor."""
+    """ATEN_CPU_CAPABILITY changes bits; where torch takes what the processor has, the class is that of
+    the processor.
+    """
     monkeypatch.setattr(provenance, "cpu", lambda: {"class": "cpu-x86_64-GenuineIntel-avx512f", "model": "a processor"})
     classes = {}
     for vector in ("AVX512", "AVX2", "DEFAULT"):
@@ -127,7 +129,9 @@ def test_lowered_vector_instructions_are_another_device_class(monkeypatch: pytes
 def test_variables_that_lower_other_kernels_are_another_device_class(
     monkeypatch: pytest.MonkeyPatch, device: str, name: str
 ) -> None:
-    """MKL_CBWR=COMPATIBLE changes matrix products and DNNL_MAX_CPU_ISA=SSE41 convolutions, of which torch says nothing."""
+    """MKL_CBWR=COMPATIBLE changes matrix products and DNNL_MAX_CPU_ISA=SSE41 convolutions, of which torch says
+    nothing.
+    """
     plain = provenance.device_class(device)
     monkeypatch.setenv(name, "COMPATIBLE /x")
     assert provenance.device_class(device) == f"{plain}-with-{name.lower()}-compatible-x"

@@ -1,4 +1,6 @@
-"""What is generated from papers: texts of strangers stay texts, stages run no text of params.yaml, verdicts need rows."""
+"""What is generated from papers: texts of strangers stay texts, stages run no text of params.yaml, verdicts need
+rows.
+"""
 
 import json
 import re

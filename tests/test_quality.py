@@ -1,4 +1,6 @@
-"""How often a verdict errs: rates of known answer, on synthetic rows; and the same decisions as `repro.judge.decide`."""
+"""How often a verdict errs: rates of known answer, on synthetic rows; and the same decisions as
+`repro.judge.decide`.
+"""
 
 import json
 import math
@@ -176,14 +178,14 @@ def test_an_equivalence_that_the_spread_drowns_is_hardly_ever_said(make):
 
 
 def test_the_worst_truth_is_one_part_at_its_edge_and_the_others_far_inside(make):
-    both = f"[{{kind: bound, measure: loss, arm: a, max: 2, per: depth}}, {{kind: bound, measure: loss, arm: b, min: 0, {AT}, name: floor}}]"
+    both = f"[{{kind: bound, measure: loss, arm: a, max: 2, per: depth}}, {{kind: bound, measure: loss, arm: b, min: 0, {AT}, name: floor}}]"  # noqa: E501
     found = rates(make(both), rows_of({"a": 1.9, "b": 0.1}, spread=0.5))  # each part is close to its edge here
     assert found["false_rate"] == pytest.approx(0.05, abs=CHANCE)
     assert found["at"] in [f"bound of loss, depth {depth} at 2" for depth in (1, 2, 4)] + ["floor at 0"]
 
 
 def test_a_part_that_can_hardly_hold_makes_a_false_verdict_rare(make):
-    narrow = f"[{{kind: bound, measure: loss, arm: a, max: 2, {AT}}}, {{kind: bound, measure: loss, arm: b, between: [0.9, 1.1], {AT}}}]"
+    narrow = f"[{{kind: bound, measure: loss, arm: a, max: 2, {AT}}}, {{kind: bound, measure: loss, arm: b, between: [0.9, 1.1], {AT}}}]"  # noqa: E501
     found = rates(make(narrow), rows_of({"a": 1.0, "b": 1.0}, spread=0.2))
     assert found["false_rate"] < 0.03
 

@@ -253,7 +253,7 @@ write_file(Path(sys.argv[1]), "x" * 100_000)
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
-    script = "import sys, json; from repro.store import *; Store(sys.argv[1]).put(digest('a trial'), json.loads(sys.argv[2]))"
+    script = "import sys, json; from repro.store import *; Store(sys.argv[1]).put(digest('a trial'), json.loads(sys.argv[2]))"  # noqa: E501
     writers = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), json.dumps(body(n))]) for n in range(6)]
     assert [writer.wait() for writer in writers] == [0] * 6
     record = Store(tmp_path).get(KEY)

@@ -1,4 +1,6 @@
-"""What most experiments call: settings, learning curves, trivial predictors beside the scores, timings, worst errors."""
+"""What most experiments call: settings, learning curves, trivial predictors beside the scores,
+timings, worst errors.
+"""
 
 import inspect
 import math

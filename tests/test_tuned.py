@@ -19,7 +19,9 @@ def paper(tmp_path):
 
 
 def sweep(tuned, judged, levels=None, factors=None):
-    """Rows of arms: {arm: its value at each rate} on the tuning seeds, {arm: value} on seeds 0 to 4 at its best rate."""
+    """Rows of arms: {arm: its value at each rate} on the tuning seeds, {arm: value} on seeds 0 to 4 at
+    its best rate.
+    """
     rows = []
     for arm, values in tuned.items():
         for lr, value in zip(RATES, values, strict=True):

@@ -77,11 +77,11 @@ def main() -> None:
         (first, _), (_, early), (last, late) = watch.marks
     print(f"{options.trials} trials, engine {options.engine}, {options.jobs} jobs")
     print(
-        f"{'measured':<12}{cold:7.1f} s in all, {1000 * cold / options.trials:.2f} ms a trial; {1000 * (last - first) / options.trials:.2f} ms once workers are up"
+        f"{'measured':<12}{cold:7.1f} s in all, {1000 * cold / options.trials:.2f} ms a trial; {1000 * (last - first) / options.trials:.2f} ms once workers are up"  # noqa: E501
     )
     print(f"{'remembered':<12}{warm:7.1f} s in all, {1000 * warm / options.trials:.2f} ms a trial")
     print(
-        f"{'memory':<12}{early:7.0f} MB after a tenth, {late:.0f} MB at the end ({1000 * (late - early) / (0.9 * options.trials):.1f} kB a trial)"
+        f"{'memory':<12}{early:7.0f} MB after a tenth, {late:.0f} MB at the end ({1000 * (late - early) / (0.9 * options.trials):.1f} kB a trial)"  # noqa: E501
     )
 
 

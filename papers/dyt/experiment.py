@@ -54,7 +54,9 @@ class Form:
 
 
 def form(arm: str, seed: int, config: Form, device: torch.device) -> dict[str, float]:
-    """Random layers and inputs in float64: the bound, the slope at small inputs, and what one element does to others."""
+    """Random layers and inputs in float64: the bound, the slope at small inputs, and what one element
+    does to others.
+    """
     source, worst = generator("dyt form", seed), Worst()
     for _ in range(config.draws):
         layer = LAYERS[arm](config.channels).to(device, torch.float64).requires_grad_(False)

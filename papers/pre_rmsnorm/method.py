@@ -59,7 +59,9 @@ class ZeroMeanLinear(nn.Linear):
 
 
 class RMSNorm(LayerNorm):
-    """What a LayerNorm computes of zero-mean vectors: Eq. 2, eps within the root, and that LayerNorm's gain and bias."""
+    """What a LayerNorm computes of zero-mean vectors: Eq. 2, eps within the root, and that LayerNorm's
+    gain and bias.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.rms_norm(x, self.normalized_shape, self.weight, self.eps)

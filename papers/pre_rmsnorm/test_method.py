@@ -35,7 +35,9 @@ N = 6
 
 
 def oracle(z, gain, bias, eps, upstream):
-    """Eq. 5 in Python floats, one case at a time, from the decompressed vector: y, and gradients of sum(upstream * y)."""
+    """Eq. 5 in Python floats, one case at a time, from the decompressed vector: y, and gradients of sum(upstream *
+    y).
+    """
     y, dz, dgain, dbias = [], [], [0.0] * z.shape[-1], [0.0] * z.shape[-1]
     for row, up in zip(z.flatten(0, -2).tolist(), upstream.flatten(0, -2).tolist(), strict=True):
         last = -math.fsum(row)

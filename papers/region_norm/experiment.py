@@ -57,7 +57,9 @@ def moments(x: Tensor, region: Tensor) -> Tensor:
 
 
 def statistics(arm: str, seed: int, config: Statistics, device: torch.device) -> dict[str, float]:
-    """Images with a hole of one grey value, and random filters' responses to them, before and after a norm, in float64."""
+    """Images with a hole of one grey value, and random filters' responses to them, before and after a norm, in
+    float64.
+    """
     source, data, norm = generator("region_norm statistics", seed), fashion_mnist.load(device), NORMS[arm]
     chosen = torch.randperm(len(data.test_x), generator=source)[: config.images].to(device)
     noise, filters = (
@@ -192,7 +194,9 @@ def l1(out: Tensor, target: Tensor) -> Tensor:
 
 
 def guesses(train: Tensor, test: Tensor, mask: Tensor, names: tuple[str, ...]) -> dict[str, float]:
-    """PSNR in the holes of the mean training image, and of the mean of the five that are nearest in the known pixels."""
+    """PSNR in the holes of the mean training image, and of the mean of the five that are nearest in the
+    known pixels.
+    """
     known, images, found = (1 - mask).flatten(1), train.flatten(1), {}
     if "mean" in names:
         found["trivial_mean"] = images.mean(0).expand(len(test), -1)

@@ -126,7 +126,9 @@ def probed(arm: str, model: GPT, tokens: Tensor) -> Tensor:
 
 
 def entropy_range(arm: str, seed: int, config: EntropyRange, device: torch.device) -> dict[str, float]:
-    """Entropies in float64 where queries are 0 (uniform attention), where scores are huge (one key each), and between."""
+    """Entropies in float64 where queries are 0 (uniform attention), where scores are huge (one key each), and
+    between.
+    """
     model = build(nn.ReLU, "none", seed, config, config.vocab, device).double().requires_grad_(False)
     tokens = random_tokens("entropy", seed, config, device)
     limit = math.fsum(math.log(i) for i in range(1, config.context + 1)) / config.context

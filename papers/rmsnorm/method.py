@@ -56,7 +56,9 @@ def rms_norm(
 
 
 class RMSNorm(Affine):
-    """RMS normalisation with the arguments, state dict and shapes of torch.nn.RMSNorm (but for the place of eps: D1)."""
+    """RMS normalisation with the arguments, state dict and shapes of torch.nn.RMSNorm (but for the
+    place of eps: D1).
+    """
 
     def __init__(
         self,

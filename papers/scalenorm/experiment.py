@@ -61,7 +61,9 @@ class Cosine:
 
 
 def cosine(arm: str, seed: int, config: Cosine, device: torch.device) -> dict[str, float]:
-    """Logits of words of lengths 1e-3 to 1e3, behind the final norm with a random g, against g cos(w, x), in float64."""
+    """Logits of words of lengths 1e-3 to 1e3, behind the final norm with a random g, against g cos(w,
+    x), in float64.
+    """
     source = generator("scalenorm cosine", seed)
     w, x = torch.randn(2, config.words, config.width, generator=source, dtype=torch.float64)
     sizes, g = (

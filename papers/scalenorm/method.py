@@ -105,7 +105,9 @@ class FixNormEmbedding(nn.Embedding):
 
 
 def small_init(model: nn.Module, generator: torch.Generator) -> None:
-    """The init slot: linear layers of `model.blocks` ~ N(0, 2 / (5 d)), biases 0 (Sec. 2.2).  ValueError without any."""
+    """The init slot: linear layers of `model.blocks` ~ N(0, 2 / (5 d)), biases 0 (Sec. 2.2).
+    ValueError without any.
+    """
     layers = [layer for layer in getattr(model, "blocks", nn.ModuleList()).modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layers in blocks: write a GPT or a ViT")

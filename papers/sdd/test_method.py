@@ -29,7 +29,9 @@ TOKENS = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(1))
 
 
 def oracle(x, weight, alpha, upstream, groups):
-    """Eq. 1 in Python floats, one case at a time: y, and the gradients of sum(upstream * y) by hand (Eqs. 3, 8 and 12)."""
+    """Eq. 1 in Python floats, one case at a time: y, and the gradients of sum(upstream * y) by hand (Eqs. 3, 8 and
+    12).
+    """
     rows, gains, n = weight.tolist(), alpha.tolist(), M // groups
     y, dx, dweight, dalpha = [], [], [[[] for _ in range(N)] for _ in range(M)], [[] for _ in range(M)]
     for case, up in zip(x.flatten(0, -2).tolist(), upstream.flatten(0, -2).tolist(), strict=True):
@@ -166,7 +168,9 @@ def test_torch_agrees(name, training):
 
 
 def test_scale_of_v():
-    """f(c V) = f(V), dL/dV goes as 1 / c and has no component along V or, row space by row space, along z (Sec. 3.2)."""
+    """f(c V) = f(V), dL/dV goes as 1 / c and has no component along V or, row space by row space, along
+    z (Sec. 3.2).
+    """
     layer, x, up = SDDLinear(7, 6, eps=0.0, dtype=torch.float64), draw(4, 7), draw(4, 6, seed=1)
     layer.alpha.data = draw(6, seed=2)
     first = outcome(layer, x)

@@ -41,7 +41,9 @@ class Folding:
 
 @torch.no_grad()
 def folding(arm: str, seed: int, config: Folding, device: torch.device) -> dict[str, float]:
-    """RepBN in evaluation against its folds, as shares of the largest output: alone, before a linear layer, in a ViT."""
+    """RepBN in evaluation against its folds, as shares of the largest output: alone, before a linear
+    layer, in a ViT.
+    """
     source, dtype = generator("slab folding", seed), getattr(torch, config.dtype)
     worst = Worst()
 
@@ -100,7 +102,9 @@ class Attention:
 
 @torch.no_grad()
 def attention(arm: str, seed: int, config: Attention, device: torch.device) -> dict[str, float]:
-    """Multiplications and additions of the whole layer for one image, and its output against the weights written out."""
+    """Multiplications and additions of the whole layer for one image, and its output against the
+    weights written out.
+    """
     kind, source = {"sla": SLA, "quadratic": Quadratic, "softmax": Softmax}[arm], generator("slab attention", seed)
     layer = seeded(partial(kind, config.dim, config.heads, (math.isqrt(config.tokens),) * 2), source).to(
         device, torch.float64

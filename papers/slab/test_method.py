@@ -252,7 +252,9 @@ def test_contract():
 
 
 def test_prepbn_contract():
-    """In training; in evaluation it is RepBN (and has parameters without a gradient).  lambda stays at 0.3 throughout."""
+    """In training; in evaluation it is RepBN (and has parameters without a gradient).  lambda stays at 0.3
+    throughout.
+    """
     make, x = partial(PRepBN, 3, 10**15, r0=0.3), draw(2, 2, 3)
     check_factory(make)
     for training in (True, False):

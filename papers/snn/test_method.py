@@ -179,7 +179,9 @@ def test_mutant_dropout_dies(fault):
 
 
 def test_dropout_gradient():
-    """a where a unit was kept, 0 where it was dropped; the mask of torch's layer has the same law, not the same draws."""
+    """a where a unit was kept, 0 where it was dropped; the mask of torch's layer has the same law, not the same
+    draws.
+    """
     x = draw(1000).requires_grad_()
     torch.manual_seed(1)
     y = AlphaDropout(0.3)(x)

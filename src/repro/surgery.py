@@ -95,7 +95,9 @@ def _single_input(module: nn.Module) -> bool:
 
 
 def _probe(module: nn.Module, n: int) -> Layer | None:
-    """Recognise a layer norm or an RMS norm by its output for random parameters, over the last axis or over channels."""
+    """Recognise a layer norm or an RMS norm by its output for random parameters, over the last axis or
+    over channels.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:

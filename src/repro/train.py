@@ -58,7 +58,9 @@ def draws(device: torch.device, *parts: int | str, dtype: torch.dtype = torch.fl
 
 
 class _StepRandomness:
-    """Sets PyTorch's own generators (dropout draws from them) to a function of (seed, step), and of the rank beyond 0."""
+    """Sets PyTorch's own generators (dropout draws from them) to a function of (seed, step), and of the rank beyond
+    0.
+    """
 
     def __init__(self, seed: int, device: torch.device, rank: int = 0):
         self.seed, self.rank, self.generators = seed, (rank,) if rank else (), [torch.default_generator]

@@ -1,4 +1,5 @@
-"""Data files and archives: cut short, flipped, made to mislead.  The set `toy` is 1,024 bytes with a pinned checksum; its
+"""Data files and archives: cut short, flipped, made to mislead.  The set `toy` is 1,024 bytes with a pinned
+checksum; its
 archives are a Debian package and a PyPI one that a person put into the set's folder (see `dev.badinput`).
 """
 

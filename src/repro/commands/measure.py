@@ -195,7 +195,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     work = common.duration(sum(cost.seconds or 0.0 for cost in costs))
     unknown = sum(cost.seconds is None for cost in costs)
     say(
-        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"
+        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"  # noqa: E501
         + (f"; {unknown} experiments have no rate yet" if unknown else "")
     )
 

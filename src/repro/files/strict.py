@@ -180,7 +180,9 @@ def dotted(where: Where) -> str:
 
 
 def unlike(kind: Any, value: Any) -> str:
-    """What to write in place of a setting that is not of the type which its Config annotates; types not known here fit."""
+    """What to write in place of a setting that is not of the type which its Config annotates; types not known here
+    fit.
+    """
     if kind is Any or isinstance(kind, str):
         return ""
     if get_origin(kind) in (Union, UnionType):

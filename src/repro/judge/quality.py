@@ -1,6 +1,7 @@
 """The size of the test under Gaussian seeds: claims judged over and over at the edge of their rules.
 
-This checks the arithmetic of the judge, not its verdicts: that a rule which is just barely false is called reproduced in
+This checks the arithmetic of the judge, not its verdicts: that a rule which is just barely false is called
+reproduced in
 at most one of twenty repeats, if seeds are Gaussian.  It cannot see skew, runs that collapse, tuning, scale or a rule
 that asks for too little.
 

@@ -4,7 +4,8 @@ value  a measure at fixed levels; with `contrast` the difference (first minus se
        `steps_to` the first step at which a curve reaches the target (infinite where it never does), of a slope rule the
        least-squares slope over the levels of x
 
-Where the claim tunes, every arm is read at its own level of the tuned factor, which `repro.run.tuning.choose` picks from
+Where the claim tunes, every arm is read at its own level of the tuned factor, which `repro.run.tuning.choose`
+picks from
 the rows of the tuning seeds, for each cell of the other factors.
 """
 

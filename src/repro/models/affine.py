@@ -147,7 +147,9 @@ def refuse_nested(module: nn.Module, args: tuple) -> None:
 
 
 def never_fuse(module: nn.Module) -> None:
-    """Keep torch's fused inference of nn.TransformerEncoderLayer from computing a LayerNorm in the place of `module`."""
+    """Keep torch's fused inference of nn.TransformerEncoderLayer from computing a LayerNorm in the
+    place of `module`.
+    """
     module.register_forward_pre_hook(refuse_nested)
 
 

@@ -6,7 +6,7 @@ SYMBOLS = dict(
     pair.split()
     for pair in (
         "alpha α,beta β,gamma γ,delta δ,epsilon ε,varepsilon ε,zeta ζ,eta η,theta θ,kappa κ,lambda λ,mu μ,nu ν,xi ξ,"
-        "pi π,rho ρ,sigma σ,tau τ,phi φ,varphi φ,chi χ,psi ψ,omega ω,Gamma Γ,Delta Δ,Theta Θ,Lambda Λ,Sigma Σ,Phi Φ,Psi Ψ,"
+        "pi π,rho ρ,sigma σ,tau τ,phi φ,varphi φ,chi χ,psi ψ,omega ω,Gamma Γ,Delta Δ,Theta Θ,Lambda Λ,Sigma Σ,Phi Φ,Psi Ψ,"  # noqa: E501
         "Omega Ω,ell ℓ,partial ∂,nabla ∇,infty ∞,sum Σ,prod Π,int ∫,odot ⊙,cdot ·,times ×,le ≤,leq ≤,ge ≥,geq ≥,neq ≠,"
         "ne ≠,approx ≈,sim ~,propto ∝,in ∈,to →,rightarrow →,leftarrow ←,gets ←,mapsto ↦,dots …,ldots …,cdots …,top ᵀ,"
         "lfloor ⌊,rfloor ⌋,lceil ⌈,rceil ⌉,lVert ‖,rVert ‖,Vert ‖,lvert |,rvert |,vert |,mid |,star *,ast *,pm ±,"

@@ -3,7 +3,8 @@
 A row is a function of its key.  Code of this suite is in the key through its source digest; data sets are, because the
 modules that load them check them by sha256; installed packages are, by torch's version.  A file that an experiment
 opens by itself, or a module of this suite that it imports by a name computed at run time, is in none of them, and would
-change rows under equal keys.  The hook sees what Python opens and imports.  It cannot see what a library reads in C++ or
+change rows under equal keys.  The hook sees what Python opens and imports.  It cannot see what a library reads
+in C++ or
 what another process reads: it guards against mistakes, not against an experiment that means to deceive.
 """
 

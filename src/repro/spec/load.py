@@ -45,7 +45,9 @@ def slugs() -> list[str]:
 
 
 def load(paper: str | Path, root: str | Path | None = None) -> "Paper":
-    """The paper of a slug (in `root/papers` if given), of a folder or a `paper.yaml` (a Path); a one-line ReproError if wrong."""
+    """The paper of a slug (in `root/papers` if given), of a folder or a `paper.yaml` (a Path); a one-line ReproError
+    if wrong.
+    """
     folder = paper_dirs() if root is None else Path(root) / "papers"
     path = folder / paper if isinstance(paper, str) else Path(paper)
     path = path if path.name == "paper.yaml" else path / "paper.yaml"

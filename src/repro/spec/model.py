@@ -709,7 +709,9 @@ class Paper(_Strict):
         return None
 
     def registered_experiments(self, profile: str) -> list[str]:
-        """The experiments whose rows the claims of a profile and their controls read; those of identities alone are none."""
+        """The experiments whose rows the claims of a profile and their controls read; those of identities
+        alone are none.
+        """
         claims = [self.claims[claim_id] for claim_id in self.judged_in(profile)]
         names = {name for c in claims for name in (c.experiment, *(x.experiment for x in c.controls)) if name}
         return sorted(names)
