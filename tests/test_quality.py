@@ -414,6 +414,8 @@ def test_judge_stores_the_rates_and_the_checks_know_them(checkout: Checkout) -> 
     assert path.read_text() != whole
     assert "stored verdicts differ" in checkout.refused("judge", "--all", "--check", code=1)
     assert "the stored error rates DIFFER" in checkout.run("verify", "demo").stdout
-    path.unlink()  # judged by an earlier version
-    checkout.ok("judge", "--all", "--check")
+    path.unlink()
+    assert "stored verdicts differ" in checkout.refused("judge", "--all", "--check", code=1)
+    assert "no error rates are stored" in checkout.run("verify", "demo").stdout
+    checkout.ok("judge", "demo")
     assert "all checks passed" in checkout.ok("verify", "demo")
