@@ -1,6 +1,6 @@
 """`fit_batched` against `fit` seed by seed: model-steps a second, one thread (or one GPU).
 
-    python benchmarks/batched_seeds.py [--rounds 5] [--device cpu] [--only small]
+    python dev/benchmarks/batched_seeds.py [--rounds 5] [--device cpu] [--only small]
 
 Goals on a CPU core: 4x for the width-32 MLP with 32 seeds, 1.5x for the 100k-parameter MLP with 8.  The case with 784
 inputs has the same width but is bound by its first product, which stacking cannot shorten.

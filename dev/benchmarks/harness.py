@@ -1,6 +1,6 @@
 """`repro.train.fit` against the same loop written by hand: CPU time a step, goal at most 1.03x.
 
-    python benchmarks/harness.py [--steps 2000] [--rounds 7] [--device cpu]
+    python dev/benchmarks/harness.py [--steps 2000] [--rounds 7] [--device cpu]
 
 One thread, arms interleaved, median of rounds; the raw loop appears twice, and the ratio of the two is the error of
 the comparison (above 1.02 it says nothing).

@@ -1,6 +1,6 @@
 """What the suite adds to a trial: 10,000 trials that do nothing, through the store and an engine.
 
-    python benchmarks/scheduler.py [--trials 10000] [--engine local] [--jobs 2]
+    python dev/benchmarks/scheduler.py [--trials 10000] [--engine local] [--jobs 2]
 
 Prints seconds per phase, milliseconds per trial, and the growth of this process's memory from the first tenth of the
 trials to the end (flat: it does not grow with their number beyond their rows).
