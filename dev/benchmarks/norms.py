@@ -1,6 +1,7 @@
 """Time and bandwidth of normalization layers, forward and backward, as a share of what a plain copy reaches.
 
-    python dev/benchmarks/norms.py [--device cuda --dtype bfloat16 --graph --cold] [--rows 4096 --width 1024] [--compile]
+    python dev/benchmarks/norms.py [--device cuda --dtype bfloat16 --graph --cold] [--rows 4096 --width 1024]
+        [--compile]
 
 Input (rows, width), normalized over the last axis, with gain and (layer norm) bias.  Traffic is counted as the least
 possible, five passes over the tensor: read x and write y; read x and dy and write dx.  Time is CPU time of one thread,
