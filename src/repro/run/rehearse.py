@@ -105,7 +105,7 @@ def _short_fit(fit: Callable, count: Count) -> Callable:
             history, flop = _counted(lambda: fit(model, data, *args, steps=taken, batch=few, **options))
         finally:
             inside[0] = False
-        count.flop += flop / taken * steps * batch / few
+        count.flop += flop / max(taken, 1) * steps * batch / few
         count.steps += steps
         count.fits += 1
         _fill(history, steps, every if evaluate is not None else None)
@@ -130,12 +130,14 @@ def _fill(history: Any, steps: int, every: int | None) -> None:
 
 def _short_evaluation(evaluate: Callable, lm: bool) -> Callable:
     @functools.wraps(evaluate)
+    def short_lm(model: Any, tokens: Any, context: int, **options: Any) -> Any:
+        return evaluate(model, tokens, context, **{**options, "windows": 2})
+
+    @functools.wraps(evaluate)
     def short(model: Any, x: Any, y: Any, **options: Any) -> Any:
-        if lm:
-            return evaluate(model, x, y, **{**options, "windows": 2})
         return evaluate(model, x[:BATCH], y[:BATCH], **options)
 
-    return short
+    return short_lm if lm else short
 
 
 def _short_compare(compare: Callable, count: Count) -> Callable:
