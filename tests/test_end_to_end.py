@@ -106,6 +106,27 @@ def test_an_installed_package_works_outside_the_checkout(clone: Path, tmp_path: 
     assert listed.returncode == 0 and "rmsnorm" in listed.stdout, listed.stderr
 
 
+@pytest.mark.parametrize("resolution", ["lowest-direct", "highest"])
+def test_bounds_of_versions_hold(clone: Path, tmp_path: Path, resolution: str) -> None:
+    """The oldest and the newest packages that pyproject.toml allows read, judge, render and pass the tests of a paper."""
+    path = tmp_path / "repro"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", path / ".venv"], check=True)
+    python, bin = path / ".venv/bin/python", path / ".venv/bin"
+    install = [clone / ".venv/bin/uv", "pip", "install", "-q", "--python", python, "--resolution", resolution]
+    subprocess.run([*install, "-e", ".[suite,test]"], cwd=path, check=True)
+    environment = {**os.environ, "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}"}
+    for words in (
+        ["repro", "list"],
+        ["repro", "judge", "--all", "--check"],
+        ["repro", "report", "rmsnorm"],
+        ["dvc", "status", "papers/rmsnorm"],
+        ["python", "-m", "pytest", "-q", "papers/rmsnorm", "tests/test_rules.py", "tests/test_decide.py"],
+    ):
+        done = subprocess.run([bin / words[0], *words[1:]], cwd=path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (words, (done.stdout + done.stderr)[-4000:])
+
+
 def test_make_test_passes(clone: Path) -> None:
     out, _ = make(clone, "test")
     assert " passed" in out and "failed" not in out.splitlines()[-1]
