@@ -108,7 +108,7 @@ def test_an_installed_package_works_outside_the_checkout(clone: Path, tmp_path: 
 
 @pytest.mark.parametrize("resolution", ["lowest-direct", "highest"])
 def test_bounds_of_versions_hold(clone: Path, tmp_path: Path, resolution: str) -> None:
-    """The oldest and the newest packages that pyproject.toml allows read, judge, render and pass the tests of a paper."""
+    """The oldest and the newest packages that pyproject.toml allows read, judge, render and pass a paper's tests."""
     path = tmp_path / "repro"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(path)], check=True)
     subprocess.run([sys.executable, "-m", "venv", path / ".venv"], check=True)
@@ -121,7 +121,8 @@ def test_bounds_of_versions_hold(clone: Path, tmp_path: Path, resolution: str) -
         ["repro", "judge", "--all", "--check"],
         ["repro", "report", "rmsnorm"],
         ["dvc", "status", "papers/rmsnorm"],
-        ["python", "-m", "pytest", "-q", "papers/rmsnorm", "tests/test_rules.py", "tests/test_decide.py"],
+        # torch 2.11 warns of its own code when it compiles an autograd.Function
+        ["python", "-m", "pytest", "-q", "-W", "ignore::DeprecationWarning", "papers/rmsnorm", "tests/test_decide.py"],
     ):
         done = subprocess.run([bin / words[0], *words[1:]], cwd=path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (words, (done.stdout + done.stderr)[-4000:])
