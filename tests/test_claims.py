@@ -274,6 +274,16 @@ def test_rows_that_are_equal_in_all_seeds_are_an_error_of_the_experiment(paper):
     assert one["state"] == "reproduced"
 
 
+def test_a_measure_that_is_equal_in_all_seeds_is_not_hidden_by_one_that_varies(paper):
+    rows = rows_of(a=[0.489] * 5, b=[1.0] * 5, c=[2.0] * 5)
+    for i, one in enumerate(rows):
+        one["measures"]["seconds_to_load"] = float(i)
+    found = claim(paper(), rows)
+    assert found["state"] == "inconclusive" and "The measure loss of every arm is the same" in found["why"]
+    rows[-1]["measures"]["loss"] += 1e-9  # the last seed of the control
+    assert claim(paper(), rows)["state"] == "reproduced"
+
+
 # ---- lists of rules, levels, error rates ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ not reproduced   of a claim about trained arms: an arm that is known to show the
 A claim that misses its gate is inconclusive, and `mark` says why.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -239,22 +239,35 @@ class Stop:
 def _ignores_seed(case: Case) -> Stop | None:
     """An experiment that draws nothing of its seed has one run, not n.
 
-    A single arm may be constant (a network that is dead, a reference that is computed), all of them are not by chance.
+    A single arm may be constant (a network that is dead, a reference that is computed).  That all measures of the arms
+    which a rule compares are, or that what it reads is in every arm of the experiment, does not happen by chance.
     """
-    rows, seeds = case.rows_of(case.claim.experiment), set(case.settings.seeds)
-    named = (name for rule in case.rules for name in (rule.arm, getattr(rule, "against", None)))
-    constant, arms = True, list(dict.fromkeys(name for name in named if name))
-    for arm in arms:
-        cells: dict[frozenset, list[dict]] = {}
-        for row in rows:
-            if row["arm"] == arm and row["seed"] in seeds and row["status"] == "ok":
-                cells.setdefault(frozenset(row["factors"].items()), []).append(row["measures"])
-        several = [measures for measures in cells.values() if len(measures) > 1]
-        constant &= bool(several) and all(each[0] == other for each in several for other in each[1:])
-    if not constant:
+    cells: dict[tuple[str, frozenset], list[dict]] = {}
+    seeds = set(case.settings.seeds)
+    for row in case.rows_of(case.claim.experiment):
+        if row["seed"] in seeds and row["status"] == "ok":
+            cells.setdefault((row["arm"], frozenset(row["factors"].items())), []).append(row["measures"])
+    several = [(arm, measures) for (arm, _), measures in cells.items() if len(measures) > 1]
+
+    def constant(arms: Collection[str], names: Collection[str] | None = None) -> bool:
+        """Whether the named measures (all of them: None) of the arms are the same at all seeds."""
+        shown = [
+            [{k: v for k, v in one.items() if names is None or k in names} for one in measures]
+            for arm, measures in several
+            if arm in arms
+        ]
+        return set(arms) <= {arm for arm, _ in several} and all(one == each[0] for each in shown for one in each)
+
+    compared = {name: None for rule in case.rules for name in (rule.arm, getattr(rule, "against", None)) if name}
+    everywhere = {arm: None for arm, _ in several}
+    what = f"every row of {listed(list(compared))}" if constant(compared) else None
+    for rule in case.rules:
+        if what is None and everywhere and rule.kind != "failures" and constant(everywhere, [rule.measure]):
+            what = f"the measure {rule.measure} of every arm"
+    if what is None:
         return None
     return Stop(
-        f"every row of {listed(arms)} is the same at all {len(seeds)} seeds, so that the experiment ignores its seed. "
+        f"{what} is the same at all {len(seeds)} seeds, so that the experiment ignores its seed. "
         "Mend the experiment, or state an identity where nothing is drawn."
     )
 
