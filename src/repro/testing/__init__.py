@@ -26,6 +26,7 @@ from repro.testing.norms import (
     residual_mlp_in_numpy,
     scramble,
 )
+from repro.testing.optimizers import check_optimizer, trajectory
 
 __all__ = [
     "CLAUSES",
@@ -39,6 +40,7 @@ __all__ = [
     "check_gradients",
     "check_layouts",
     "check_norm_contract",
+    "check_optimizer",
     "check_signature",
     "check_twin",
     "check_vmap",
@@ -52,4 +54,5 @@ __all__ = [
     "residual_mlp_in_numpy",
     "scramble",
     "sized",
+    "trajectory",
 ]

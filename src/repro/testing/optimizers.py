@@ -1,0 +1,143 @@
+"""What every optimizer of the suite owes, whichever rule it has."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+Make = Callable[..., torch.optim.Optimizer]  # make(params, lr=..., **options)
+
+
+def loss_of(model: nn.Module, t: int) -> Tensor:
+    """The loss of step t, which is noisy."""
+    draw, dtype = torch.Generator().manual_seed(1000 + t), next(model.parameters()).dtype
+    x = torch.randn(4, 2, 4, generator=draw, dtype=torch.float64).to(dtype)
+    return (model(x) - x.sum((1, 2))[:, None]).square().mean()
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A small network with matrices, a convolution and vectors."""
+    source = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(9, 5), nn.Tanh(), nn.LayerNorm(5), nn.Linear(5, 3)
+    ).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=source, dtype=torch.float64) / 2)
+    return model
+
+
+def run(make: Make, steps: int = 4, *, lr: float = 0.01, dtype: torch.dtype = torch.float64, **options) -> list[Tensor]:
+    """Return the parameters after `steps` steps."""
+    model = network(dtype)
+    optimizer = make(model.parameters(), lr=lr, **options)
+    for t in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, t).backward()
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_equal(one: list[Tensor], other: list[Tensor], what: str) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), what
+
+
+def check_optimizer(make: Make, *, maximize: bool = True) -> None:
+    """`make(params, lr=...)` is an optimizer as torch has them.
+
+    Resumes bitwise from a state dict and from a copy; takes closures, groups with rates of their own, schedulers,
+    parameters without gradients and named ones; keeps dtypes; refuses sparse gradients, complex numbers, rates below 0
+    and no parameters; `maximize` is a step along the other sign.
+    """
+    whole = run(make, 4)
+    assert all(torch.isfinite(p).all() for p in whole)
+    half = run(make, 4, dtype=torch.bfloat16)
+    for how in ("state dict", "copy", "file", "bfloat16"):
+        model = network(torch.bfloat16 if how == "bfloat16" else torch.float64)
+        optimizer = make(model.parameters(), lr=0.01)
+        for t in range(4):
+            if t == 2 and how == "copy":
+                model, optimizer = copy.deepcopy((model, optimizer))
+            elif t == 2:
+                state = optimizer.state_dict()
+                if how == "file":
+                    torch.save(state, stored := io.BytesIO())
+                    state = torch.load(io.BytesIO(stored.getvalue()), weights_only=True)
+                optimizer = make(model.parameters(), lr=0.5)
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            loss_of(model, t).backward()
+            optimizer.step()
+        assert_equal(list(model.parameters()), half if how == "bfloat16" else whole, f"resumed from a {how}")
+
+    model = network()
+    optimizer = make(model.parameters(), lr=0.01)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss_of(model, 0)
+        value.backward()
+        return value
+
+    assert torch.is_tensor(optimizer.step(closure)), "step(closure) returns the loss"
+    assert_equal(list(model.parameters()), run(make, 1), "a closure")
+
+    model = network()
+    first, *rest = model.parameters()
+    optimizer = make([{"params": [first], "lr": 0.0}, {"params": rest}], lr=0.01)
+    before = first.detach().clone()
+    loss_of(model, 0).backward()
+    rest[-1].grad = None
+    kept = rest[-1].detach().clone()
+    optimizer.step()
+    assert torch.equal(first, before), "a group with lr=0 stays where it is"
+    assert torch.equal(rest[-1], kept), "a parameter without a gradient stays where it is"
+    assert_equal(rest[:-1], run(make, 1)[1:-1], "groups")
+
+    model = network()
+    optimizer = make(model.named_parameters(), lr=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no step before the scheduler's first
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.0)
+    loss_of(model, 0).backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    scheduler.step()
+    assert_equal(list(model.parameters()), before, "a scheduler sets the rate")
+
+    for dtype in (torch.float32, torch.bfloat16):
+        assert all(p.dtype == dtype for p in run(make, 2, dtype=dtype)), dtype
+    if maximize:
+        up, start = run(make, 1, maximize=True), [p.detach() for p in network().parameters()]
+        moved = [(a - c).sign() + (b - c).sign() for a, b, c in zip(up, run(make, 1), start, strict=True)]
+        assert all(not m.any() for m in moved), "maximize goes the other way"
+
+    table = nn.Embedding(3, 2, sparse=True)
+    optimizer = make(table.parameters(), lr=0.1)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    number = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    optimizer = make([number], lr=0.1)
+    number.grad = torch.ones_like(number)
+    with pytest.raises(RuntimeError, match="complex"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="lr=-1"):
+        make([nn.Parameter(torch.ones(2))], lr=-1.0)
+    with pytest.raises(ValueError, match="empty parameter list"):
+        make([], lr=0.1)
+
+
+def trajectory(make: Make, gradients: Tensor, start: Tensor, **options) -> Tensor:
+    """Return where one parameter stands after each of the given gradients: (steps, *shape)."""
+    p = nn.Parameter(start.clone())
+    optimizer, path = make([p], **options), []
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+        path.append(p.detach().clone())
+    return torch.stack(path)
