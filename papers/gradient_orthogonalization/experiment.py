@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro import tasks
-from repro.models.gpt import GPT
-from repro.papers.gradient_orthogonalization import Muon, TrustRegion, muon_groups, newton_schulz, polar
-from repro.train import cosine, draws, generator
+from repro.experiments.optim_bytes import OptimBytes
+from repro.papers.gradient_orthogonalization import Muon, TrustRegion, newton_schulz, polar
+from repro.train import draws, generator
 
 # --- arms -------------------------------------------------------------------------------------------------------------
 
@@ -27,9 +27,9 @@ class OrthogonalSGDM(TrustRegion):
 
 
 class Averaged(Muon):
-    """Muon with the paper's plain mean, whose arm decides what becomes of the gradient."""
+    """Muon with the paper's plain mean, whose arm decides what becomes of the gradient of a matrix."""
 
-    def __init__(self, params: list[dict], lr: float, momentum: float, arm: str, source: torch.Generator):
+    def __init__(self, params: list[dict], lr: float, arm: str, momentum: float, source: torch.Generator):
         super().__init__(params, lr, momentum, nesterov=False)
         self.arm, self.source = arm, source
 
@@ -41,60 +41,19 @@ class Averaged(Muon):
         else:
             d = state["momentum_buffer"].lerp_(newton_schulz(g), 1 - group["momentum"])
         rows, columns = p.shape
+        p.mul_(1 - group["lr"] * group["weight_decay"])
         p.sub_(d, alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
-# --- a language model -------------------------------------------------------------------------------------------------
+def _averaged(arm: str) -> Callable[..., torch.optim.Optimizer]:
+    def make(groups: list[dict], lr: float, config: OptimBytes, seed: int) -> torch.optim.Optimizer:
+        parts = [{**group, "adam": not group.get("hidden", False)} for group in groups]
+        return Averaged(parts, lr, arm, config.momentum, generator("gradient_orthogonalization random", seed))
+
+    return make
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bytes(tasks.Text):
-    """lr is that of the hidden matrices, adam_lr that of all else."""
-
-    width: int
-    depth: int
-    heads: int
-    momentum: float = 0.95
-    adam_lr: float = 0.003
-    warmup: float = 0.05
-
-
-def language(arm: str, seed: int, config: Bytes, device: torch.device) -> tasks.Measures:
-    """Held-out loss of a decoder whose hidden matrices are trained by the arm, and all else by AdamW."""
-    corpus, source = config.load(device), generator("gradient_orthogonalization bytes", seed)
-    model = GPT(
-        corpus.vocab,
-        config.context,
-        config.width,
-        config.depth,
-        heads=config.heads,
-        generator=source,
-        norm=nn.RMSNorm,
-        std=config.width**-0.5,
-        embedding_std=1.0,
-    )
-
-    def groups(model: nn.Module) -> list[dict]:
-        hidden, others = muon_groups(model)
-        return [hidden, {**others, "lr_scale": config.adam_lr / config.lr}]
-
-    def optimizer(groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        if arm == "adamw":
-            return torch.optim.AdamW([{**g, "lr": lr * g.get("lr_scale", 1.0)} for g in groups], weight_decay=0.0)
-        return Averaged(groups, lr, config.momentum, arm, source)
-
-    return tasks.language_model(
-        model,
-        "gradient_orthogonalization bytes batches",
-        seed,
-        config,
-        device,
-        corpus=corpus,
-        groups=groups,
-        optimizer=optimizer,
-        schedule=cosine(config.warmup, 0.1),
-        clip=None,
-    )
+muon, orthogonal_sgdm, random = _averaged("muon"), _averaged("orthogonal_sgdm"), _averaged("random")
 
 
 # --- noisy least squares ----------------------------------------------------------------------------------------------
