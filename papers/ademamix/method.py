@@ -13,7 +13,7 @@ During `alpha_warmup` and `beta3_warmup` steps, in the paper all steps of the ru
 
 so that the half-life of m2 grows in a straight line, and not b3 itself.
 
-  D1  h has no 1e-8 under the logarithm, which the code adds; it moves b3 by about 1e-8.
+  D1  h has no 1e-8 under the logarithm, which the code adds; it moves b3 by less than 1e-7.
   D2  In half precision the state is kept in float32, and the step is rounded once, to the parameter's dtype.
 """
 
