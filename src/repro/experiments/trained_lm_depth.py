@@ -93,7 +93,7 @@ def damaged(kind: str, seed: int, config: Passages, device: torch.device) -> pre
     if kind == "exchanged":
         return rewired(model, blocks[half:] + blocks[:half])
     if kind == "damped":
-        return rewired(model, blocks[:half] + [Damped(block, 0.1) for block in blocks[half:]])
+        return rewired(model, [Damped(block, 1.0 if i < half else 0.1) for i, block in enumerate(blocks)])
     if kind == "untrained":
         model, source = copy.deepcopy(model), generator("trained_lm_depth weights", seed)
         for p in model.parameters():
