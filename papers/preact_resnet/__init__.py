@@ -4,9 +4,9 @@ from repro.papers.preact_resnet.method import (
     PreActBottleneck,
     PreActResNet,
     preact_resnet,
-    preact_resnet1001,
     preact_resnet110,
     preact_resnet164,
+    preact_resnet1001,
 )
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "PreActBottleneck",
     "PreActResNet",
     "preact_resnet",
-    "preact_resnet1001",
     "preact_resnet110",
     "preact_resnet164",
+    "preact_resnet1001",
 ]

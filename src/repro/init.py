@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repro.papers.fixup import fixup_init_ as fixup_init_
+    from repro.papers.he_init import he_init_ as he_init_
     from repro.papers.scalenorm import small_init as small_init
     from repro.papers.snn import lecun_normal_ as lecun_normal_
 
 HOMES = {
     "fixup_init_": "fixup",
+    "he_init_": "he_init",
     "lecun_normal_": "snn",
     "small_init": "scalenorm",
 }

@@ -14,8 +14,23 @@ if TYPE_CHECKING:
     from repro.papers.evonorm import EvoNormS0 as EvoNormS0
     from repro.papers.fixup import FixupBasicBlock as FixupBasicBlock
     from repro.papers.fixup import FixupBottleneck as FixupBottleneck
+    from repro.papers.glu_variants import FFNGEGLU as FFNGEGLU
+    from repro.papers.glu_variants import FFNGLU as FFNGLU
+    from repro.papers.glu_variants import FFNBilinear as FFNBilinear
+    from repro.papers.glu_variants import FFNReGLU as FFNReGLU
+    from repro.papers.glu_variants import FFNSwiGLU as FFNSwiGLU
+    from repro.papers.laurel import LaurelLR as LaurelLR
+    from repro.papers.laurel import LaurelPA as LaurelPA
+    from repro.papers.laurel import LaurelRW as LaurelRW
+    from repro.papers.laurel import LaurelRWLR as LaurelRWLR
+    from repro.papers.laurel import ReadHistory as ReadHistory
+    from repro.papers.laurel import StartHistory as StartHistory
     from repro.papers.layernorm import LayerNorm as LayerNorm
     from repro.papers.ln_removal import FakeLayerNorm as FakeLayerNorm
+    from repro.papers.mhc_lite import MHC as MHC
+    from repro.papers.mhc_lite import ExpandStreams as ExpandStreams
+    from repro.papers.mhc_lite import MHCLite as MHCLite
+    from repro.papers.mhc_lite import SumStreams as SumStreams
     from repro.papers.mix_ln import MixLN as MixLN
     from repro.papers.nf_resnet import NFBlock as NFBlock
     from repro.papers.nf_resnet import NFResNet as NFResNet
@@ -31,9 +46,16 @@ if TYPE_CHECKING:
     from repro.papers.powernorm import PowerNormV as PowerNormV
     from repro.papers.pre_rmsnorm import CRMSNorm as CRMSNorm
     from repro.papers.pre_rmsnorm import ZeroMeanLinear as ZeroMeanLinear
+    from repro.papers.preact_resnet import PreActBlock as PreActBlock
+    from repro.papers.preact_resnet import PreActBottleneck as PreActBottleneck
+    from repro.papers.preact_resnet import PreActResNet as PreActResNet
     from repro.papers.region_norm import RegionNormB as RegionNormB
     from repro.papers.region_norm import RegionNormL as RegionNormL
+    from repro.papers.relu_attention import ReLUAttention as ReLUAttention
     from repro.papers.relus_revival import LearnableLeakyReLU as LearnableLeakyReLU
+    from repro.papers.resnet import BasicBlock as BasicBlock
+    from repro.papers.resnet import BottleneckBlock as BottleneckBlock
+    from repro.papers.resnet import PlainBlock as PlainBlock
     from repro.papers.rmsnorm import PartialRMSNorm as PartialRMSNorm
     from repro.papers.rmsnorm import RMSNorm as RMSNorm
     from repro.papers.scalenorm import FixNormEmbedding as FixNormEmbedding
@@ -48,14 +70,19 @@ if TYPE_CHECKING:
     from repro.papers.snn import SELU as SELU
     from repro.papers.snn import AlphaDropout as AlphaDropout
     from repro.papers.unified_norm import UnifiedNorm as UnifiedNorm
+    from repro.papers.value_residual import SharedValueQKV as SharedValueQKV
+    from repro.papers.value_residual import ValueResidualQKV as ValueResidualQKV
     from repro.papers.weight_standardization import BatchChannelNorm as BatchChannelNorm
     from repro.papers.weight_standardization import EstBN as EstBN
     from repro.papers.weight_standardization import WSConv2d as WSConv2d
+    from repro.papers.wide_resnet import WideBlock as WideBlock
 
 HOMES = {
     "AlphaDropout": "snn",
+    "BasicBlock": "resnet",
     "BatchChannelNorm": "weight_standardization",
     "BatchNorm": "batchnorm",
+    "BottleneckBlock": "resnet",
     "CRMSNorm": "pre_rmsnorm",
     "DualPatchEmbed": "dual_patchnorm",
     "DyT": "dyt",
@@ -63,13 +90,25 @@ HOMES = {
     "EstBN": "weight_standardization",
     "EvoNormB0": "evonorm",
     "EvoNormS0": "evonorm",
+    "ExpandStreams": "mhc_lite",
+    "FFNBilinear": "glu_variants",
+    "FFNGEGLU": "glu_variants",
+    "FFNGLU": "glu_variants",
+    "FFNReGLU": "glu_variants",
+    "FFNSwiGLU": "glu_variants",
     "FakeLayerNorm": "ln_removal",
     "FixNormEmbedding": "scalenorm",
     "FixupBasicBlock": "fixup",
     "FixupBottleneck": "fixup",
+    "LaurelLR": "laurel",
+    "LaurelPA": "laurel",
+    "LaurelRW": "laurel",
+    "LaurelRWLR": "laurel",
     "LayerNorm": "layernorm",
     "LayerNormScaling": "curse_of_depth",
     "LearnableLeakyReLU": "relus_revival",
+    "MHC": "mhc_lite",
+    "MHCLite": "mhc_lite",
     "MixLN": "mix_ln",
     "NFBlock": "nf_resnet",
     "NFNetBlock": "nfnet",
@@ -78,13 +117,19 @@ HOMES = {
     "PRepBN": "slab",
     "PartialRMSNorm": "rmsnorm",
     "PeriLN": "peri_ln",
+    "PlainBlock": "resnet",
     "PostLN": "peri_ln",
     "PostSDD": "sdd",
     "PowerNorm": "powernorm",
     "PowerNormV": "powernorm",
+    "PreActBlock": "preact_resnet",
+    "PreActBottleneck": "preact_resnet",
+    "PreActResNet": "preact_resnet",
     "PreLN": "peri_ln",
     "PreSDD": "sdd",
     "RMSNorm": "rmsnorm",
+    "ReLUAttention": "relu_attention",
+    "ReadHistory": "laurel",
     "RegionNormB": "region_norm",
     "RegionNormL": "region_norm",
     "RepBN": "slab",
@@ -96,8 +141,13 @@ HOMES = {
     "ScaledWSConv2d": "nf_resnet",
     "ScaledWSLinear": "nf_resnet",
     "SeeDNorm": "seednorm",
+    "SharedValueQKV": "value_residual",
+    "StartHistory": "laurel",
+    "SumStreams": "mhc_lite",
     "UnifiedNorm": "unified_norm",
+    "ValueResidualQKV": "value_residual",
     "WSConv2d": "weight_standardization",
+    "WideBlock": "wide_resnet",
     "ZeroMeanLinear": "pre_rmsnorm",
 }
 __all__ = list(HOMES)

@@ -5,10 +5,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repro.papers.adam import Adam as Adam
+    from repro.papers.adam import AdaMax as AdaMax
+    from repro.papers.ademamix import AdEMAMix as AdEMAMix
+    from repro.papers.gradient_orthogonalization import Muon as Muon
+    from repro.papers.gradient_orthogonalization import TrustRegion as TrustRegion
     from repro.papers.nfnet import AGC as AGC
 
 HOMES = {
     "AGC": "nfnet",
+    "AdEMAMix": "ademamix",
+    "AdaMax": "adam",
+    "Adam": "adam",
+    "Muon": "gradient_orthogonalization",
+    "TrustRegion": "gradient_orthogonalization",
 }
 __all__ = list(HOMES)
 

@@ -50,17 +50,13 @@ def names_of(slug: str, file: str) -> list[str]:
             for name in names:
                 if not (isinstance(name, str) and name.isidentifier()):
                     raise ReproError(f"{shown}:{node.lineno}: __all__ holds {name!r}; {hint}")
-            return sorted(names, key=_rank)
+            return sorted(names, key=namespaces.rank)
     raise ReproError(f"{shown}: has no __all__; {hint}")
-
-
-def _rank(name: str) -> tuple:
-    return not name.isupper(), not name[0].isupper(), name
 
 
 def public_names(slug: str) -> list[str]:
     """The public names of all files of a paper's method: constants, then classes, then functions."""
-    return sorted((name for file in method_files(slug) for name in names_of(slug, file)), key=_rank)
+    return sorted((name for file in method_files(slug) for name in names_of(slug, file)), key=namespaces.rank)
 
 
 def package_file(slug: str) -> str:

@@ -4,6 +4,7 @@ papers.
 
 import ast
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,12 @@ def _kind_of_base(module: str, base: str, seen: frozenset) -> str | None:
     return kind_of(module, base, seen)
 
 
+def rank(name: str) -> tuple:
+    """The order of the formatter: constants, then classes, then functions; resnet20 before resnet110."""
+    parts = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name.lower())]
+    return not name.isupper(), not name[0].isupper(), parts, name
+
+
 def text(space: str, names: dict[str, str]) -> str:
     """Return the source of one namespace, which imports a paper when one of its names is first used."""
     homes_of: dict[str, list[str]] = {}
@@ -75,7 +82,7 @@ def text(space: str, names: dict[str, str]) -> str:
     typed = "".join(
         f"    from repro.papers.{slug} import {name} as {name}\n"
         for slug in sorted(homes_of)
-        for name in sorted(homes_of[slug], key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+        for name in sorted(homes_of[slug], key=rank)
     )
     listed = "".join(f"    {json.dumps(name)}: {json.dumps(names[name])},\n" for name in sorted(names))
     return f'''# {MARK}
