@@ -137,7 +137,7 @@ def expansion(arm: str, seed: int, config: Expansion, device: torch.device) -> d
         after = torch.autograd.grad(there, parameters)
         optimizer.restore()
         change = [(b - a.detach()) / rho - h for a, b, h in zip(g, after, bent, strict=True)]
-        values.append(abs(float((there - first) / (rho * norm)) - 1))
+        values.append(abs(float((there - first).detach() / (rho * norm)) - 1))
         slopes.append(float(torch.stack([part.norm() for part in change]).norm()))
         radii.append(rho)
     return {"value_exponent": slope(radii, values), "gradient_exponent": slope(radii, slopes)}
