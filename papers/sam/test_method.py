@@ -1,0 +1,225 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from repro.papers.sam import SAM, keep_running_statistics
+from repro.testing import assert_near, draw, mutation
+
+LR, RHO, DECAY, MOMENTUM = 0.1, 0.3, 0.05, 0.9
+A, B = draw(5, 5), draw(5, 5, seed=1)
+
+
+def start():
+    return [nn.Parameter(draw(5, seed=2)), nn.Parameter(draw(5, seed=3))]
+
+
+def loss_of(parameters, t):
+    """Not quadratic, other for each t, and of very different gradients in its two parameters."""
+    u, v = parameters
+    return ((A @ u).tanh().sum() + 0.01 * ((B @ v - t).square()).sum()) + (u * v).sum().cos()
+
+
+def gradient(values, t):
+    """By NumPy: the gradient of `loss_of`."""
+    u, v = values
+    a, b = A.numpy(), B.numpy()
+    sine = np.sin((u * v).sum())
+    return [a.T @ (1 - np.tanh(a @ u) ** 2) - sine * v, 0.02 * b.T @ (b @ v - t) - sine * u]
+
+
+def oracle(steps):
+    """SAM around SGD with momentum and weight decay."""
+    values, momentum = [p.detach().numpy().copy() for p in start()], [np.zeros(5)] * 2
+    for t in range(steps):
+        g = gradient(values, t)
+        norm = np.sqrt(sum((part**2).sum() for part in g))
+        worst = gradient([w + RHO * part / norm for w, part in zip(values, g, strict=True)], t)
+        momentum = [MOMENTUM * m + part + DECAY * w for m, part, w in zip(momentum, worst, values, strict=True)]
+        values = [w - LR * m for w, m in zip(values, momentum, strict=True)]
+    return [torch.from_numpy(v) for v in values]
+
+
+def walk(kind, steps):
+    parameters = start()
+    optimizer = kind(torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM, weight_decay=DECAY), RHO)
+    for t in range(steps):
+
+        def closure(t=t):
+            optimizer.zero_grad()
+            value = loss_of(parameters, t)
+            value.backward()
+            return value
+
+        closure()
+        optimizer.step(closure)
+    return [p.detach() for p in parameters]
+
+
+def check(kind):
+    for steps in (1, 2, 7):
+        for got, want in zip(walk(kind, steps), oracle(steps), strict=True):
+            assert_near(got, want, f"{steps} steps", rel=1e-9)
+
+
+def broken(fault):
+    class Broken(SAM):
+        def directions(self, parameters):
+            match fault:
+                case "a norm for each parameter":
+                    return [self.rho * p.grad / p.grad.norm() for p in parameters]
+                case "no norm":
+                    return [self.rho * p.grad for p in parameters]
+                case "downhill":
+                    return [-e for e in super().directions(parameters)]
+                case "the sign":
+                    return [self.rho * p.grad.sign() / 10**0.5 for p in parameters]
+                case "decay in the direction":
+                    with torch.no_grad():
+                        for p in parameters:
+                            p.grad.add_(p, alpha=DECAY)
+            return super().directions(parameters)
+
+        def step(self, closure):
+            if fault == "stepping from w + e":
+                self.ascend()
+                loss = closure()
+                self.before = []
+                self.optimizer.step()
+                return loss
+            if fault == "the gradient at w":
+                self.ascend()
+                self.descend()
+                return None
+            return super().step(closure)
+
+    return Broken
+
+
+test_oracle, test_mutant_dies = mutation(check, broken, SAM)
+
+
+def test_without_a_radius_it_is_the_wrapped_optimizer():
+    parameters, plain = start(), start()
+    sam, sgd = SAM(torch.optim.SGD(parameters, lr=LR), 0.0), torch.optim.SGD(plain, lr=LR)
+    for t in range(3):
+        for group, optimizer in ((parameters, sam), (plain, sgd)):
+
+            def closure(group=group, optimizer=optimizer, t=t):
+                optimizer.zero_grad()
+                value = loss_of(group, t)
+                value.backward()
+                return value
+
+            closure()
+            optimizer.step(*((closure,) if optimizer is sam else ()))
+    assert all(torch.equal(a, b) for a, b in zip(parameters, plain, strict=True))
+
+
+def test_it_wraps():
+    model = nn.Linear(3, 2)
+    base = torch.optim.AdamW([{"params": [model.weight]}, {"params": [model.bias], "lr": 0.5}], lr=0.1)
+    optimizer = SAM(base, 0.1)
+    assert isinstance(optimizer, torch.optim.Optimizer) and optimizer.param_groups is base.param_groups
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5)
+    assert [group["lr"] for group in base.param_groups] == [0.05, 0.25] and scheduler.get_last_lr() == [0.05, 0.25]
+
+    def closure():
+        optimizer.zero_grad()
+        value = model(torch.ones(4, 3)).square().sum()
+        value.backward()
+        return value
+
+    first = closure()
+    assert optimizer.step(closure) > first  # the loss at w + e
+    other = SAM(torch.optim.AdamW(model.parameters(), lr=1.0), 0.1)
+    other.load_state_dict({**optimizer.state_dict(), "param_groups": other.state_dict()["param_groups"]})
+    assert len(other.state) == 2
+    copied, twin = copy.deepcopy((optimizer, model))
+    assert copied.rho == 0.1 and copied.param_groups[0]["params"][0] is twin.weight
+    with pytest.raises(RuntimeError, match=r"write optimizer.step\(closure\)"):
+        optimizer.step()
+    with pytest.raises(TypeError, match="Linear is no optimizer"):
+        SAM(model)
+    with pytest.raises(ValueError, match="rho=-1"):
+        SAM(base, -1.0)
+
+
+def test_a_closure_that_fails_leaves_the_weights_where_they_were():
+    model = nn.Linear(3, 2)
+    optimizer, before = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 1.0), model.weight.detach().clone()
+    model(torch.ones(1, 3)).sum().backward()
+
+    def closure():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(closure)
+    assert torch.equal(model.weight, before)
+
+
+def test_halves_under_accumulated_gradients():
+    """`ascend` and `descend` with two batches each equal a step over both together."""
+    models = [nn.Linear(3, 1), nn.Linear(3, 1)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = draw(8, 3).float()
+    one, other = (SAM(torch.optim.SGD(m.parameters(), lr=0.1), 0.5) for m in models)
+
+    def closure():
+        one.zero_grad()
+        value = models[0](x).square().mean()
+        value.backward()
+        return value
+
+    closure()
+    one.step(closure)
+    for half in ("ascend", "descend"):
+        other.zero_grad()
+        for part in x.chunk(2):
+            (models[1](part).square().mean() / 2).backward()
+        getattr(other, half)()
+    assert_near(models[1].weight.detach(), models[0].weight.detach(), rel=1e-5)
+
+
+def test_d1_a_gradient_of_zero():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = SAM(torch.optim.SGD([p], lr=0.1), 0.5)
+    p.grad = torch.zeros(3)
+    optimizer.ascend()
+    assert torch.equal(p.detach(), torch.ones(3))
+
+
+def test_d2_the_second_pass_leaves_running_statistics_alone():
+    x = 3 + draw(16, 4).float()
+    models = [nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)) for _ in range(2)]
+    for model, given in zip(models, (models[0], None), strict=True):
+        optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1), 0.5, model=given)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = model(x).square().mean()
+            value.backward()
+            return value
+
+        closure()
+        optimizer.step(closure)
+    assert [int(model[0].num_batches_tracked) for model in models] == [1, 2]
+    assert_near(models[0][0].running_mean, 0.1 * x.mean(0), rel=1e-5)
+    with keep_running_statistics(models[0]):
+        models[0](x)
+    assert int(models[0][0].num_batches_tracked) == 1
+
+
+def test_d3_weights_come_back_bit_for_bit():
+    p = nn.Parameter(1e-3 * draw(100).float())
+    optimizer, before = SAM(torch.optim.SGD([p], lr=0.0), 30.0), p.detach().clone()
+    p.grad = draw(100, seed=1).float()
+    with torch.no_grad():
+        e = optimizer.directions([p])[0]
+        assert not torch.equal((p + e) - e, before)  # what subtracting would leave
+    optimizer.ascend()
+    assert not torch.equal(p.detach(), before)
+    optimizer.restore()
+    assert torch.equal(p.detach(), before)
