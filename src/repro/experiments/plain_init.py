@@ -11,7 +11,7 @@ from torch import nn
 
 from repro.models.mlp import MLP
 from repro.models.slots import Act, Init
-from repro.tasks import PICTURES, Examples, Measures, Pictures, classify_batch
+from repro.tasks import Examples, Measures, Pictures, classify_batch
 from repro.train import Diverged, History, OptimizerFactory, Schedule, evaluate_classifier, generator
 
 
@@ -34,10 +34,7 @@ SCHEDULES: dict[str, str | Schedule] = {"constant": "constant", "drop": drop}
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Pictures):
-    """`depth` hidden layers of `width` units; the curve is of the first `scored` test images.
-
-    unit: pixels in [0, 1] in place of standardised ones.
-    """
+    """`depth` hidden layers of `width` units; the curve is of the first `scored` test images."""
 
     width: int
     depth: int
@@ -45,15 +42,11 @@ class Plain(Pictures):
     data: str = "mnist"
     optimizer: str = "momentum"
     schedule: str = "constant"
-    unit: bool = False
     scored: int = 1000
 
     def load(self, device: torch.device) -> tuple[Examples, Examples]:
         """Flat training and test images with their labels."""
         (x, y), (test_x, test_y) = super().load(device)
-        if self.unit:
-            images = PICTURES[self.data](device)
-            x, test_x = images.unit(images.train_x[: len(x)]), images.unit(images.test_x[: len(test_x)])
         return (x.flatten(1), y), (test_x.flatten(1), test_y)
 
 
