@@ -1,10 +1,10 @@
-"""Small decoders on the bytes of Shakespeare: feed-forward layers, values and residual connections exchanged.
+"""Small decoders on the bytes of Shakespeare: feed-forward layers, attention and residual connections exchanged.
 
-Shared by glu_variants, value_residual, laurel and mhc_lite, so that their common arm `base` trains once: GPT with
-RMSNorm before each sub-layer, rotary positions, GELU in a feed-forward layer of 4 times the width, no biases, untied
-head.  Matrices start as N(0, std^2) with `std` as at width 768, and decay; vectors (gains, learned weights of residual
-connections) do not decay, whatever the arm.  Arms of one seed start from the same embeddings, attentions and head and
-see the same batches.
+Shared by glu_variants, value_residual, laurel, mhc_lite and relu_attention, so that their common arm `base` trains
+once: GPT with RMSNorm before each sub-layer, rotary positions, GELU in a feed-forward layer of 4 times the width, no
+biases, untied head.  Matrices start as N(0, std^2) with `std` as at width 768, and decay; vectors (gains, learned
+weights of residual connections) do not decay, whatever the arm.  Arms of one seed start from the same embeddings,
+attentions and head and see the same batches.
 """
 
 import math
@@ -89,6 +89,11 @@ ARMS = {
     "mhc_lite": Arm(placement="repro.papers.mhc_lite:MHCLite", **STREAMS),
     "mhc_uniform": Arm(placement="repro.papers.mhc_lite.experiment:Uniform", **STREAMS),
     "mhc_cold": Arm(placement="repro.papers.mhc_lite.experiment:Cold", **STREAMS),
+    # relu_attention
+    "relu_by_length": Arm(attention="repro.papers.relu_attention.experiment:by_length_"),
+    "relu_undivided": Arm(attention="repro.papers.relu_attention.experiment:undivided_"),
+    "relu_by_squared_length": Arm(attention="repro.papers.relu_attention.experiment:by_squared_length_"),
+    "attention_off": Arm(attention="repro.papers.relu_attention.experiment:off_"),
 }
 
 
