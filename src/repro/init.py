@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from repro.papers.he_init import he_init_ as he_init_
     from repro.papers.scalenorm import small_init as small_init
     from repro.papers.snn import lecun_normal_ as lecun_normal_
+    from repro.papers.weight_init import kumar_init_ as kumar_init_
 
 HOMES = {
     "fixup_init_": "fixup",
     "he_init_": "he_init",
+    "kumar_init_": "weight_init",
     "lecun_normal_": "snn",
     "small_init": "scalenorm",
 }

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from repro.papers.slab import RepBN as RepBN
     from repro.papers.snn import SELU as SELU
     from repro.papers.snn import AlphaDropout as AlphaDropout
+    from repro.papers.swish import Swish as Swish
     from repro.papers.unified_norm import UnifiedNorm as UnifiedNorm
     from repro.papers.value_residual import SharedValueQKV as SharedValueQKV
     from repro.papers.value_residual import ValueResidualQKV as ValueResidualQKV
@@ -144,6 +145,7 @@ HOMES = {
     "SharedValueQKV": "value_residual",
     "StartHistory": "laurel",
     "SumStreams": "mhc_lite",
+    "Swish": "swish",
     "UnifiedNorm": "unified_norm",
     "ValueResidualQKV": "value_residual",
     "WSConv2d": "weight_standardization",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from repro.papers.gradient_orthogonalization import Muon as Muon
     from repro.papers.gradient_orthogonalization import TrustRegion as TrustRegion
     from repro.papers.nfnet import AGC as AGC
+    from repro.papers.sam import SAM as SAM
 
 HOMES = {
     "AGC": "nfnet",
@@ -18,6 +19,7 @@ HOMES = {
     "AdaMax": "adam",
     "Adam": "adam",
     "Muon": "gradient_orthogonalization",
+    "SAM": "sam",
     "TrustRegion": "gradient_orthogonalization",
 }
 __all__ = list(HOMES)
