@@ -6,6 +6,7 @@ Arms of a seed start from the same normal numbers; they differ in the scale.
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -59,26 +60,28 @@ class Pairs:
     width: int
     depth: int
     pairs: int
-    first: int  # layers from which to which the contraction is taken
-    last: int
+    first: int  # layers from which to which the contraction is taken;
+    last: int  # the moments are those of later layers
 
 
 def pairs(arm: str, seed: int, config: Pairs, device: torch.device) -> Measures:
-    """Factor by which |x - x'|^2 changes per layer; second moment of y and variance of x in the last layer."""
+    """Factor by which |x - x'|^2 changes per layer; second moment of y, variance of x in later layers."""
     variance = {"kumar": SIGMOID, "script": 3.6, "xavier": 1.0}[arm]
     source, n = generator("weight_init pairs", seed), config.width
     x = torch.randn(2, config.pairs, n, generator=source, dtype=torch.float64).to(device)
-    y, distances = x, []
+    moments, variances, distances = [], [], []
     for _ in range(config.depth):
         w = torch.randn(n, n, generator=source, dtype=torch.float64).to(device) * math.sqrt(variance / n)
         y = x @ w.T
         x = torch.sigmoid(y)
         distances.append(float((x[0] - x[1]).square().mean()))
+        moments.append(float(y.square().mean()))
+        variances.append(float(x.var()))
     ratio = distances[config.last - 1] / distances[config.first - 1]
     return {
         "contraction": ratio ** (1 / (config.last - config.first)),
-        "second_moment": float(y.square().mean()),
-        "variance": float(x.var()),
+        "second_moment": fmean(moments[config.last :]),
+        "variance": fmean(variances[config.last :]),
         "distances": distances,
         "layer": [float(i + 1) for i in range(config.depth)],
     }
