@@ -2,6 +2,7 @@
 
 The paper's preprocessing: every pixel standardised, then 256 principal components.  `printed` has the loss of Eq. 7 as
 it stands, undivided; `added` adds 1e-7 where Keras clips; `softmax_of_relu` is that of softmax(max(0, o)).
+Of the heads `one_dead` is the ReLU's with one class whose score starts at -1000.
 """
 
 import functools
@@ -28,6 +29,7 @@ def added_loss(o: Tensor, y: Tensor) -> Tensor:
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": relu_cross_entropy,
+    "one_dead": relu_cross_entropy,
     "softmax": F.cross_entropy,
     "printed": functools.partial(relu_cross_entropy, normalise=False),
     "added": added_loss,
@@ -76,6 +78,8 @@ def network(arm: str, config: Heads, source: torch.Generator) -> MLP:
 
     widths = [config.components, *[config.width] * 3, CLASSES]
     model = MLP(widths, act=lambda: nn.Sequential(nn.ReLU(), nn.Dropout(DROPOUT)), init=glorot, generator=source)
+    if arm == "one_dead":
+        nn.init.constant_(model.head.bias[:1], -1e3)
     if arm != "softmax":
         model.head = nn.Sequential(model.head, nn.ReLU())
     return model

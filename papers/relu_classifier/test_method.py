@@ -125,6 +125,8 @@ def test_the_network_of_the_experiment():
     nets = [experiment.network(arm, config, torch.Generator().manual_seed(0)) for arm in ("relu", "softmax")]
     x = draw(4, 6, dtype=torch.float32)
     assert torch.equal(nets[0].eval()(x), nets[1].eval()(x).relu())
+    dead = experiment.network("one_dead", config, torch.Generator().manual_seed(0)).eval()(x)
+    assert not dead[:, 0].any() and torch.equal(dead[:, 1:], nets[0](x)[:, 1:])
     assert [type(layer.act[1]) for layer in nets[0].hidden] == [nn.Dropout] * 3
     assert all(
         layer.linear.weight.abs().max() <= (6 / sum(layer.linear.weight.shape)) ** 0.5 for layer in nets[0].hidden
