@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from repro.papers.glu_variants import FFNBilinear as FFNBilinear
     from repro.papers.glu_variants import FFNReGLU as FFNReGLU
     from repro.papers.glu_variants import FFNSwiGLU as FFNSwiGLU
+    from repro.papers.golu import GoLU as GoLU
     from repro.papers.laurel import LaurelLR as LaurelLR
     from repro.papers.laurel import LaurelPA as LaurelPA
     from repro.papers.laurel import LaurelRW as LaurelRW
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from repro.papers.mhc_lite import ExpandStreams as ExpandStreams
     from repro.papers.mhc_lite import MHCLite as MHCLite
     from repro.papers.mhc_lite import SumStreams as SumStreams
+    from repro.papers.mish import Mish as Mish
     from repro.papers.mix_ln import MixLN as MixLN
+    from repro.papers.neural_ode import ODEBlock as ODEBlock
     from repro.papers.nf_resnet import NFBlock as NFBlock
     from repro.papers.nf_resnet import NFResNet as NFResNet
     from repro.papers.nf_resnet import ScaledActivation as ScaledActivation
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from repro.papers.region_norm import RegionNormL as RegionNormL
     from repro.papers.relu_attention import ReLUAttention as ReLUAttention
     from repro.papers.relus_revival import LearnableLeakyReLU as LearnableLeakyReLU
+    from repro.papers.res2net import Res2NetBlock as Res2NetBlock
     from repro.papers.resnet import BasicBlock as BasicBlock
     from repro.papers.resnet import BottleneckBlock as BottleneckBlock
     from repro.papers.resnet import PlainBlock as PlainBlock
@@ -101,6 +105,7 @@ HOMES = {
     "FixNormEmbedding": "scalenorm",
     "FixupBasicBlock": "fixup",
     "FixupBottleneck": "fixup",
+    "GoLU": "golu",
     "LaurelLR": "laurel",
     "LaurelPA": "laurel",
     "LaurelRW": "laurel",
@@ -110,10 +115,12 @@ HOMES = {
     "LearnableLeakyReLU": "relus_revival",
     "MHC": "mhc_lite",
     "MHCLite": "mhc_lite",
+    "Mish": "mish",
     "MixLN": "mix_ln",
     "NFBlock": "nf_resnet",
     "NFNetBlock": "nfnet",
     "NFResNet": "nf_resnet",
+    "ODEBlock": "neural_ode",
     "OnlineNorm": "online_norm",
     "PRepBN": "slab",
     "PartialRMSNorm": "rmsnorm",
@@ -134,6 +141,7 @@ HOMES = {
     "RegionNormB": "region_norm",
     "RegionNormL": "region_norm",
     "RepBN": "slab",
+    "Res2NetBlock": "res2net",
     "SDDLinear": "sdd",
     "SELU": "snn",
     "SLA": "slab",
