@@ -32,17 +32,45 @@ NORMS = {
 }
 ACTIVATIONS = ("relus_revival.LearnableLeakyReLU", "nf_resnet.ScaledActivation", "snn.AlphaDropout")
 PLACEMENTS = ("peri_ln.PostLN", "peri_ln.PreLN")
-LINEAR = ("sdd.SDDLinear", "nf_resnet.ScaledWSLinear", "pre_rmsnorm.ZeroMeanLinear")
+LINEAR = (
+    "sdd.SDDLinear",
+    "nf_resnet.ScaledWSLinear",
+    "pre_rmsnorm.ZeroMeanLinear",
+    "glu_variants.FFNGLU",
+    "glu_variants.FFNBilinear",
+    "glu_variants.FFNReGLU",
+    "glu_variants.FFNGEGLU",
+    "glu_variants.FFNSwiGLU",
+)
 OTHERS = {  # what the contract does not reach: models and blocks, an embedding, attention, and what takes a mask
     "dual_patchnorm.DualPatchEmbed",
     "fixup.FixupBasicBlock",
     "fixup.FixupBottleneck",
+    "laurel.LaurelPA",
+    "laurel.ReadHistory",
+    "laurel.StartHistory",
+    "mhc_lite.ExpandStreams",
+    "mhc_lite.MHC",
+    "mhc_lite.MHCLite",
+    "mhc_lite.SumStreams",
+    "neural_ode.ODEBlock",
     "nf_resnet.NFBlock",
     "nf_resnet.NFResNet",
     "nfnet.NFNetBlock",
+    "preact_resnet.PreActBlock",
+    "preact_resnet.PreActBottleneck",
+    "preact_resnet.PreActResNet",
     "region_norm.RegionNormB",
+    "relu_attention.ReLUAttention",
+    "res2net.Res2NetBlock",
+    "resnet.BasicBlock",
+    "resnet.BottleneckBlock",
+    "resnet.PlainBlock",
     "scalenorm.FixNormEmbedding",
     "slab.SLA",
+    "value_residual.SharedValueQKV",
+    "value_residual.ValueResidualQKV",
+    "wide_resnet.WideBlock",
 }
 # Clauses that such a layer cannot hold, and why.
 BESIDE = {

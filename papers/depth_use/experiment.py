@@ -97,4 +97,5 @@ def walk(arm: str, seed: int, config: Walk, device: torch.device) -> Measures:
         x = x + step
         if arm == "renormalised":
             x = x * (config.width**0.5 / x.norm(dim=-1, keepdim=True))
-    return {"walk_ratio": halves(torch.stack(relative))}
+    half = config.depth // 2
+    return {"walk_ratio": float(torch.stack(relative[half:]).mean() / torch.stack(relative[:half]).mean())}
