@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from repro.papers.gradient_orthogonalization import Muon as Muon
     from repro.papers.gradient_orthogonalization import TrustRegion as TrustRegion
     from repro.papers.nfnet import AGC as AGC
+    from repro.papers.one_cycle import OneCycle as OneCycle
     from repro.papers.sam import SAM as SAM
 
 HOMES = {
@@ -19,6 +20,7 @@ HOMES = {
     "AdaMax": "adam",
     "Adam": "adam",
     "Muon": "gradient_orthogonalization",
+    "OneCycle": "one_cycle",
     "SAM": "sam",
     "TrustRegion": "gradient_orthogonalization",
 }
