@@ -13,6 +13,7 @@ import typing
 import pytest
 
 from repro.publish import index
+from repro.report.text import mathml
 from repro.run import execute, plan, provenance
 from repro.run import measure as run
 from repro.spec import load as paper
@@ -41,6 +42,11 @@ def code_lines(text: str) -> int:
 
 def test_there_are_papers() -> None:
     assert {"batchnorm", "layernorm", "rmsnorm"} <= set(SLUGS)
+
+
+def test_its_equation_is_drawn(one: Paper) -> None:
+    """As MathML, and not as the TeX that stands where the converter lacks a command."""
+    assert 'class="tex"' not in mathml(one.equation)
 
 
 def test_files_and_their_length(one: Paper) -> None:

@@ -33,6 +33,7 @@ def mathml(tex: str, *, display: bool = True) -> str:
     from latex2mathml.converter import convert_to_element
 
     source = re.sub(r"\b(aligned|gathered)\b", "split", tex.strip())
+    source = re.sub(r"\\arg\b", r"\\operatorname{arg}", source)  # which the converter does not know
     source = re.sub(
         r"\\operatorname\*?\{([^{}]*)\}", lambda m: r"\operatorname{" + m[1].replace(r"\,", " ") + "}", source
     )
