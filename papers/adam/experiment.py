@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro import tasks, trivial
+from repro.experiments.walks import walk
 from repro.models.slots import linear
 from repro.papers.adam import Adam
 from repro.train import draws, evaluate_classifier, generator
@@ -181,17 +182,6 @@ class Steps:
     steps: int
     decades: float  # over which the scales of the coordinates spread
     growing: int  # steps along growing gradients
-
-
-def walk(optimizer: Callable[[list[Tensor]], torch.optim.Optimizer], gradients: Tensor) -> Tensor:
-    """Where a parameter that starts at 0 stands after each gradient: (steps, *shape)."""
-    p = nn.Parameter(torch.zeros_like(gradients[0]))
-    chosen, path = optimizer([p]), []
-    for g in gradients:
-        p.grad = g.clone()
-        chosen.step()
-        path.append(p.detach().clone())
-    return torch.stack(path)
 
 
 def steps(arm: str, seed: int, config: Steps, device: torch.device) -> tasks.Measures:

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repro import tasks
 from repro.experiments.optim_bytes import OptimBytes
+from repro.experiments.walks import walk
 from repro.papers.ademamix import AdEMAMix, beta3_at
 from repro.train import draws
 
@@ -47,25 +48,14 @@ class Steps:
     steps: int
 
 
-def walk(optimizer: Callable[[list[Tensor]], torch.optim.Optimizer], gradients: Tensor) -> Tensor:
-    """Where a parameter that starts at 1 stands after each gradient: (steps, *shape)."""
-    p = nn.Parameter(torch.ones_like(gradients[0]))
-    chosen, path = optimizer([p]), []
-    for g in gradients:
-        p.grad = g.clone()
-        chosen.step()
-        path.append(p.detach().clone())
-    return torch.stack(path)
-
-
 def steps(arm: str, seed: int, config: Steps, device: torch.device) -> tasks.Measures:
     """Distance from AdamW where alpha is 0, growth of a step along a constant gradient, evenness of the half-life."""
     draw, b3 = draws(device, "ademamix steps", seed), 0.999
     kind = Debiased if arm == "debiased" else AdEMAMix
     alpha = 1.0 if arm == "with_alpha" else 0.0
     g = draw(config.steps, config.width)
-    ours = walk(lambda p: kind(p, alpha=alpha, weight_decay=0.1), g)
-    theirs = walk(lambda p: torch.optim.AdamW(p, weight_decay=0.1), g)
+    ours = walk(lambda p: kind(p, alpha=alpha, weight_decay=0.1), g, 1.0)
+    theirs = walk(lambda p: torch.optim.AdamW(p, weight_decay=0.1), g, 1.0)
     constant = torch.full((config.steps, 1), float(draw(1).exp()), dtype=torch.float64, device=device)
     path = walk(lambda p: kind(p, lr=1.0, betas=(0.9, 0.999, b3), alpha=3.0, eps=0.0), constant)
     t = torch.arange(2, config.steps + 1, dtype=torch.float64, device=device)
