@@ -70,6 +70,7 @@ OTHERS = {  # what the contract does not reach: models and blocks, an embedding,
     "slab.SLA",
     "value_residual.SharedValueQKV",
     "value_residual.ValueResidualQKV",
+    "weight_norm.WeightNorm",
     "wide_resnet.WideBlock",
 }
 # Clauses that such a layer cannot hold, and why.
