@@ -52,13 +52,20 @@ def build(source: Path, target: Path, count: int) -> None:
 
 
 def copy_paper(one: Path, other: Path, slug: str) -> None:
-    """A paper under another name; what it imports of other papers stays theirs."""
+    """A paper under another name, and its public names with it; what it imports of other papers stays theirs."""
     shutil.copytree(one, other)
-    text = (other / "paper.yaml").read_text(encoding="utf-8")
-    (other / "paper.yaml").write_text(re.sub(rf"^slug: {slug}$", f"slug: {other.name}", text, flags=re.M))
-    for path in other.glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(rf"repro\.papers\.{slug}\b", f"repro.papers.{other.name}", text), encoding="utf-8")
+    number = other.name.removeprefix(slug)
+    listed = (re.search(r"^__all__ = (\[[^]]*\])", p.read_text(encoding="utf-8"), re.M) for p in one.glob("*.py"))
+    names = {name for found in listed if found for name in re.findall(r"\w+", found[1])}
+    public = re.compile(rf"\b({'|'.join(map(re.escape, sorted(names, key=len, reverse=True)))})\b")
+    for path in [other / "paper.yaml", *other.glob("*.py")]:
+        text = re.sub(rf"^slug: {slug}$", f"slug: {other.name}", path.read_text(encoding="utf-8"), flags=re.M)
+        text = re.sub(rf"repro\.papers\.{slug}\b", f"repro.papers.{other.name}", text)
+        if path.suffix == ".py":
+            text = public.sub(rf"\1{number}", text)
+        else:
+            text = re.sub(r"(\{slot: \w+, name: \w+)\}", rf"\1{number}}}", text)
+        path.write_text(text, encoding="utf-8")
     for path in sorted((other / "results").glob("*.json"), key=lambda path: ".rows." not in path.name):
         document = json.loads(path.read_text(encoding="utf-8"))
         if "paper" in document:

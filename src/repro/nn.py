@@ -77,6 +77,8 @@ if TYPE_CHECKING:
     from repro.papers.unified_norm import UnifiedNorm as UnifiedNorm
     from repro.papers.value_residual import SharedValueQKV as SharedValueQKV
     from repro.papers.value_residual import ValueResidualQKV as ValueResidualQKV
+    from repro.papers.weight_norm import MeanOnlyBatchNorm as MeanOnlyBatchNorm
+    from repro.papers.weight_norm import WeightNorm as WeightNorm
     from repro.papers.weight_standardization import BatchChannelNorm as BatchChannelNorm
     from repro.papers.weight_standardization import EstBN as EstBN
     from repro.papers.weight_standardization import WSConv2d as WSConv2d
@@ -115,6 +117,7 @@ HOMES = {
     "LearnableLeakyReLU": "relus_revival",
     "MHC": "mhc_lite",
     "MHCLite": "mhc_lite",
+    "MeanOnlyBatchNorm": "weight_norm",
     "Mish": "mish",
     "MixLN": "mix_ln",
     "NFBlock": "nf_resnet",
@@ -157,6 +160,7 @@ HOMES = {
     "UnifiedNorm": "unified_norm",
     "ValueResidualQKV": "value_residual",
     "WSConv2d": "weight_standardization",
+    "WeightNorm": "weight_norm",
     "WideBlock": "wide_resnet",
     "ZeroMeanLinear": "pre_rmsnorm",
 }

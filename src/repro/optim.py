@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repro.papers.adam import Adam as Adam
     from repro.papers.adam import AdaMax as AdaMax
+    from repro.papers.adamw import SGDW as SGDW
+    from repro.papers.adamw import AdamW as AdamW
     from repro.papers.ademamix import AdEMAMix as AdEMAMix
     from repro.papers.gradient_orthogonalization import Muon as Muon
     from repro.papers.gradient_orthogonalization import TrustRegion as TrustRegion
@@ -19,9 +21,11 @@ HOMES = {
     "AdEMAMix": "ademamix",
     "AdaMax": "adam",
     "Adam": "adam",
+    "AdamW": "adamw",
     "Muon": "gradient_orthogonalization",
     "OneCycle": "one_cycle",
     "SAM": "sam",
+    "SGDW": "adamw",
     "TrustRegion": "gradient_orthogonalization",
 }
 __all__ = list(HOMES)
