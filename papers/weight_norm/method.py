@@ -161,6 +161,8 @@ class MeanOnlyBatchNorm(nn.Module):
     integers.
     """
 
+    eps = float("nan")  # there is none: nn.TransformerEncoderLayer compares those of its norms, and so fuses neither
+
     def __init__(
         self,
         num_features: int,
