@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro import tasks, trivial
+from repro.errors import Diverged
 from repro.experiments.residual_nets import Nets, build
 from repro.papers.loss_landscape import filter_normalized, loss_line, nonconvexity, random_direction
 from repro.train import cosine, draws, evaluate_classifier, generator
@@ -45,6 +46,8 @@ def surfaces(arm: str, seed: int, config: Surfaces, device: torch.device) -> tas
             for _ in range(config.lines)
         ]
     )
+    if not bool(curves[:, config.points // 2].isfinite().all()):
+        raise Diverged(config.steps)  # in eval mode: a curve cut off everywhere would look flat
     curves = torch.nan_to_num(curves, nan=1e6, posinf=1e6).clamp_max(1e6)
     return {
         "nonconvexity": sum(map(nonconvexity, curves)) / len(curves),
