@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from repro.papers.slab import RepBN as RepBN
     from repro.papers.snn import SELU as SELU
     from repro.papers.snn import AlphaDropout as AlphaDropout
+    from repro.papers.spectral_norm import SpectralNorm as SpectralNorm
     from repro.papers.swish import Swish as Swish
     from repro.papers.unified_norm import UnifiedNorm as UnifiedNorm
     from repro.papers.value_residual import SharedValueQKV as SharedValueQKV
@@ -154,6 +155,7 @@ HOMES = {
     "ScaledWSLinear": "nf_resnet",
     "SeeDNorm": "seednorm",
     "SharedValueQKV": "value_residual",
+    "SpectralNorm": "spectral_norm",
     "StartHistory": "laurel",
     "SumStreams": "mhc_lite",
     "Swish": "swish",
