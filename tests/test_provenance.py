@@ -81,7 +81,7 @@ CORE += [f"run.engines.{name}" for name in ("local", "ranks", "ray", "worker")]
 def test_the_core_imports_nothing_of_the_judge(name: str) -> None:
     path = provenance.module_file(f"repro.{name}")
     assert path is not None
-    imported = provenance._imports(path, provenance._stamp(path), f"repro.{name}")
+    imported = provenance._imports(path, provenance.stamp_of(path), f"repro.{name}")
     assert {m for m in imported if re.match(r"repro\.(judge|publish|report|commands|cli|arena)\b", m)} == set()
 
 
@@ -99,7 +99,7 @@ def test_running_imports_in_no_circle() -> None:
     arrows = {}
     for path in sorted((provenance.root() / "src" / "repro" / "run").rglob("*.py")):
         name = ".".join(["repro", "run", *path.relative_to(provenance.root() / "src/repro/run").with_suffix("").parts])
-        found = provenance._imports(path, provenance._stamp(path), name)
+        found = provenance._imports(path, provenance.stamp_of(path), name)
         arrows[name] = {m for m in found if m.startswith("repro.run.") and provenance.module_file(m) and m != name}
     arrows = {name: {m for m in found if m in arrows} for name, found in arrows.items()}
     while leaves := [name for name, found in arrows.items() if not found]:

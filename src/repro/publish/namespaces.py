@@ -3,6 +3,7 @@ papers.
 """
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -48,15 +49,24 @@ def kind_of(module: str, name: str, seen: frozenset = frozenset()) -> str | None
     if path is None or (module, name) in seen:
         return None
     seen |= {(module, name)}
+    found = _names_in(path, provenance.stamp_of(path)).get(name)
+    if isinstance(found, ast.ClassDef):
+        kinds = (_kind_of_base(module, ast.unparse(base), seen) for base in found.bases)
+        return next(filter(None, kinds), None)
+    return kind_of(*found, seen) if found else None
+
+
+@functools.cache
+def _names_in(path: Path, stamp: tuple[int, int]) -> dict[str, ast.ClassDef | tuple[str, str]]:
+    """The classes that a file defines, and the names that it imports: (module, name there)."""
+    found: dict[str, ast.ClassDef | tuple[str, str]] = {}
     for node in ast.walk(provenance.parse(path)):
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            kinds = (_kind_of_base(module, ast.unparse(base), seen) for base in node.bases)
-            return next(filter(None, kinds), None)
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        if isinstance(node, ast.ClassDef):
+            found.setdefault(node.name, node)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return kind_of(node.module, alias.name, seen)
-    return None
+                found.setdefault(alias.asname or alias.name, (node.module, alias.name))
+    return found
 
 
 def _kind_of_base(module: str, base: str, seen: frozenset) -> str | None:

@@ -80,7 +80,8 @@ def source_digest(paper: Paper) -> str:
 def source_stage(loaded: list[Paper]) -> str:
     """The stage that keeps `sources.json`: DVC runs it when any source changes, then measures what came out new."""
     called = {one for paper in loaded for one in functions(paper)}
-    files = {_relative(path) for one in called for path in provenance.function_closure(*one).values()}
+    paths = {path for one in called for path in provenance.function_closure(*one).values()}
+    files = set(map(_relative, paths))
     folders = {folder for folder in PACKAGES if any(name.startswith(folder + "/") for name in files)}
     files = {name for name in files if not name.startswith(PACKAGES) and not re.match(r"papers/.*/__init__.py$", name)}
     deps = "".join(f"      - {name}\n" for name in sorted(files | folders))

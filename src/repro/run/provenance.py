@@ -8,6 +8,7 @@ in the same file, or of a report.
 
 import ast
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -63,14 +64,17 @@ def steady(memory: Path | None = None) -> Iterator[None]:
     generated alone: what runs, judges or verifies reads the source anew.
     """
     global _steady
-    before = _steady
+    before, collecting = _steady, gc.isenabled()
     _steady = {"files": _remembered(memory)} if before is None else before
+    gc.disable()  # syntax trees are many and all stay: to search them for garbage takes a third of the time
     try:
         yield
         if before is None and memory is not None and _steady.get("changed"):
             _remember(memory, _steady["files"])
     finally:
         _steady = before
+        if collecting:
+            gc.enable()
 
 
 def _own_digest() -> str:
@@ -145,7 +149,7 @@ def _imports(path: Path, stamp: tuple[int, int], module: str) -> list[str]:
 def _imported(trees: Iterable[ast.AST], module: str, is_package: bool = False) -> set[str]:
     """Every name that import statements in these syntax trees of a module may load, with all parent packages."""
     names: set[str] = set()
-    for node in (node for tree in trees for node in ast.walk(tree)):
+    for node in _nested(trees):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -157,12 +161,24 @@ def _imported(trees: Iterable[ast.AST], module: str, is_package: bool = False) -
     return set().union(*map(_parents, names))
 
 
+def _nested(trees: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """These statements and all that stand in them, without the expressions, in which nothing is imported."""
+    todo = list(trees)
+    while todo:
+        node = todo.pop()
+        yield node
+        for name in ("body", "orelse", "handlers", "finalbody", "cases"):
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):  # the body of a lambda is an expression
+                todo += inner
+
+
 def _parents(module: str) -> set[str]:
     parts = module.split(".")
     return {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> tuple[int, int]:
     """What changes with a file."""
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size
@@ -175,58 +191,78 @@ def _parse(path: Path, stamp: tuple[int, int]) -> ast.Module:
 
 def parse(path: Path) -> ast.Module:
     """The syntax tree of a file, read again only when the file changes."""
-    return _parse(path, _stamp(path))
+    return _parse(path, stamp_of(path))
 
 
 def imports(path: Path, module: str) -> set[str]:
     """What the file of a module imports, with all parent packages."""
-    return _imports(path, _stamp(path), module)
+    return _imports(path, stamp_of(path), module)
 
 
 def closure(*modules: str) -> dict[str, Path]:
     """Every module of this suite that `modules` import, themselves included, that may change a number."""
-    files, todo = {}, list(modules)
+    files: dict[str, Path] = {}
     for module in modules:
         if module_file(module) is None:
             raise ReproError(f"{module}: no such module in this suite")
-    while todo:
-        module = todo.pop()
-        path = module_file(module)
-        if path is None or module in files or module in NEUTRAL:
-            continue
-        files[module] = path
-        todo += _imports(path, _stamp(path), module)
+        files |= _reached(module)
     return dict(sorted(files.items()))
 
 
-def _shape(node: object) -> object:
-    """A syntax tree as nested lists, equal on every supported Python version."""
+def _reached(module: str) -> dict[str, Path]:
+    """The modules that one module imports, directly or through others, itself included."""
+    if _steady is not None and ("reached", module) in _steady:
+        return _steady["reached", module]
+    files, todo = {}, [module]
+    while todo:
+        name = todo.pop()
+        path = module_file(name)
+        if path is None or name in files or name in NEUTRAL:
+            continue
+        files[name] = path
+        todo += _imports(path, stamp_of(path), name)
+    if _steady is not None:
+        _steady["reached", module] = files
+    return files
+
+
+def _shape(node: object) -> str:
+    """A syntax tree as the text of nested lists, equal on every supported Python version; docstrings are left out."""
     if isinstance(node, ast.AST):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            first = body[0]
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node = type(node)(**{**dict(ast.iter_fields(node)), "body": body[1:]})
-        fields = [(k, _shape(v)) for k, v in ast.iter_fields(node) if k not in _SKIPPED_FIELDS and v not in (None, [])]
-        return [type(node).__name__, *fields]
-    return [_shape(item) for item in node] if isinstance(node, list) else repr(node)
+        kind = type(node)
+        fields = [(name, getattr(node, name)) for name in kind._fields if hasattr(node, name)]
+        if kind in _DOCUMENTED and node.body and _is_text(node.body[0]):
+            fields = [(name, value[1:] if name == "body" else value) for name, value in fields]
+        parts = [
+            f"({name!r}, {_shape(value)})"
+            for name, value in fields
+            if name not in _SKIPPED_FIELDS and value is not None and value != []
+        ]
+        return f"[{', '.join([repr(kind.__name__), *parts])}]"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_shape, node))}]"
+    return repr(repr(node))
+
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    constant = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
 
 
 @_by_content
 @functools.cache
 def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
-    return hashlib.sha256(repr(_shape(_parse(path, stamp))).encode()).hexdigest()
+    return hashlib.sha256(_shape(_parse(path, stamp)).encode()).hexdigest()
 
 
 def source_digest(*modules: str) -> str:
     """Digest of everything in this suite that `modules` run."""
     total = hashlib.sha256()
     for name, path in closure(*modules).items():
-        total.update(f"{name} {_file_digest(path, _stamp(path))}\n".encode())
+        total.update(f"{name} {_file_digest(path, stamp_of(path))}\n".encode())
     return "sha256:" + total.hexdigest()
 
 
@@ -249,10 +285,26 @@ def _binds(statement: ast.stmt) -> set[str]:
 
 def _uses(statement: ast.stmt) -> set[str]:
     """The names that a statement reads; a text that is a name counts, as annotations and tables of arms hold such."""
-    names = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(statement) if isinstance(node, ast.Attribute) and node.attr in _OPAQUE}
-    texts = (node.value for node in ast.walk(statement) if isinstance(node, ast.Constant))
-    return names | {text for text in texts if isinstance(text, str) and text.isidentifier()}
+    names: set[str] = set()
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and node.attr in _OPAQUE:
+            names.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+            names.add(node.value)
+    return names
+
+
+@functools.cache
+def _statements(path: Path, stamp: tuple[int, int]) -> list[tuple[ast.stmt, set[str], set[str], str]]:
+    """The statements of a file's top level: what each binds and reads (imports: nothing), its shape."""
+    found = []
+    for statement in _parse(path, stamp).body:
+        imports = isinstance(statement, ast.Import | ast.ImportFrom)
+        uses, shape = (set(), "") if imports else (_uses(statement), _shape(statement))
+        found.append((statement, _binds(statement), uses, shape))
+    return found
 
 
 @_by_content
@@ -262,32 +314,32 @@ def _slice(path: Path, stamp: tuple[int, int], module: str, function: str) -> li
 
     None where the module has no such function, or where no reading can tell what it uses.
     """
-    body = _parse(path, stamp).body
-    binds = [_binds(statement) for statement in body]
-    defined = set().union(*binds)
+    body = _statements(path, stamp)
+    defined = set().union(*(binds for _, binds, _, _ in body))
     if function not in defined or "*" in defined:
         return None
     # What binds no name is run for its effects, and so belongs to every function of the module.
-    kept = {i for i, names in enumerate(binds) if not names}
-    names, todo = {function}, [function, *(name for i in kept for name in _uses(body[i]))]
+    kept = {i for i, (_, binds, _, _) in enumerate(body) if not binds}
+    names, todo = {function}, [function, *(name for i in kept for name in body[i][2])]
     while todo:
         name = todo.pop()
-        for i in (i for i, bound in enumerate(binds) if name in bound and i not in kept):
+        for i in (i for i, (_, binds, _, _) in enumerate(body) if name in binds and i not in kept):
             kept.add(i)
-            if not isinstance(body[i], ast.Import | ast.ImportFrom):
-                todo += _uses(body[i])
+            todo += body[i][2]
         names.add(name)
     if names & _OPAQUE:
         return None
-    statements: list[ast.stmt] = []
+    statements, shapes = [], []
     for i in sorted(kept):
-        statement = body[i]
+        statement, _, _, shape = body[i]
         if isinstance(statement, ast.Import | ast.ImportFrom):
             used = [a for a in statement.names if (a.asname or a.name).split(".")[0] in names]
             statement = type(statement)(**{**dict(ast.iter_fields(statement)), "names": used})
+            shape = _shape(statement)
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
             statements.append(statement)
-    digest = hashlib.sha256(repr([_shape(statement) for statement in statements]).encode()).hexdigest()
+            shapes.append(shape)
+    digest = hashlib.sha256(f"[{', '.join(shapes)}]".encode()).hexdigest()
     return [digest, sorted(_imported(statements, module, path.name == "__init__.py"))]
 
 
@@ -301,7 +353,7 @@ def function_digest(module: str, function: str, arms: Iterable[str] = ()) -> str
     part, files = _traced(module, function, arms)
     lines = [f"{module}:{function} {part}"] if part else []
     lines += [
-        f"{name} {_file_digest(path, _stamp(path))}" for name, path in files.items() if name != module or not part
+        f"{name} {_file_digest(path, stamp_of(path))}" for name, path in files.items() if name != module or not part
     ]
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -321,7 +373,7 @@ def _trace(module: str, function: str, arms: Iterable[str]) -> tuple[str | None,
     if path is None:
         raise ReproError(f"{module}: no such module in this suite")
     named = set().union(*(arm_modules(module, arm) for arm in arms))
-    found = _slice(path, _stamp(path), module, function)
+    found = _slice(path, stamp_of(path), module, function)
     imported = {module} if found is None else {m for m in found[1] if module_file(m) is not None}
     files = closure(*sorted(imported | named))
     if module in files:  # as a whole, because something imports it back, or nothing can be told apart
@@ -336,6 +388,8 @@ def _trace(module: str, function: str, arms: Iterable[str]) -> tuple[str | None,
 @functools.cache
 def _arm_modules(path: Path, stamp: tuple[int, int]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
+    if not re.search(rb"repro(\.\w+)+:\w", path.read_bytes()):
+        return {}
     for node in ast.walk(_parse(path, stamp)):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
@@ -361,7 +415,7 @@ def arm_modules(module: str, arm: str) -> set[str]:
         return set()
     own = re.fullmatch(r"\w+:(\w+)\.\w+", arm)
     named = {f"repro.papers.{own[1]}"} if own and module_file(f"repro.papers.{own[1]}") else set()
-    return named.union(_arm_modules(path, _stamp(path)).get(arm, ()))
+    return named.union(_arm_modules(path, stamp_of(path)).get(arm, ()))
 
 
 def experiment_modules(paper: str, settings: dict) -> list[str]:
