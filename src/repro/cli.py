@@ -26,6 +26,7 @@ COMMANDS = {
         "trial": papers.trial,
         "cite": publishing.cite_papers,
         "recommend": arena.recommend,
+        "ask": papers.ask,
         "export": publishing.export,
         "figure": publishing.figure,
         "badge": publishing.badge,

@@ -1,4 +1,4 @@
-"""`repro list`, `show`, `history` and `trial`: what the papers are and what their verdicts say."""
+"""`repro list`, `show`, `ask`, `history` and `trial`: what the papers are and what their verdicts say."""
 
 from types import SimpleNamespace
 from typing import Annotated
@@ -146,6 +146,31 @@ def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
         for control in judged["controls"] if judged else ():
             state = f"{words.verdict_words(control['state'])}, {'as' if control['ok'] else 'NOT as'} expected"
             paragraph(f"{words.control_text(control)}: {state}", "  control  ")
+
+
+def ask(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The question, in place of all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer the questions that people dispute, as far as verdicts here do."""
+    from repro.files.questions import read_question
+    from repro.report import questions
+
+    if name is not None:
+        read_question(root(), name)
+    found = [one for one in questions.answers(root()) if name in (None, one["name"])]
+    if as_json:
+        return dump(found)
+    for i, one in enumerate(found):
+        say("\n" * bool(i) + f"{one['name']}: {one['question']}")
+        paragraph(f"{one['title']}. {one['sentence']}", "  answer   ")
+        for claim in one["claims"] if name else ():
+            line = claim["line"]
+            paragraph(f"{claim['claim']}: {line['verdict']}, speaks for {claim['side'] or 'neither'}", "  claim    ")
+        for voice in one["voices"] if name else ():
+            paragraph(f"{voice['who']}: {voice['text']} ({voice['where']})", f"  {voice['says']:<8} ")
+        if name:
+            paragraph(one["would_change"], "  change   ")
 
 
 def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:

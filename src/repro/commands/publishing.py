@@ -57,16 +57,20 @@ def report(
     track: Annotated[
         str | None, typer.Option("--arena", metavar="TRACK", help="Render the page of one track of the arena alone.")
     ] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="NAME", help="Render the page of one question alone.")
+    ] = None,
     with_parent: WithParent = False,
 ) -> None:
-    """Render the pages of papers, arena and index."""
+    """Render the pages of papers, questions, arena and index."""
     from repro import report as pages
+    from repro.files import questions
     from repro.run.processes import orderly
     from repro.spec import load as spec
 
     here, faults = root(), Faults()
-    if sum((slug is not None, index_only, track is not None)) > 1:
-        raise ReproError("a paper, --index and --arena contradict each other; write one of the three")
+    if sum((slug is not None, index_only, track is not None, question is not None)) > 1:
+        raise ReproError("a paper, --index, --arena and --question contradict each other; write one of the four")
     with orderly():
         if track:
             from repro.arena import protocol
@@ -74,6 +78,8 @@ def report(
             if track not in protocol.tracks(here):
                 raise ReproError(f"--arena {track}: no such track; write one of {', '.join(protocol.tracks(here))}")
             return say(f"rendered {pages.render_arena(track, here)}")
+        if question:
+            return say(f"rendered {pages.render_question(question, here)}")
         if slug:
             spec.load(slug)
             return say(f"rendered {pages.render_paper(slug, here)}")
@@ -83,6 +89,8 @@ def report(
                     say(f"rendered {pages.render_paper(one, here)}")
                 except ReproError as error:
                     faults.add(error)
+            for name in questions.names(here):
+                say(f"rendered {pages.render_question(name, here)}")
             for name in sorted({path.name.partition(".")[0] for path in (here / "arena").glob("*.table.json")}):
                 say(f"rendered {pages.render_arena(name, here)}")
         say(f"rendered {pages.render_index(here)}")

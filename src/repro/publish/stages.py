@@ -7,6 +7,7 @@ params.yaml themselves, by its schema.
 import re
 from pathlib import Path
 
+from repro.files import questions
 from repro.files.paths import JUDGED, results
 from repro.run import provenance
 from repro.spec.model import Paper
@@ -134,6 +135,21 @@ def arena_stages(root: Path, loaded: list[Paper]) -> str:
     return "".join(out)
 
 
+def question_stage(root: Path, name: str) -> str:
+    """The stage that renders the page of one question."""
+    asked = questions.read_question(root, name)
+    slugs = sorted({one["claim"].partition("/")[0] for one in asked["claims"]})
+    read = "".join(f"      - papers/{slug}/{part}\n" for slug in slugs for part in ("paper.yaml", "results"))
+    return f"""  reports/questions/{name}:
+    cmd: exec repro report --question {name} --with-parent
+    deps:
+      - notebooks/question.ipynb
+{REPORT_SOURCES}      - questions/{name}.yaml
+{read}    outs:
+      - reports/questions/{name}.html: {{cache: false, persist: true}}
+"""
+
+
 def root_stages(root: Path, slugs: list[str], loaded: list[Paper]) -> str:
     """`dvc.yaml`: a stage by the name of each paper, and the pages."""
     out = [
@@ -161,8 +177,10 @@ def root_stages(root: Path, slugs: list[str], loaded: list[Paper]) -> str:
     outs:
       - reports/{here}.html: {{cache: false, persist: true}}
 """)
+    out += [question_stage(root, name) for name in questions.names(root)]
     out.append(arena_stages(root, loaded))
-    inputs = "".join(f"      - papers/{slug}/{name}\n" for slug in slugs for name in ("paper.yaml", "results"))
+    asked = "".join(f"      - questions/{name}.yaml\n" for name in questions.names(root))
+    inputs = asked + "".join(f"      - papers/{slug}/{name}\n" for slug in slugs for name in ("paper.yaml", "results"))
     out.append(f"""  reports/index:
     cmd: exec repro report --index --with-parent
     deps:

@@ -1,7 +1,7 @@
 """What the notebooks' cells call: the parts of a paper's page and of the comparison page, as HTML."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from repro import words
 from repro.files.paths import JUDGED
 from repro.files.strict import plain
 from repro.publish import cite
-from repro.report import arena, belief, figures, identities, text
+from repro.report import arena, belief, figures, identities, questions, text
 from repro.report.asides import FigureView, RankingView
 from repro.report.claims import ClaimView
-from repro.report.records import Result, Stale, claim_lines, readable, record
+from repro.report.records import Result, Stale, claim_lines, readable, record, strongest
 from repro.report.templates import Fragment, part
 
 FAMILIES = ("normalization", "activation", "initialization", "residual", "training")
@@ -249,6 +249,11 @@ class ComparisonPage:
         families = [(family, [x for x in lines if x["family"] == family]) for family in names]
         return part("comparison.html.j2", "headlines", {"families": families})
 
+    def questions(self) -> Fragment:
+        """The questions that people dispute, each with the answer that the verdicts give."""
+        found = questions.answers(self.root, self.lines)
+        return part("comparison.html.j2", "questions", {"questions": found})
+
     def arena(self) -> Fragment:
         """Which methods are as good as the tuned base, track by track."""
         return part("comparison.html.j2", "arena", {"lines": arena.summary(self.root)})
@@ -270,13 +275,3 @@ class ComparisonPage:
     def claims(self) -> Fragment:
         """Every claim, at the largest profile that has run."""
         return part("comparison.html.j2", "claims", {"lines": self.lines, "version": repro.__version__})
-
-
-def strongest(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One line per claim: that of the largest profile with a verdict, the first one where none has."""
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for line in lines:  # the largest profile comes first
-        key = line["paper"], line["claim"]
-        if key not in found or (found[key]["state"] == "not_run" and line["state"] != "not_run"):
-            found[key] = line
-    return list(found.values())

@@ -1,7 +1,7 @@
 """What has been measured and judged, read from `papers/*/results` without judging anything again."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,3 +327,13 @@ def claim_lines(one: Record) -> list[dict[str, Any]]:
                 }
             )
     return lines
+
+
+def strongest(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One line per claim: that of the largest profile with a verdict, the first one where none has."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for line in lines:  # the largest profile comes first
+        key = line["paper"], line["claim"]
+        if key not in found or (found[key]["state"] == "not_run" and line["state"] != "not_run"):
+            found[key] = line
+    return list(found.values())

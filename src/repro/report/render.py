@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import Failed, ReproError
+from repro.files.questions import read_question
 from repro.publish.export import as_csv
 from repro.report.records import Current, claim_lines, current, frame, load_paper, readable, record
 from repro.store import write_file
@@ -170,4 +171,17 @@ def render_arena(track: str, root: Path | str, *, timeout: int = TIMEOUT) -> Pat
     done = _run(root / "notebooks" / "arena.ipynb", {"track": track, "root": str(root)}, timeout)
     path = root / "reports" / "arena" / f"{track}.html"
     write_file(path, _export(done, f"Arena: {track} · repro"))
+    return path
+
+
+def render_question(name: str, root: Path | str, *, current: Current = current, timeout: int = TIMEOUT) -> Path:
+    """Render `reports/questions/<name>.html`, one question that people dispute, and return its path."""
+    root = Path(root).resolve()
+    question = read_question(root, name)
+    slugs = sorted({one["claim"].partition("/")[0] for one in question["claims"]})
+    found = [record(slug, root, current=current) for slug in slugs]
+    stale = {one.slug: {profile: result.stale for profile, result in one.results.items()} for one in found}
+    done = _run(root / "notebooks" / "question.ipynb", {"name": name, "root": str(root), "stale": stale}, timeout)
+    path = root / "reports" / "questions" / f"{name}.html"
+    write_file(path, _export(done, f"{question['question']} · repro"))
     return path

@@ -1,0 +1,109 @@
+"""Pages by question: who says what, which claims of the suite bear on it, and the answer that their verdicts give.
+
+The answer follows from the verdicts by one rule: a claim that holds or does not speaks for a side, which its file
+fixes; all on one side give its answer, both sides give the answer "both", and nothing decided gives none.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import repro
+from repro import words
+from repro.files.questions import names, read_question
+from repro.report import arena
+from repro.report.records import Stale, claim_lines, record, strongest
+from repro.report.templates import Fragment, part
+
+UNDECIDED = "Nothing that is measured here decides it."
+SIGNS = {"yes": "reproduced", "no": "not_reproduced", "both": "inconclusive", None: "not_run"}  # badges of answers
+TITLES = {"yes": "yes", "no": "no", "both": "it depends", None: "not decided"}
+Line = Mapping[str, Any]
+Question = Mapping[str, Any]
+
+
+def speaks(one: Mapping[str, Any], state: str) -> str | None:
+    """The side for which a claim speaks by its state; None where it is not decided, or says nothing then."""
+    return {"reproduced": one["holds"], "not_reproduced": one.get("fails")}.get(state)
+
+
+def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, Any]]:
+    """What the arena's cells say of an arm: state, and in which share of the steps it reaches the base's loss."""
+    found = []
+    for made in (table for table in tables if table["track"] == one["track"]):
+        for cell in made["cells"]:
+            slot = cell["slots"].get(one["arm"].partition(":")[0])
+            line = next((x for x in slot["lines"] if x["arm"] == one["arm"]), None) if slot else None
+            if line is None:
+                continue
+            steps, share, state = line["steps_to_target"], None, "inconclusive"
+            if slot["usable"] and line["standing"] != "not told apart":
+                share = None if steps is None else steps / cell["at"].get("steps", made["settings"].get("steps"))
+                good = line["standing"] in ("better", "as good")
+                if one.get("share") is not None:
+                    good = line["standing"] == "better" and share is not None and share <= one["share"]
+                state = "reproduced" if good else "not_reproduced"
+            place = f"{made['track']}, {words.levels(cell['at'])} ({made['profile']})"
+            found.append({"place": place, "state": state, "reached": share, "standing": line["standing"]})
+    return found
+
+
+def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Line]) -> dict[str, Any]:
+    """The evidence of a question with the side for which each piece speaks, and the answer."""
+    claims = []
+    for one in question["claims"]:
+        line = lines.get(one["claim"])
+        state = "not_run" if line is None or line["stale"] else line["state"]
+        claims.append({"fails": None, **one, "line": line, "state": state, "side": speaks(one, state)})
+    ranked = [{"fails": None, "share": None, **one} for one in question.get("arena", ())]
+    places = [
+        {**one, **found, "side": speaks(one, found["state"])} for one in ranked for found in of_arena(one, tables)
+    ]
+    sides = {one["side"] for one in [*claims, *places]} - {None}
+    answer = "both" if len(sides) == 2 else next(iter(sides), None)
+    return {
+        "answer": answer,
+        "title": TITLES[answer],
+        "badge": SIGNS[answer],
+        "sentence": question["answers"][answer] if answer else UNDECIDED,
+        "claims": claims,
+        "places": places,
+        "waits": [one for one in ranked if not any(p["arm"] == one["arm"] for p in places)],
+    }
+
+
+def answers(root: Path, lines: Iterable[Line] | None = None) -> list[dict[str, Any]]:
+    """Every question with its answer; `lines` are the strongest verdicts where they have been read already."""
+    asked = {name: read_question(root, name) for name in names(root)}
+    if lines is None:
+        lines = lines_of(asked.values(), root)
+    by_claim, tables = _by_claim(lines), arena.tables(root)
+    return [{"name": name, **one, **answered(one, by_claim, tables)} for name, one in asked.items()]
+
+
+def lines_of(asked: Iterable[Question], root: Path, stale: Mapping[str, Stale] | None = None) -> list[Line]:
+    """The strongest verdict of every claim of the papers that these questions name."""
+    slugs = sorted({one["claim"].partition("/")[0] for question in asked for one in question["claims"]})
+    found = [record(slug, root, stale=None if stale is None else stale.get(slug, {})) for slug in slugs]
+    return strongest([line for one in found for line in claim_lines(one)])
+
+
+def _by_claim(lines: Iterable[Line]) -> dict[str, Line]:
+    return {f"{line['paper']}/{line['claim']}": line for line in lines}
+
+
+class QuestionPage:
+    """What the notebook's cell calls for one question; `stale` replaces the comparison of digests."""
+
+    def __init__(self, name: str, root: str | Path = ".", stale: Mapping[str, Stale] | None = None):
+        root = Path(root)
+        self.name, self.question = name, read_question(root, name)
+        self.found = answered(self.question, _by_claim(lines_of([self.question], root, stale)), arena.tables(root))
+
+    def page(self) -> Fragment:
+        """The whole page."""
+        for one in self.found["claims"]:
+            one["slug"], _, one["id"] = one["claim"].partition("/")
+        voices = {side: [v for v in self.question["voices"] if v["says"] == side] for side in ("yes", "no")}
+        values = {**self.question, **self.found, "voices": voices, "name": self.name, "version": repro.__version__}
+        return part("questions.html.j2", "page", values)

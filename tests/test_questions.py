@@ -1,0 +1,152 @@
+"""Questions: files that are refused, answers that follow from verdicts, and pages."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from repro.errors import ReproError
+from repro.files import questions as files
+from repro.publish import stages
+from repro.report import QuestionPage, questions
+
+ROOT = Path(__file__).resolve().parents[1]
+GOOD = """\
+question: Is RMSNorm as good?
+disputed: People disagree.
+voices:
+  - {says: "yes", who: A, where: "arXiv:1", text: It is.}
+  - {says: "no", who: "<script>B</script>", where: "arXiv:2", text: It is not.}
+claims:
+  - {claim: rmsnorm/quality-parity, holds: "yes", fails: "no", about: Quality.}
+  - {claim: rmsnorm/running-time, holds: "yes", about: Time.}
+arena:
+  - {track: gpt, arm: "norm:rmsnorm.RMSNorm", share: 0.5, holds: "yes", fails: "no", about: Steps.}
+answers: {"yes": It is., "no": It is not., both: It depends.}
+would_change: A larger model.
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A checkout with one paper and one question."""
+    shutil.copytree(ROOT / "papers" / "rmsnorm", tmp_path / "papers" / "rmsnorm")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "questions").mkdir()
+    (tmp_path / "questions" / "demo.yaml").write_text(GOOD)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", files.names(ROOT))
+def test_every_question_is_sound_and_has_a_page(name):
+    asked = files.read_question(ROOT, name)
+    assert asked["claims"] or asked.get("arena")
+    page = str(QuestionPage(name, ROOT, stale={}).page())
+    assert asked["question"] in page and all(
+        f"papers/{one['claim'].split('/')[0]}.html" in page for one in asked["claims"]
+    )
+    stage = stages.question_stage(ROOT, name)
+    assert all(f"papers/{one['claim'].split('/')[0]}/results\n" in stage for one in asked["claims"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wanted"),
+    [
+        (
+            "rmsnorm/quality-parity",
+            "rmsnorm/quality-paritx",
+            "has no claim quality-paritx; did you mean 'quality-parity'",
+        ),
+        ("rmsnorm/quality-parity", "quality-parity", "write a paper and a claim"),
+        ("rmsnorm/quality-parity", "rmsnrm/quality-parity", "rmsnrm: no such paper; did you mean rmsnorm"),
+        ('{says: "no"', '{says: "yes"', "all take one side"),
+        ('fails: "no", about: Quality', "fails: maybe, about: Quality", "write one of yes, no"),
+        ("Is RMSNorm as good?", "RMSNorm is as good.", "ends with a question mark"),
+        ("would_change", "would_chance", "would_chance"),
+        ("share: 0.5", "share: 2", "from 0 to 1"),
+    ],
+)
+def test_a_wrong_question_is_refused_in_one_line_with_its_place(tree, before, after, wanted):
+    path = tree / "questions" / "demo.yaml"
+    assert before in GOOD
+    path.write_text(GOOD.replace(before, after, 1))
+    with pytest.raises(ReproError) as error:
+        files.read_question(tree, "demo")
+    assert wanted in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_claim_that_is_not_tested_decides_nothing_and_is_refused(tree):
+    from repro.spec import load
+
+    slug, claim = next(
+        (slug, name) for slug in load.slugs() for name, one in load.load(slug).claims.items() if one.untested
+    )
+    shutil.copytree(ROOT / "papers" / slug, tree / "papers" / slug, dirs_exist_ok=True)
+    (tree / "questions" / "demo.yaml").write_text(GOOD.replace("rmsnorm/quality-parity", f"{slug}/{claim}"))
+    with pytest.raises(ReproError, match="is not tested"):
+        files.read_question(tree, "demo")
+
+
+def test_an_unknown_question_names_a_near_one(tree):
+    with pytest.raises(ReproError, match="dem: no such question; did you mean 'demo'"):
+        files.read_question(tree, "dem")
+
+
+def line(claim: str, state: str, stale: str | None = None) -> dict:
+    return {"paper": "rmsnorm", "claim": claim, "state": state, "stale": stale}
+
+
+@pytest.mark.parametrize(
+    ("quality", "time", "answer"),
+    [
+        ("reproduced", "not_run", "yes"),
+        ("not_reproduced", "inconclusive", "no"),
+        ("not_reproduced", "reproduced", "both"),
+        ("inconclusive", "not_reproduced", None),  # that claim speaks for nothing where it fails
+        ("not_run", "not_run", None),
+    ],
+)
+def test_the_answer_follows_from_the_verdicts(tree, quality, time, answer):
+    asked = files.read_question(tree, "demo")
+    lines = {
+        "rmsnorm/quality-parity": line("quality-parity", quality),
+        "rmsnorm/running-time": line("running-time", time),
+    }
+    found = questions.answered(asked, lines, [])
+    assert found["answer"] == answer
+    assert found["sentence"] == (asked["answers"][answer] if answer else questions.UNDECIDED)
+    assert len(found["waits"]) == 1  # the arena has not been run
+
+
+def test_a_stale_verdict_speaks_for_nothing(tree):
+    asked = files.read_question(tree, "demo")
+    lines = {"rmsnorm/quality-parity": line("quality-parity", "reproduced", stale="source")}
+    assert questions.answered(asked, lines, [])["answer"] is None
+
+
+@pytest.mark.parametrize(
+    ("standing", "steps", "usable", "answer"),
+    [
+        ("better", 150, True, "yes"),
+        ("better", 200, True, "no"),  # better, but not in half of the steps
+        ("as good", 100, True, "no"),
+        ("worse", None, True, "no"),
+        ("not told apart", 100, True, None),
+        ("better", 100, False, None),
+    ],
+)
+def test_a_line_of_the_arena_speaks_by_its_standing_and_its_steps(tree, standing, steps, usable, answer):
+    asked = {**files.read_question(tree, "demo"), "claims": []}
+    one = {"arm": "norm:rmsnorm.RMSNorm", "standing": standing, "steps_to_target": steps}
+    cell = {"at": {"depth": 2, "steps": 300}, "slots": {"norm": {"usable": usable, "lines": [one]}}}
+    table = {"track": "gpt", "profile": "long", "settings": {}, "cells": [cell]}
+    found = questions.answered(asked, {}, [table])
+    assert found["answer"] == answer and not found["waits"]
+
+
+def test_a_page_escapes_what_the_file_says_and_names_the_command_for_what_has_not_run(tree):
+    shutil.rmtree(tree / "papers" / "rmsnorm" / "results")
+    page = str(QuestionPage("demo", tree, stale={}).page())
+    assert "<script>" not in page and "&lt;script&gt;B" in page
+    assert "repro run rmsnorm --profile long" in page and "repro arena --track gpt" in page
+    assert questions.UNDECIDED in page
