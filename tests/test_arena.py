@@ -255,6 +255,32 @@ def test_every_slot_of_every_track_has_controls_and_optimizers_are_many() -> Non
         assert experiment.misfit("mlp", arm) is None, arm
 
 
+@pytest.mark.parametrize(
+    "arm", [a for a in experiment.arms_of("gpt") if a.partition(":")[0] in ("feed_forward", "attention")]
+)
+def test_what_is_exchanged_in_a_finished_decoder_fits_and_is_another_model(arm: str) -> None:
+    assert experiment.misfit("gpt", arm) is None
+    assert not experiment.same_model("gpt", arm, 2)
+    models = [
+        experiment.build("gpt", experiment.slots_of("gpt", a), experiment.tiny("gpt"), experiment.generator("t"))
+        for a in ("base", arm)
+    ]
+    base, other = (sum(p.numel() for p in model.parameters()) for model in models)
+    if arm.startswith("feed_forward"):  # as large as the base's, up to the rounding of 2/3 of its hidden width
+        assert abs(other / base - 1) < 0.05
+    hidden = [m for m in models[1].modules() if isinstance(m, torch.nn.Linear) and m.in_features == 8]
+    assert all(0.2 < m.weight.std().item() * 8**0.5 < 2.0 for m in hidden)
+
+
+def test_the_muon_of_the_suite_gets_the_hidden_matrices_and_adam_the_rest() -> None:
+    from repro.papers.gradient_orthogonalization import Muon
+
+    model = experiment.build("gpt", {}, experiment.tiny("gpt"), experiment.generator("t"))
+    made = experiment.optimizer(Muon)(experiment.hidden_matrices(model), 0.01)
+    adam = {id(p) for g in made.param_groups if g["adam"] for p in g["params"]}
+    assert id(model.embedding.weight) in adam and id(model.blocks[0].attention.sublayer.qkv.weight) not in adam
+
+
 def test_initial_weights_fit_the_width() -> None:
     config = experiment.tiny("gpt")
     model = experiment.build("gpt", {}, config, experiment.generator("t"))
@@ -487,7 +513,8 @@ def test_the_suites_own_arena_file_is_sound() -> None:
         for profile in set(one) & {"cpu", "long", "gpu"}:
             settings = arena.track_of(ROOT, name, profile)
             assert settings["final"]["seeds"] >= 12 and settings["tuning"]["seeds"] >= 3
-            assert settings["tuning"]["extend"] >= 1 and len(settings["tuning"]["lr"]) >= 6
+            assert len(settings["tuning"]["lr"]) >= 3, "a middle and two edges from which to climb"
+            assert len(settings["tuning"]["lr"]) + settings["tuning"]["extend"] >= 9
             assert len({cell["depth"] for cell in settings["cells"]}) >= 2, "two sizes"
             assert len({cell["steps"] for cell in settings["cells"]}) >= 2, "two budgets"
             for contrast in settings["calibration"]:

@@ -9,6 +9,8 @@ An arm "norm:rmsnorm.RMSNorm" puts `repro.papers.rmsnorm.RMSNorm` into the slot 
     placement   a class (sublayer, norm, dim, index, depth) -> Module, or a class whose instance is one
     init        name(model, generator) -> None
     weight      a subclass of nn.Conv2d
+    feed_forward  name(width, hidden) -> Module of three matrices, at 2/3 of the base's hidden width (see `PARTS`)
+    attention   what changes the attentions of a finished decoder (see `PARTS`)
     optimizer   an Optimizer class (groups, lr=), or a class that wraps one (here AdamW)
 
 Weights start as N(0, 1 / width) and embeddings as N(0, 1): the usual 0.02 is right at width 2,500 and starves a width
@@ -32,7 +34,7 @@ from repro.data import fashion_mnist, fashion_mnist_m, prose
 from repro.errors import Diverged
 from repro.models import vit as vision
 from repro.models.convnet import cifar_resnet
-from repro.models.gpt import GPT
+from repro.models.gpt import GPT, Attention, FeedForward
 from repro.models.mlp import ResidualMLP
 from repro.models.slots import Bare, Post, identity, scaled_gaussian
 from repro.timing import compare, peak_bytes
@@ -52,7 +54,7 @@ SLOTS = {
     "mlp": ("norm", "act", "placement", "init", "optimizer"),
     "convnet": ("norm", "act", "init", "weight", "optimizer"),
     "vit": ("norm", "act", "placement", "init", "optimizer"),
-    "gpt": ("norm", "act", "placement", "init", "optimizer"),
+    "gpt": ("norm", "act", "placement", "feed_forward", "attention", "init", "optimizer"),
 }
 
 
@@ -108,12 +110,31 @@ def too_large(model: nn.Module, source: torch.Generator) -> None:
     scaled_gaussian(6.0)(model, source)
 
 
+class Linear(nn.Module):
+    """Two linear layers without a function between them, as large as the base's feed-forward layer."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, 3 * hidden // 2, bias=False)
+        self.down = nn.Linear(3 * hidden // 2, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x))
+
+
+def unread(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every position reads its own value alone."""
+    return v
+
+
 CONTROLS: dict[str, dict[str, object]] = {
     "norm": {"identity": identity, "broken": Broken},
     "act": {"linear": nn.Identity},
     "placement": {"none": Bare},
     "init": {"he_bare": he_bare, "too_large": too_large},
     "weight": {"fixed": Fixed},
+    "feed_forward": {"linear": Linear},
+    "attention": {"off": unread},
     "optimizer": {"sgd": plain_sgd, "noisy": Noisy},
 }
 
@@ -178,6 +199,33 @@ EXTRA: dict[str, dict[str, object]] = {
 }
 
 
+PARTS = {  # what papers bring into a decoder beside what `provides:` names: the arms of two slots
+    "feed_forward:glu_variants": ("FFNGLU", "FFNBilinear", "FFNReGLU", "FFNGEGLU", "FFNSwiGLU"),
+    "attention:value_residual": ("resformer_", "svformer_"),
+    "attention:relu_attention": ("relu_attention",),
+}
+
+
+def exchanged(method: Callable, model: GPT, config: "Track", source: torch.Generator) -> None:
+    """Put a method of the slots `feed_forward` or `attention` into a finished decoder.
+
+    A class takes the place of every feed-forward layer, a function of (model) changes the model, and one of queries,
+    keys and values that of every attention.
+    """
+    if inspect.isclass(method):
+        for holder in [m for m in model.modules() if isinstance(getattr(m, "sublayer", None), FeedForward)]:
+            holder.sublayer = method(config.width, 2 * 4 * config.width // 3)
+            for layer in (m for m in holder.sublayer.modules() if isinstance(m, nn.Linear)):
+                with torch.no_grad():
+                    layer.weight.normal_(0.0, config.width**-0.5, generator=source)
+    elif len(parameters := inspect.signature(method).parameters) and next(iter(parameters)) == "model":
+        method(model)
+    else:
+        causal = {"is_causal": True} if "is_causal" in parameters else {}
+        for attention in (m for m in model.modules() if isinstance(m, Attention)):
+            attention.attend = functools.partial(method, **causal)
+
+
 def _snn(name: str) -> object:
     return getattr(import_module("repro.papers.snn"), name)
 
@@ -210,7 +258,7 @@ class Track:
 
 def arms_of(track: str) -> list[str]:
     """The arms of a track that no paper provides, controls last."""
-    extra = [f"{place}.{name}" for place, names in EXTRA.items() for name in names]
+    extra = [f"{place}.{name}" for place, names in (EXTRA | PARTS).items() for name in names]
     controls = [f"{slot}:control.{name}" for slot in SLOTS[track] for name in CONTROLS.get(slot, {})]
     return [arm for arm in extra if arm.partition(":")[0] in SLOTS[track]] + controls
 
@@ -245,6 +293,8 @@ def slots_of(track: str, arm: str) -> dict[str, object]:
 
 def optimizer(method: Callable) -> Callable:
     """`factory(groups, lr)` of an optimizer class, or of one that wraps the optimizer of the track."""
+    if method.__name__ == "Muon" and "scale" in inspect.signature(method).parameters:  # the suite's own
+        return lambda groups, lr: method([{**g, "adam": not g["matrix"]} for g in groups], lr, scale="match_rms_adamw")
     if "lr" in inspect.signature(method).parameters:
         return lambda groups, lr: method(groups, lr=lr)
     return lambda groups, lr: method(make_optimizer("adamw", groups, lr))
@@ -262,7 +312,8 @@ def hidden_matrices(model: nn.Module) -> list[dict]:
 
 def build(track: str, slots: dict, config: Track, source: torch.Generator) -> nn.Module:
     """The track's model: LayerNorm (BatchNorm in the convnet), ReLU or GELU, Pre-LN, unless a slot says otherwise."""
-    slots = {k: v for k, v in slots.items() if k not in ("optimizer", "schedule")}
+    parts = [slots[k] for k in ("feed_forward", "attention") if k in slots]
+    slots = {k: v for k, v in slots.items() if k not in ("optimizer", "schedule", "feed_forward", "attention")}
     if track == "mlp":
         return ResidualMLP(196, config.width, config.depth, 10, **{"norm": nn.LayerNorm, "generator": source, **slots})
     if track == "convnet":
@@ -270,7 +321,10 @@ def build(track: str, slots: dict, config: Track, source: torch.Generator) -> nn
     if track == "vit":
         return vision.vit(32, 4, config.width, config.depth, heads=config.heads, classes=10, **slots, generator=source)
     scale = {"std": config.width**-0.5, "embedding_std": 1.0}
-    return GPT(256, config.context, config.width, config.depth, heads=config.heads, **scale, **slots, generator=source)
+    model = GPT(256, config.context, config.width, config.depth, heads=config.heads, **scale, **slots, generator=source)
+    for method in parts:
+        exchanged(method, model, config, source)
+    return model
 
 
 def data_of(track: str, config: Track, device: torch.device) -> dict[str, tuple[Tensor, Tensor] | Tensor]:

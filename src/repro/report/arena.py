@@ -17,6 +17,8 @@ SLOT_NAMES = {
     "placement": "placements of the norm",
     "init": "initializations",
     "weight": "parameterizations of weights",
+    "feed_forward": "feed-forward layers",
+    "attention": "attentions",
     "optimizer": "optimizers",
 }
 STANDINGS = {  # of a line -> the badge that it has
