@@ -1,5 +1,6 @@
 """`repro list`, `show`, `ask`, `history` and `trial`: what the papers are and what their verdicts say."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
 
@@ -190,12 +191,31 @@ def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> Non
 
 
 def trial(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="The key of a trial, or the beginning of one.")],
+    key: Annotated[
+        str, typer.Argument(metavar="KEY", help="The key of a trial, or the beginning of one; with ARM, a paper.")
+    ],
+    arm: Annotated[
+        str | None, typer.Argument(metavar="[ARM]", help="The arm of the paper's headline whose first trial is meant.")
+    ] = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(help="Write a program to this file that measures the trial again with torch and numpy alone."),
+    ] = None,
 ) -> None:
-    """Show the trial of a key that a page or a command printed."""
+    """Show the trial of a key that a page or a command printed, or write it as one file that runs by itself."""
     from repro.commands import trials
+    from repro.publish import script as scripts
+    from repro.store import write_file
 
+    key = key if arm is None else scripts.of_arm(key, arm, root())
     found = trials.find(key, root())
     if not found:
         raise Failed(f"{key[:80]}: no trial with such a key is stored or committed here")
-    dump(found)
+    if script is None:
+        return dump(found)
+    rows = [one for one in found if one["in"].startswith("papers/")]
+    if len({one["key"] for one in found}) > 1 or not rows:
+        raise ReproError(f"{key[:80]}: names {'several trials' if rows else 'no committed row'}; write its whole key")
+    _, slug, _, name = rows[0]["in"].split("/")
+    write_file(script, scripts.script(rows[0]["key"], slug, name.partition(".")[0], root(), script.name))
+    say(f"wrote {script}")
