@@ -104,6 +104,16 @@ def test_zero_spread_is_an_interval_of_no_width():
         assert found["needed_seeds"] is None
 
 
+def test_an_arm_against_itself_is_not_better_but_equal_arms_are_undecided():
+    """A control may put the comparator into the method's place; two arms that tie, at a ceiling say, decide nothing."""
+    values = around(1.0, 0.1)
+    rows = rows_of(a=values, b=list(values))
+    assert judged(rule("ordering", against="b"), rows)["state"] == "inconclusive"
+    found = judged(rule("ordering", against="a"), rows)
+    assert found["state"] == "not_reproduced" and "against itself" in found["why"] and found["needed_seeds"] is None
+    assert judged(rule("noninferiority", against="a", margin=0.1), rows)["state"] == "reproduced"
+
+
 # ---- options -------------------------------------------------------------------------------------------------------
 
 

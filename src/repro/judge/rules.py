@@ -14,7 +14,7 @@ hold: `per`, a list of rules and `at_least: n` of n are treated alike.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 from typing import Any
@@ -266,6 +266,10 @@ def _compare(data: Values, cell: dict[str, Any], level: float, no_level: float, 
         least=least,
         sign=rule.statistic == "sign",
     )
+    itself = data.names["arm"] == data.names["against"] and data.seeds["arm"] == data.seeds["against"]
+    if itself and rule.pair and decision.state == "inconclusive" and not region.holds(0.0) and len(values) >= least:
+        why = f"an arm against itself differs by nothing, which lies outside {region.text}."
+        decision = replace(decision, state="not_reproduced", why=why, level=no_level, needed=None, slack=-INF)
     kept = None if other is None else tuple(other)
     return Part(cell, decision, level, no_level, tuple(values), region, kept, frozenset(out))
 
