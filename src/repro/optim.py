@@ -7,25 +7,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from repro.papers.adam import Adam as Adam
     from repro.papers.adam import AdaMax as AdaMax
+    from repro.papers.adamp import SGDP as SGDP
+    from repro.papers.adamp import AdamP as AdamP
     from repro.papers.adamw import SGDW as SGDW
     from repro.papers.adamw import AdamW as AdamW
     from repro.papers.ademamix import AdEMAMix as AdEMAMix
     from repro.papers.gradient_orthogonalization import Muon as Muon
     from repro.papers.gradient_orthogonalization import TrustRegion as TrustRegion
     from repro.papers.nfnet import AGC as AGC
+    from repro.papers.novograd import NovoGrad as NovoGrad
     from repro.papers.one_cycle import OneCycle as OneCycle
     from repro.papers.sam import SAM as SAM
+    from repro.papers.sinkgd import SinkGD as SinkGD
 
 HOMES = {
     "AGC": "nfnet",
     "AdEMAMix": "ademamix",
     "AdaMax": "adam",
     "Adam": "adam",
+    "AdamP": "adamp",
     "AdamW": "adamw",
     "Muon": "gradient_orthogonalization",
+    "NovoGrad": "novograd",
     "OneCycle": "one_cycle",
     "SAM": "sam",
+    "SGDP": "adamp",
     "SGDW": "adamw",
+    "SinkGD": "sinkgd",
     "TrustRegion": "gradient_orthogonalization",
 }
 __all__ = list(HOMES)
