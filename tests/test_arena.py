@@ -506,6 +506,20 @@ def test_recommend_needs_evidence(never_run: Checkout, arena_checkout: Checkout)
     told = arena_checkout.ok("recommend", "--model", "mlp", "--depth", "3", "--margin", "100")
     assert "depth 2, batch 8, steps 4" in told and "This answers for depth 2, not 3" in told
     assert "no advice" in told or "the reference" in told
+    told = arena_checkout.ok("recommend", "--model", "mlp", "--optimizer", "adamw")
+    assert "measured under AdamW, as you asked" in told
+    refused = arena_checkout.refused("recommend", "--model", "mlp", "--optimizer", "adamx")
+    assert "--optimizer adamx: not measured here; write one of" in refused and "AdamW" in refused
+
+
+def test_advice_under_another_optimizer_says_that_it_was_not_measured_under_it() -> None:
+    line = {"arm": "optimizer:torch.Muon", "standing": "better", "control": False}
+    cell = {"slots": {"optimizer": {"lines": [line, {**line, "arm": "optimizer:control.noisy", "control": True}]}}}
+    assert "not under muon" in advice.under(
+        cell, "muon"
+    ) and "Muon itself against the tuned base: better" in advice.under(cell, "muon")
+    with pytest.raises(ReproError, match="write one of AdamW, Muon$"):
+        advice.under(cell, "Lion")
 
 
 def test_the_suites_own_arena_file_is_sound() -> None:

@@ -7,6 +7,8 @@ controls are not shown to be worse; and no method that fails, that equals a cont
 import math
 from typing import Any
 
+from repro.errors import ReproError
+
 REACH = 4  # how far, as a factor, a setting may lie from one that was measured
 
 
@@ -46,3 +48,23 @@ def nearest_cell(made: dict, depth: int | None, batch: int | None) -> tuple[dict
     if other:
         return cell, f"This answers for {' and '.join(other)}: nothing nearer to what you asked was measured."
     return cell, "This was measured at what you asked." if wanted else "No depth or batch was asked for."
+
+
+def under(cell: dict, optimizer: str) -> str:
+    """Say whether the advice of other slots holds under an optimizer: all of them were measured under AdamW.
+
+    ReproError where the cell has not measured such an optimizer.
+    """
+    lines = {
+        line["arm"].rpartition(".")[2].lower(): line for line in cell["slots"].get("optimizer", {}).get("lines", ())
+    }
+    if optimizer.lower() == "adamw":
+        return "All slots but the optimizer's were measured under AdamW, as you asked."
+    if optimizer.lower() not in lines:
+        known = sorted({line["arm"].rpartition(".")[2] for line in lines.values() if not line["control"]} | {"AdamW"})
+        raise ReproError(f"--optimizer {optimizer}: not measured here; write one of {', '.join(known)}")
+    line = lines[optimizer.lower()]
+    return (
+        f"All slots but the optimizer's were measured under AdamW, not under {optimizer}, and may be ordered otherwise "
+        f"there. {line['arm'].rpartition('.')[2]} itself against the tuned base: {line['standing']}."
+    )

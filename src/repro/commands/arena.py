@@ -146,6 +146,9 @@ def recommend(
     model: Annotated[str, typer.Option(help="Take a track of the arena: mlp, convnet, vit or gpt.")],
     depth: Annotated[int | None, typer.Option(min=1, help="Give the depth of your model.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Give your batch size.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Give your optimizer, to be told whether the advice holds under it.")
+    ] = None,
     margin: Annotated[
         float | None,
         typer.Option(min=0.0, help="Say how much worse than the base is still good, in place of the track's margin."),
@@ -169,6 +172,8 @@ def recommend(
     if cell is None:
         asked = levels({k: v for k, v in (("depth", depth), ("batch", batch)) if v is not None})
         raise Failed(f"no evidence at {asked}: nothing within a factor of {advice.REACH} of it was measured; {place}")
+    if optimizer is not None:
+        place = f"{place} {advice.under(cell, optimizer)}"
     chosen = {slot: advice.recommended(one, margin) for slot, one in cell["slots"].items()}
     trials = {m["arm"]: m["trials"] for m in made["methods"]}
     if as_json:
