@@ -13,11 +13,12 @@ from conftest import ROOT, Checkout
 from repro.commands import history, new, reproduce
 from repro.commands.verify import moved_registration
 from repro.errors import ReproError
+from repro.files.paths import SCHEMA
 from repro.publish import markdown, stages
 from repro.publish.evidence import estimate, measured, ours
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
-from repro.store import sealed, write_file
+from repro.store import rows_digest, sealed, write_file
 
 JUDGED = {"estimate": 0.43, "interval": [0.41, 0.45], "level": 0.95, "n": 5, "unit": "ratio", "state": "reproduced"}
 SLUGS = spec.slugs()
@@ -229,3 +230,27 @@ def test_what_could_not_be_measured_here_is_no_difference() -> None:
 def test_history_reads_verdicts_of_any_schema(stored: dict) -> None:
     for one in history._claims(stored).values():
         assert isinstance(history._estimate(one), str) and history._state(one, stored)
+
+
+def test_a_committed_verdict_without_its_rows_is_compared_with_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is no verdict at all; only what was committed with the rows that it names counts."""
+    rows = {"rows": [{"seed": 0}]}
+    verdict = {"schema": SCHEMA, "paper": "demo", "profile": "cpu", "rows_digest": rows_digest(rows["rows"])}
+    verdict |= {"post_hoc": False, "headline": None, "claims": {}}
+    committed: dict[str, object] = {"verdict": verdict, "rows": rows}
+
+    def show(*words: str, folder: Path) -> str:
+        kind = words[-1].split(".")[-2]
+        if kind not in committed:
+            raise ReproError("git show: no such path")
+        return json.dumps(committed[kind])
+
+    monkeypatch.setattr(reproduce.provenance, "git", show)
+    assert reproduce.committed("demo", "cpu", tmp_path) == verdict
+    for wrong in ({"rows": {"rows": []}}, {"rows": []}, {"verdict": []}, {"verdict": {**verdict, "schema": 1}}):
+        committed |= {"verdict": verdict, "rows": rows, **wrong}
+        assert reproduce.committed("demo", "cpu", tmp_path) is None, wrong
+    del committed["rows"]
+    assert reproduce.committed("demo", "cpu", tmp_path) is None
