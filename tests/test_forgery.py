@@ -275,6 +275,21 @@ def paper_under_another_name(f: Forger) -> None:
     (f.root / "papers" / "Demo").symlink_to(f.root / "papers" / "other")
 
 
+# --- stages of DVC, which run what they say ---
+
+
+def stage_edited(f: Forger) -> None:
+    f.edit("cmd: exec repro judge demo", "cmd: touch PWNED; exec repro judge demo", "papers/demo/dvc.yaml")
+
+
+def stages_that_nobody_generated(f: Forger) -> None:
+    for place in ("src/deep/dvc.yaml", "papers/demo/results.dvc", ".repro/here/dvc.yaml"):
+        path = f.root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("stages:\n  x:\n    cmd: touch PWNED\n    outs: [papers/demo/method.py]\n")
+    (f.root / ".dvcignore").write_text(".venv\n")  # so that DVC looks into .repro
+
+
 # --- what is remembered -----------------------------------------------------------------------------------------------
 
 
@@ -332,6 +347,8 @@ FORGERIES = [
     (claim_called_the_papers_own_scale, ["claims.main.fidelity: is same, and was analytic in commit"]),
     (number_of_the_paper_changed, ["claims.main.paper_value: was another one in commit"]),
     (paper_under_another_name, ["Demo"]),
+    (stage_edited, ["papers/demo/dvc.yaml: out of date"]),
+    (stages_that_nobody_generated, ["src/deep/dvc.yaml: holds", "results.dvc: holds", ".repro/here/dvc.yaml: holds"]),
     (memory_of_checked_verdicts, ["is the verdict on other rows than those of papers/demo/results/cpu.rows.json"]),
     (memory_of_digests, ["stale; the source of main changed"]),
 ]
@@ -385,14 +402,16 @@ def test_seeds_that_are_said_to_be_missing_decide_nothing(forger: Forger) -> Non
     assert forger.load("verdict")["claims"]["main"]["state"] == "inconclusive"
 
 
-def test_a_remembered_list_is_of_these_files_or_of_none(forger: Forger) -> None:
-    forger.ok("list")
+@pytest.mark.parametrize("damage", [{"words": "reproduced (`gpu`)"}, {"states": 5}, {"fault": 3}, {"year": [1]}])
+def test_a_remembered_list_that_was_edited_or_damaged_is_made_again(forger: Forger, damage: dict) -> None:
     memory = forger.root / ".repro" / "list.json"
+    forger.ok("list")
     lines = json.loads(memory.read_text())
-    lines["demo"]["line"]["words"] = "reproduced (`gpu`)"
+    lines["demo"]["line"] |= damage
     memory.write_text(json.dumps(lines))
-    (forger.root / "papers" / "demo" / "paper.yaml").touch()  # as in any copy, archive or clone
-    assert "gpu" not in forger.ok("list")
+    (line,) = [line for line in forger.ok("list", "--verdict", "not reproduced").splitlines() if "demo" in line]
+    assert "not reproduced (cpu)" in line
+    assert json.loads(memory.read_text())["demo"] != lines["demo"]
 
 
 def test_no_digest_tells_invented_rows_but_measuring_again_does(forger: Forger) -> None:

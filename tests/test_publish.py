@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from synthetic import maker
 
 from conftest import ROOT, Checkout
 from repro.commands import history, new, reproduce
 from repro.commands.verify import moved_registration
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
-from repro.publish import markdown, stages
+from repro.publish import evidence, listing, markdown, stages
 from repro.publish.evidence import estimate, measured, ours
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
@@ -124,6 +125,17 @@ def test_a_new_paper_on_a_full_disk_is_not_there(tmp_path: Path, monkeypatch: py
     assert list((tmp_path / "papers").iterdir()) == []
     monkeypatch.setattr(new, "write_file", write_file)
     assert len(new.write("shiny_norm", tmp_path)) == 6
+
+
+def test_a_draft_of_a_killed_process_is_no_paper_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = tmp_path / "papers" / ".shiny_norm.4194305.new"
+    draft.mkdir(parents=True)
+    (draft / "paper.yaml").write_text("slug: [")
+    monkeypatch.setattr(spec, "paper_dirs", lambda: tmp_path / "papers")
+    monkeypatch.setattr(listing, "paper_dirs", lambda: tmp_path / "papers")
+    assert spec.slugs() == [] and listing.listing() == []
+    new.write("shiny_norm", tmp_path)
+    assert [path.name for path in (tmp_path / "papers").iterdir()] == ["shiny_norm"]
 
 
 def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> None:
@@ -254,3 +266,37 @@ def test_a_committed_verdict_without_its_rows_is_compared_with_nothing(
         assert reproduce.committed("demo", "cpu", tmp_path) is None, wrong
     del committed["rows"]
     assert reproduce.committed("demo", "cpu", tmp_path) is None
+
+
+SIDE = """\
+  side:
+    statement: Another
+    paper_value: {value: 1, unit: nats}
+    where: W
+    fidelity: same
+    experiment: f
+    rule: {kind: ordering, measure: loss, arm: a, against: b}
+    controls: [{replace: {a: c}, expect: not_reproduced}]
+"""
+
+
+def test_a_sentence_stands_beside_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One headline a paper: a larger profile that judges another claim alone lends its verdict to no other sentence."""
+    paper = maker(tmp_path)(
+        replace=[
+            ("profiles:", SIDE + "profiles:"),
+            ("cpu: {seeds: 5, e: {}, f: {}}", "cpu: {seeds: 5, e: {}}, gpu: {seeds: 5, f: {}}"),
+        ]
+    )
+    assert paper.headline_for("cpu") == "main" and paper.headline_for("gpu") is None
+    monkeypatch.setattr(evidence, "load", lambda slug: paper)
+
+    def verdict(claim: str, state: str, headline: str | None) -> dict:
+        return {"headline": headline, "post_hoc": False, "claims": {claim: {**JUDGED, "state": state}}}
+
+    own, other = verdict("main", "not_reproduced", "main"), verdict("side", "reproduced", None)
+    for forged in (other, {**other, "headline": "side"}):
+        found = evidence.evidence("p", {"cpu": own, "gpu": forged})
+        assert (found.statement, found.profile, found.words) == ("S", "cpu", "contradicted at small scale (`cpu`)")
+        assert found.states == {"cpu": "not_reproduced", "gpu": "not_run"}
+    assert evidence.evidence("p", {"cpu": None, "gpu": other}).words == "not run"
