@@ -44,7 +44,7 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | No
                     wrong.append(str(error))
                 say(f"{paper.slug} {profile}: checked")
             wrong += orphans(paper, root)
-        wrong += [] if only else outdated_table(root)
+        wrong += [] if only else [*outdated_table(root), *arena_faults(root)]
     if rerun:
         wrong += _rerun(measured, rerun, root, say)
     for line in wrong:
@@ -77,6 +77,26 @@ def outdated_table(root: Path) -> list[str]:
     if plain(path) == as_csv(lines):
         return []
     return [f"{path.relative_to(root)}: out of date; run `repro report --index`"]
+
+
+def arena_faults(root: Path) -> list[str]:
+    """Tables of the arena that are not what their rows give, or that have no rows."""
+    from repro.arena import protocol, table
+
+    lines = []
+    for name, track in protocol.tracks(root).items() if (root / "arena.yaml").is_file() else ():
+        for profile in [p for p in JUDGED if p in track]:
+            try:
+                made = protocol.read(root, name, profile, "table")
+                rows = protocol.read(root, name, profile, "rows") if made else None
+                if rows is None:
+                    continue
+                fresh = json.loads(json.dumps(table.table(rows, protocol.track_of(root, name, profile))))
+                if place := judge.difference(made, fresh):
+                    lines.append(f"arena {name} {profile}: the stored table DIFFERS in {place}")
+            except ReproError as error:
+                lines.append(str(error))
+    return lines
 
 
 def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
