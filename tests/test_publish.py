@@ -7,15 +7,17 @@ import re
 import subprocess
 from pathlib import Path
 
+import mistune
 import pytest
 from synthetic import maker
 
 from conftest import ROOT, Checkout
+from dev import demo
 from repro.commands import history, new, reproduce
 from repro.commands.verify import moved_registration
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
-from repro.publish import evidence, listing, markdown, stages
+from repro.publish import evidence, listing, markdown, readme, stages
 from repro.publish.evidence import estimate, measured, ours
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
@@ -66,6 +68,49 @@ def test_equations_as_text(latex: str, text: str | None) -> None:
     assert equation(latex) == text
 
 
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) ![i](http://e.test/x.png) `b` | c"
+    " <!-- end of GENERATED --> &lt; **bold** <http://e.test>"
+)
+
+
+def test_every_text_of_a_paper_is_text_in_its_readme(tmp_path: Path) -> None:
+    """Rendered as a reader's browser gets it: no tag, link, picture or column comes out of paper.yaml or a verdict."""
+    tags, links = [], []
+    for text in (HOSTILE, "harmless"):
+        quoted = json.dumps(text)
+        yaml = demo.YAML
+        for old, new_ in {
+            "title: A paper for tests": f"title: {quoted}",
+            "[A. Author]": f"[{quoted}]",
+            "venue: Nowhere 2020": f"venue: {quoted}",
+            "summary: It adds one.": f"summary: {quoted}\nwithdrawn: {quoted}",
+            "statement: The error is small.": f"statement: {quoted}",
+            "{text: small}": f"{{text: {quoted}}}",
+            "where: Table 1": f"where: {quoted}",
+            "unit: relative error": f"unit: {quoted}",
+        }.items():
+            assert old in yaml
+            yaml = yaml.replace(old, new_)
+        path = tmp_path / "papers" / "demo" / "paper.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml)
+        control = {"replace": {"method": "broken"}, "expect": "not_reproduced", "ok": True, "state": "not_reproduced"}
+        judged = {
+            **JUDGED,
+            "unit": text,
+            "why": text,
+            "controls": [control],
+            "rule": [{"kind": "bound", "measure": "e"}],
+        }
+        verdict = {"headline": "main", "post_hoc": True, "claims": {"main": judged}}
+        page = mistune.html(readme.paper_readme(spec.load(path), ["method"], {"cpu": verdict}))
+        tags.append(re.findall(r"<[/!]?\w*", page))
+        links.append(re.findall(r'(?:href|src)="([^"]*)"', page))
+        assert text.partition(">")[0].replace("<", "&lt;") in page
+    assert tags[0] == tags[1] and links[0] == links[1]
+
+
 def test_no_equation_of_a_paper_prints_latex() -> None:
     texts = {slug: equation(spec.load(slug).equation) for slug in SLUGS}
     assert [slug for slug, text in texts.items() if text and "\\" in text] == []
@@ -114,6 +159,7 @@ def test_a_new_paper_on_a_full_disk_is_not_there(tmp_path: Path, monkeypatch: py
     written = []
 
     def full(path: Path, text: str) -> None:
+        assert not (tmp_path / "papers" / "shiny_norm").exists(), "no other command may see half a paper"
         if len(written) == 3:
             raise ReproError(f"{path}: the disk is full; free some space and run the same command again")
         written.append(path)
@@ -124,7 +170,9 @@ def test_a_new_paper_on_a_full_disk_is_not_there(tmp_path: Path, monkeypatch: py
         new.write("shiny_norm", tmp_path)
     assert list((tmp_path / "papers").iterdir()) == []
     monkeypatch.setattr(new, "write_file", write_file)
-    assert len(new.write("shiny_norm", tmp_path)) == 6
+    made = new.write("shiny_norm", tmp_path)
+    assert len(made) == 6 and all(path.read_text() for path in made)
+    assert [path.name for path in (tmp_path / "papers").iterdir()] == ["shiny_norm"]
 
 
 def test_a_draft_of_a_killed_process_is_no_paper_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
