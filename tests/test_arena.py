@@ -499,6 +499,17 @@ def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(never_run: C
     assert done.returncode == 2 and "plan.json:1: schema null" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_verify_makes_the_tables_again(arena_checkout: Checkout) -> None:
+    arena_checkout.ok("index")
+    assert "arena" not in arena_checkout.run("verify").stdout
+    rows, table = (arena_checkout.root / "arena" / f"mlp.cpu.{kind}.json" for kind in ("rows", "table"))
+    made = json.loads(table.read_text())
+    table.write_text(json.dumps({**made, "margin": made["margin"] / 2}))
+    assert "arena mlp cpu: the stored table DIFFERS in margin" in arena_checkout.run("verify").stdout
+    rows.unlink()
+    assert "has no rows beside it" in arena_checkout.run("verify").stdout
+
+
 def test_recommend_needs_evidence(never_run: Checkout, arena_checkout: Checkout) -> None:
     assert "has not been run" in never_run.refused("recommend", "--model", "mlp", code=1)
     assert "no such track" in never_run.refused("recommend", "--model", "mlq", code=2)

@@ -7,17 +7,21 @@ import re
 import subprocess
 from pathlib import Path
 
+import mistune
 import pytest
+from synthetic import maker
 
 from conftest import ROOT, Checkout
+from dev import demo
 from repro.commands import history, new, reproduce
 from repro.commands.verify import moved_registration
 from repro.errors import ReproError
-from repro.publish import markdown, stages
+from repro.files.paths import SCHEMA
+from repro.publish import evidence, listing, markdown, readme, stages
 from repro.publish.evidence import estimate, measured, ours
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
-from repro.store import sealed, write_file
+from repro.store import rows_digest, sealed, write_file
 
 JUDGED = {"estimate": 0.43, "interval": [0.41, 0.45], "level": 0.95, "n": 5, "unit": "ratio", "state": "reproduced"}
 SLUGS = spec.slugs()
@@ -62,6 +66,49 @@ def test_only_an_address_becomes_a_link(address: str) -> None:
 )
 def test_equations_as_text(latex: str, text: str | None) -> None:
     assert equation(latex) == text
+
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) ![i](http://e.test/x.png) `b` | c"
+    " <!-- end of GENERATED --> &lt; **bold** <http://e.test>"
+)
+
+
+def test_every_text_of_a_paper_is_text_in_its_readme(tmp_path: Path) -> None:
+    """Rendered as a reader's browser gets it: no tag, link, picture or column comes out of paper.yaml or a verdict."""
+    tags, links = [], []
+    for text in (HOSTILE, "harmless"):
+        quoted = json.dumps(text)
+        yaml = demo.YAML
+        for old, new_ in {
+            "title: A paper for tests": f"title: {quoted}",
+            "[A. Author]": f"[{quoted}]",
+            "venue: Nowhere 2020": f"venue: {quoted}",
+            "summary: It adds one.": f"summary: {quoted}\nwithdrawn: {quoted}",
+            "statement: The error is small.": f"statement: {quoted}",
+            "{text: small}": f"{{text: {quoted}}}",
+            "where: Table 1": f"where: {quoted}",
+            "unit: relative error": f"unit: {quoted}",
+        }.items():
+            assert old in yaml
+            yaml = yaml.replace(old, new_)
+        path = tmp_path / "papers" / "demo" / "paper.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml)
+        control = {"replace": {"method": "broken"}, "expect": "not_reproduced", "ok": True, "state": "not_reproduced"}
+        judged = {
+            **JUDGED,
+            "unit": text,
+            "why": text,
+            "controls": [control],
+            "rule": [{"kind": "bound", "measure": "e"}],
+        }
+        verdict = {"headline": "main", "post_hoc": True, "claims": {"main": judged}}
+        page = mistune.html(readme.paper_readme(spec.load(path), ["method"], {"cpu": verdict}))
+        tags.append(re.findall(r"<[/!]?\w*", page))
+        links.append(re.findall(r'(?:href|src)="([^"]*)"', page))
+        assert text.partition(">")[0].replace("<", "&lt;") in page
+    assert tags[0] == tags[1] and links[0] == links[1]
 
 
 def test_no_equation_of_a_paper_prints_latex() -> None:
@@ -112,6 +159,7 @@ def test_a_new_paper_on_a_full_disk_is_not_there(tmp_path: Path, monkeypatch: py
     written = []
 
     def full(path: Path, text: str) -> None:
+        assert not (tmp_path / "papers" / "shiny_norm").exists(), "no other command may see half a paper"
         if len(written) == 3:
             raise ReproError(f"{path}: the disk is full; free some space and run the same command again")
         written.append(path)
@@ -122,7 +170,20 @@ def test_a_new_paper_on_a_full_disk_is_not_there(tmp_path: Path, monkeypatch: py
         new.write("shiny_norm", tmp_path)
     assert list((tmp_path / "papers").iterdir()) == []
     monkeypatch.setattr(new, "write_file", write_file)
-    assert len(new.write("shiny_norm", tmp_path)) == 6
+    made = new.write("shiny_norm", tmp_path)
+    assert len(made) == 6 and all(path.read_text() for path in made)
+    assert [path.name for path in (tmp_path / "papers").iterdir()] == ["shiny_norm"]
+
+
+def test_a_draft_of_a_killed_process_is_no_paper_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = tmp_path / "papers" / ".shiny_norm.4194305.new"
+    draft.mkdir(parents=True)
+    (draft / "paper.yaml").write_text("slug: [")
+    monkeypatch.setattr(spec, "paper_dirs", lambda: tmp_path / "papers")
+    monkeypatch.setattr(listing, "paper_dirs", lambda: tmp_path / "papers")
+    assert spec.slugs() == [] and listing.listing() == []
+    new.write("shiny_norm", tmp_path)
+    assert [path.name for path in (tmp_path / "papers").iterdir()] == ["shiny_norm"]
 
 
 def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> None:
@@ -229,3 +290,61 @@ def test_what_could_not_be_measured_here_is_no_difference() -> None:
 def test_history_reads_verdicts_of_any_schema(stored: dict) -> None:
     for one in history._claims(stored).values():
         assert isinstance(history._estimate(one), str) and history._state(one, stored)
+
+
+def test_a_committed_verdict_without_its_rows_is_compared_with_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is no verdict at all; only what was committed with the rows that it names counts."""
+    rows = {"rows": [{"seed": 0}]}
+    verdict = {"schema": SCHEMA, "paper": "demo", "profile": "cpu", "rows_digest": rows_digest(rows["rows"])}
+    verdict |= {"post_hoc": False, "headline": None, "claims": {}}
+    committed: dict[str, object] = {"verdict": verdict, "rows": rows}
+
+    def show(*words: str, folder: Path) -> str:
+        kind = words[-1].split(".")[-2]
+        if kind not in committed:
+            raise ReproError("git show: no such path")
+        return json.dumps(committed[kind])
+
+    monkeypatch.setattr(reproduce.provenance, "git", show)
+    assert reproduce.committed("demo", "cpu", tmp_path) == verdict
+    for wrong in ({"rows": {"rows": []}}, {"rows": []}, {"verdict": []}, {"verdict": {**verdict, "schema": 1}}):
+        committed |= {"verdict": verdict, "rows": rows, **wrong}
+        assert reproduce.committed("demo", "cpu", tmp_path) is None, wrong
+    del committed["rows"]
+    assert reproduce.committed("demo", "cpu", tmp_path) is None
+
+
+SIDE = """\
+  side:
+    statement: Another
+    paper_value: {value: 1, unit: nats}
+    where: W
+    fidelity: same
+    experiment: f
+    rule: {kind: ordering, measure: loss, arm: a, against: b}
+    controls: [{replace: {a: c}, expect: not_reproduced}]
+"""
+
+
+def test_a_sentence_stands_beside_its_own_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One headline a paper: a larger profile that judges another claim alone lends its verdict to no other sentence."""
+    paper = maker(tmp_path)(
+        replace=[
+            ("profiles:", SIDE + "profiles:"),
+            ("cpu: {seeds: 5, e: {}, f: {}}", "cpu: {seeds: 5, e: {}}, gpu: {seeds: 5, f: {}}"),
+        ]
+    )
+    assert paper.headline_for("cpu") == "main" and paper.headline_for("gpu") is None
+    monkeypatch.setattr(evidence, "load", lambda slug: paper)
+
+    def verdict(claim: str, state: str, headline: str | None) -> dict:
+        return {"headline": headline, "post_hoc": False, "claims": {claim: {**JUDGED, "state": state}}}
+
+    own, other = verdict("main", "not_reproduced", "main"), verdict("side", "reproduced", None)
+    for forged in (other, {**other, "headline": "side"}):
+        found = evidence.evidence("p", {"cpu": own, "gpu": forged})
+        assert (found.statement, found.profile, found.words) == ("S", "cpu", "contradicted at small scale (`cpu`)")
+        assert found.states == {"cpu": "not_reproduced", "gpu": "not_run"}
+    assert evidence.evidence("p", {"cpu": None, "gpu": other}).words == "not run"

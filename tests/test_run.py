@@ -1,17 +1,20 @@
 """`repro run`: rows in seed-major order, the store, divergence, failures, death of workers and of the parent."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import Checkout
-from repro.store import rows_digest
+from conftest import ROOT, Checkout
+from repro.store import Store, rows_digest
 
 
 def rows_of(checkout: Checkout, profile: str = "cpu") -> dict:
@@ -145,6 +148,98 @@ def test_kill_minus_nine_leaves_no_orphan_and_the_next_run_goes_on(checkout: Che
     out = checkout.ok("run", "demo")
     assert " 0 in the store" not in out, "finished trials are kept"
     assert rows_of(checkout)["provenance"]["digest"] == undisturbed
+
+
+def session(leader: int) -> set[int]:
+    """The processes that live in the session which one process began."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.add(int(folder.name))
+    return found
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600  # against hanging alone
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("way", ["repro", pytest.param("make", marks=pytest.mark.slow)])
+def test_sigterm_ends_reproduce_with_all_that_it_started(checkout: Checkout, way: str) -> None:
+    """Its workers hold in the middle of a trial, and would for ever: none of them may go on and write."""
+    held = """
+    with open(here / "calls", "a") as calls:
+        calls.write(f"{arm} {seed} {config.depth}\\n")
+    while seed == 1 and (here / "hold").exists():
+        time.sleep(0.05)
+    print("noise"""
+    checkout.edit('\n    print("noise', held, "papers/demo/experiment.py")
+    for path in (checkout.paper / "hold", checkout.paper / "calls"):
+        path.touch()
+    bin_, state = checkout.root / ".venv" / "bin", checkout.root / ".repro"
+    bin_.mkdir(parents=True)
+    (bin_ / "repro").write_text(f'#!/bin/sh\nexec {sys.executable} -m repro.cli "$@"\n')
+    (bin_ / "repro").chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout.root)
+    (bin_.parent / "ready").touch()  # newer than what it is made from
+    words = ["make", "reproduce", "PAPER=demo"] if way == "make" else [bin_ / "repro", "reproduce", "demo", "--no-page"]
+    process = subprocess.Popen(
+        words,
+        cwd=checkout.root,
+        env=checkout.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    calls = checkout.paper / "calls"
+    wait_until(lambda: "method 1" in calls.read_text() and "broken 1" in calls.read_text())
+    assert len(session(process.pid)) >= 3, "the command and two workers"
+    os.kill(process.pid, signal.SIGTERM)
+    out = process.communicate(timeout=600)[0].decode()
+    assert process.returncode in ((2, -signal.SIGTERM) if way == "make" else (128 + signal.SIGTERM,)), out
+    assert "Traceback" not in out
+    wait_until(lambda: not session(process.pid))
+    assert not list(state.rglob("*.rows.json")) and not list(state.rglob("*.tmp"))
+    with open(state / "machine.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    store = Store(state / "here" / "trials")
+    kept = list(store.root.glob("*/*.json"))
+    assert kept and all(store.get("sha256:" + path.stem) for path in kept)
+    (checkout.paper / "hold").unlink()
+    done = json.loads(checkout.ok("reproduce", "demo", "--no-page", "--json"))
+    here = json.loads(Path(done["rows"]).read_text())
+    checkout.ok("run", "demo", "--quiet")
+    assert here["provenance"]["digest"] == rows_of(checkout)["provenance"]["digest"]
+    assert len(calls.read_text().splitlines()) <= 12 + 2 + 12, "what was finished is not measured again"
+
+
+@pytest.mark.parametrize("edit", ["rewritten", "half written"])
+def test_rows_of_source_that_was_edited_meanwhile_are_refused(checkout: Checkout, edit: str) -> None:
+    """Their keys name the source as the run found it, and nobody knows which one a worker has read."""
+    checkout.edit("mode: plain}}", "mode: slow}}\n  long: {seeds: 3, main: {mode: slow}}")
+    calls, source = checkout.paper / "calls", checkout.paper / "experiment.py"
+    process = checkout.start("run", "demo", "--profile", "long")
+    wait_until(lambda: calls.exists() and len(calls.read_text().splitlines()) >= 2)
+    before = source.read_text()
+    source.write_text(before.replace("/ 100", "/ 200") if edit == "rewritten" else before + "\n(")
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 1 and "trials failed" in err, out
+    told = "its source was edited while it was measured; run the same command again"
+    assert told in (err if edit == "rewritten" else out), out  # of what is half written the workers tell themselves
+    assert not (checkout.paper / "results" / "long.rows.json").exists()
+    source.write_text(before)
+    checkout.ok("run", "demo", "--profile", "long", "--quiet")
+    kept = rows_of(checkout, "long")["provenance"]["digest"]
+    checkout.ok("run", "demo", "--quiet")
+    assert kept == rows_of(checkout)["provenance"]["digest"], "no record is of the edited source"
 
 
 def test_two_runs_at_once_do_no_harm(checkout: Checkout) -> None:

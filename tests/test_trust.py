@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, Checkout
-from repro.run import again
+from repro.run import again, provenance
 from repro.store import rows_digest, sealed
 
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml"}
@@ -54,6 +54,19 @@ def test_no_pickle_is_loaded_and_no_text_is_run() -> None:
     # One unpickler that admits the arrays of one file of known digest, the parser under our own YAML 1.2 loader, and in
     # repro.testing, which tests alone import, a state dict that was saved a line before, with weights_only=True.
     assert offending == {"mnist.py": ["pickle"], "optimizers.py": ["torch.load"], "yaml.py": ["yaml", "yaml.cyaml"]}
+
+
+def test_no_measured_number_depends_on_the_environment() -> None:
+    """Variables of the environment, which no audit hook sees: only where data lie may depend on them."""
+    names = {"environ", "getenv", "environb"}
+    papers = [f"repro.papers.{path.parent.name}.experiment" for path in (ROOT / "papers").glob("*/experiment.py")]
+    found = {
+        path.name
+        for path in provenance.closure(*papers).values()
+        for node in ast.walk(provenance.parse(path))
+        if names & {getattr(node, "attr", None), getattr(node, "id", None), getattr(node, "name", None)}
+    }
+    assert len(papers) > 50 and found == set()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ MISDEEDS = '''"""Each arm misbehaves in its own way."""
 import importlib
 import json
 import os
+import socket
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -88,6 +91,26 @@ def opens_quietly():
         return opens()
     except Exception:
         return 0.5
+
+
+def queries():
+    return float(len(list(sqlite3.connect(HERE / "secret.json").execute("select 1"))))
+
+
+def connects():
+    return float(socket.create_connection(("127.0.0.1", 9))[0])
+
+
+def asks():
+    return float(subprocess.run(["cat", HERE / "secret.json"], capture_output=True).stdout)
+
+
+def asks_a_shell():
+    return float(os.system("exit 1"))
+
+
+def remembers():
+    return float(sqlite3.connect(":memory:").execute("select 4").fetchone()[0])
 
 
 def imports():
@@ -176,6 +199,14 @@ def test_inputs_that_the_key_does_not_cover_are_refused(misdeeds: Checkout) -> N
     assert "it imports repro.papers.demo.hidden" in found["imports"]
     kept = [found[arm] for arm in ("scratch", "deletes", "reads_a_package", "fine")]
     assert kept == [ok(0.25), ok(0.75), ok(1.0), ok(2.0)]
+
+
+def test_inputs_from_other_processes_and_machines_are_refused(misdeeds: Checkout) -> None:
+    found = outcomes(misdeeds, "queries", "connects", "asks", "asks_a_shell", "remembers")
+    assert f"it opens {misdeeds.paper / 'secret.json'}, which its key does not cover" in found["queries"]
+    assert "it connects to 127.0.0.1, and its key does not cover what comes from there" in found["connects"]
+    assert "it starts the program 'cat'" in found["asks"] and "it starts the program" in found["asks_a_shell"]
+    assert found["remembers"] == ok(4.0)
 
 
 def test_a_deadline_ends_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:

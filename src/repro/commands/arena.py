@@ -37,6 +37,7 @@ def arena(
     """Measure every drop-in method in the same models, each tuned, against the tuned base."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
+    from repro.run.processes import orderly
 
     root, profile = common.root(), common.profile_of(profile)
     if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
@@ -59,7 +60,8 @@ def arena(
                 raise ReproError(f"{path}: no rows yet; run `repro arena --track {name}` first")
             tables.append(arena_table.write_table(root, rows, settings))
         else:
-            document = _measure(root, name, profile, device, jobs, force, as_json)
+            with orderly():
+                document = _measure(root, name, profile, device, jobs, force, as_json)
             tables.append(arena_table.write(root, document, settings))
         if not as_json:
             _arena_table(tables[-1])

@@ -198,6 +198,8 @@ def refresh(slug: Slug, profile: Profile = None) -> None:
     The trials of the first seed are measured again, and must be equal to their rows bit for bit.
     """
     from repro.commands import verify as checks
+    from repro.run.processes import orderly
     from repro.spec.load import load
 
-    checks.refresh(load(slug), common.profile_of(profile), common.root(), say)
+    with orderly():
+        checks.refresh(load(slug), common.profile_of(profile), common.root(), say)

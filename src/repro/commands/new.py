@@ -134,6 +134,9 @@ def write(slug: str, root: Path) -> list[Path]:
     }
     texts["__init__.py"] = f"# {MARK} from method.py\nfrom repro.papers.{slug}.method import method\n\n{PUBLIC}\n"
     # The folder appears with all its files or not at all: a full disk leaves nothing that would be refused next time.
+    # A draft that a killed process left is of no use to anybody.
+    for left in (root / "papers").glob(f".{slug}.*.new"):
+        shutil.rmtree(left, ignore_errors=True)
     draft = root / "papers" / f".{slug}.{os.getpid()}.new"
     try:
         for name, text in texts.items():

@@ -17,12 +17,12 @@ from typing import Any
 from repro import data, judge
 from repro.errors import ReproError
 from repro.files.paths import results, results_name
-from repro.files.verdict import stored
+from repro.files.verdict import read_verdict, stored
 from repro.judge import quality
 from repro.run import measure, plan, progress, provenance
 from repro.spec import load as spec
 from repro.spec.model import Paper
-from repro.store import Store, write_file
+from repro.store import Store, rows_digest, write_file
 from repro.words import verdict_words
 
 Say = Callable[[str], None]
@@ -142,12 +142,24 @@ def _defaults(module: str, function: str) -> dict[str, object]:
 
 
 def committed(slug: str, profile: str, root: Path) -> dict | None:
-    """The verdict of git's HEAD, or where there is no git that of the paper's folder; None where there is none."""
+    """The verdict of git's HEAD, or where there is no git that of the paper's folder; None where there is none.
+
+    A verdict whose rows are not beside it counts as none.
+    """
+    path, name = results(slug, profile, "verdict", root), results_name(slug, profile, "verdict")
     try:
-        text = provenance.git("show", f"HEAD:./{results_name(slug, profile, 'verdict')}", folder=root)
-        return json.loads(text)
-    except (ReproError, ValueError):
+        raw, rows = (
+            provenance.git("show", f"HEAD:./{results_name(slug, profile, kind)}", folder=root)
+            for kind in ("verdict", "rows")
+        )
+    except ReproError:
         pass
+    else:
+        try:
+            verdict = read_verdict(path, "", name, raw=raw.encode())
+            return verdict if rows_digest(json.loads(rows)["rows"]) == verdict["rows_digest"] else None
+        except (ReproError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
     try:
         found = stored(slug, profile, root)
     except ReproError:

@@ -4,7 +4,10 @@ The store is read where nothing but torch and numpy is installed, so this is che
 """
 
 import re
+import sys
 from typing import Any
+
+LARGEST = sys.float_info.max
 
 
 def is_record(body: Any) -> bool:
@@ -15,15 +18,14 @@ def is_record(body: Any) -> bool:
         return (
             all(type(body[key]) is str for key in texts)
             and all(type(row[key]) is str and row[key] for key in ("experiment", "arm"))
-            and type(row["seed"]) is int
-            and row["seed"] >= 0
+            and _whole(row["seed"])
             and row["status"] in ("ok", "diverged", "invalid")
             and _amount(row["seconds"])
             and type(row["factors"]) is dict
-            and all(type(level) in (bool, int, float, str) for level in row["factors"].values())
+            and all(type(level) in (bool, str) or _number(level) for level in row["factors"].values())
             and type(measures) is dict
             and all(map(_measure, measures.values()))
-            and (row.get("step") is None or type(row["step"]) is int and row["step"] >= 0)
+            and (row.get("step") is None or _whole(row["step"]))
             and type(row.get("why", "")) is str
             and type(body["registered"]) is dict
             and all(type(one) is str for one in body["registered"].values())
@@ -38,10 +40,19 @@ def is_record(body: Any) -> bool:
         return False
 
 
+def _number(value: Any) -> bool:
+    """What a float can hold; a whole number of 400 digits is below infinity, and no reader of rows takes it."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST
+
+
 def _amount(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < float("inf")
+    return _number(value) and value >= 0
 
 
 def _measure(value: Any) -> bool:
     many = value if type(value) is list else [value]
-    return bool(many) and all(type(one) in (int, float) and abs(one) < float("inf") for one in many)
+    return bool(many) and all(map(_number, many))

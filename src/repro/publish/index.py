@@ -6,6 +6,9 @@
 import ast
 import difflib
 import json
+import os
+import re
+from collections.abc import Container
 from pathlib import Path
 
 from repro.errors import ReproError
@@ -168,7 +171,28 @@ def check(root: Path, only: str | None = None) -> list[str]:
     if only is not None:
         files = {path: text for path, text in files.items() if path.parent == root / "papers" / only}
         faults = {slug: why for slug, why in faults.items() if slug == only}
-    return [line for path, text in files.items() if (line := _difference(path, text, root))] + list(faults.values())
+    lines = [line for path, text in files.items() if (line := _difference(path, text, root))]
+    return lines + list(faults.values()) + ([] if only else stray_stages(root, files))
+
+
+def stray_stages(root: Path, files: Container[Path]) -> list[str]:
+    """One line per file of DVC that is not generated.
+
+    DVC reads every one in the checkout, and runs a stage of it for any other stage that depends on what it makes.
+    """
+    ignored = _current(root / ".dvcignore").split()
+    if any(not re.fullmatch(r"[\w.]+", name) for name in ignored):  # a pattern, and nobody knows what it lets through
+        ignored = []
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in (".git", ".dvc", *ignored)]
+        found += [Path(folder, name) for name in names if name == "dvc.yaml" or name.endswith(".dvc")]
+    return [
+        f"{path.relative_to(root)}: holds stages of DVC that `repro index` did not write, and `dvc repro` may run "
+        "them; delete it"
+        for path in sorted(found)
+        if path not in files
+    ]
 
 
 def _difference(path: Path, text: str, root: Path) -> str | None:

@@ -27,7 +27,11 @@ def listing() -> list[dict[str, Any]]:
     kept = folder.parent / ".repro" / "list.json"
     known, lines = _read(kept), {}
     changed = False
-    for slug in sorted(entry.name for entry in os.scandir(folder) if os.path.isfile(f"{entry.path}/paper.yaml")):
+    for slug in sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name[0] != "." and os.path.isfile(f"{entry.path}/paper.yaml")
+    ):
         mark = _mark(folder / slug, source)
         line = known.get(slug)
         if not _is_line(line, slug, mark):
@@ -38,7 +42,7 @@ def listing() -> list[dict[str, Any]]:
     if (changed or lines.keys() != known.keys()) and (folder.parent / "params.yaml").is_file():
         sound = {slug: line for slug, line in lines.items() if not line["line"]["fault"]}
         try:
-            write_file(kept, json.dumps(sound))
+            write_file(kept, json.dumps({slug: {**line, "seal": _seal(line)} for slug, line in sound.items()}))
         except ReproError:
             pass  # a checkout that may not be written is only slower
     return [line["line"] for line in lines.values()]
@@ -53,11 +57,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_line(line: Any, slug: str, mark: str) -> bool:
-    """Whether a remembered line is one of this paper as it lies there now."""
+    """Whether a remembered line is one of this paper as it lies there now, and as it was written."""
     if not isinstance(line, dict) or line.get("mark") != mark or not isinstance(line.get("line"), dict):
         return False
-    texts = ("title", "family", "headline", "estimate", "words")
-    return line["line"].get("slug") == slug and all(isinstance(line["line"].get(name), str) for name in texts)
+    return line["line"].get("slug") == slug and line.get("seal") == _seal(line)
+
+
+def _seal(line: dict[str, Any]) -> str:
+    """The digest of a line: what a damaged file holds is made again."""
+    return hashlib.sha256(json.dumps([line["mark"], line["line"]], sort_keys=True).encode()).hexdigest()
 
 
 def _mark(folder: Path, source: str) -> str:

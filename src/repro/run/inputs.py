@@ -3,9 +3,9 @@
 A row is a function of its key.  Code of this suite is in the key through its source digest; data sets are, because the
 modules that load them check them by sha256; installed packages are, by torch's version.  A file that an experiment
 opens by itself, or a module of this suite that it imports by a name computed at run time, is in none of them, and would
-change rows under equal keys.  The hook sees what Python opens and imports.  It cannot see what a library reads
-in C++ or
-what another process reads: it guards against mistakes, not against an experiment that means to deceive.
+change rows under equal keys.  The hook sees what Python opens and imports, and refuses connections and programs that an
+experiment asks for.  It cannot see what a library reads in C++, nor variables of the environment and the clock: it
+guards against mistakes, not against an experiment that means to deceive.
 """
 
 import builtins
@@ -42,6 +42,10 @@ SYSTEM = (
 )
 
 
+STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"}
+EVENTS = {"open", "import", "os.mkdir", "socket.connect", "sqlite3.connect", *STARTS}
+
+
 class UncoveredInput(ReproError):
     """A trial read something that its key does not cover."""
 
@@ -50,6 +54,15 @@ class UncoveredInput(ReproError):
 
 def _within(path: str, folders: tuple[str, ...]) -> bool:
     return any(path == folder or path.startswith(folder.rstrip("/") + "/") for folder in folders)
+
+
+def _callers() -> Iterator[str]:
+    """The modules of the functions that are being called, the innermost first, without this one."""
+    frame = sys._getframe()
+    while frame is not None:
+        if (name := frame.f_globals.get("__name__", "")) != __name__:
+            yield name
+        frame = frame.f_back
 
 
 def _installed() -> tuple[str, ...]:
@@ -72,15 +85,34 @@ class _Guard:
         self.installed = False
 
     def hook(self, event: str, arguments: tuple) -> None:
-        if event not in ("open", "import", "os.mkdir") or not getattr(self.on, "now", False):
+        if event not in EVENTS or not getattr(self.on, "now", False):
             return
-        if event == "import":
+        if event == "socket.connect":
+            self.connection(*arguments)
+        elif event in STARTS:
+            self.process(arguments[0])
+        elif event == "sqlite3.connect":
+            self.file(arguments[0], "r", None) if arguments[0] != ":memory:" else None
+        elif event == "import":
             self.module(arguments[0])
         elif event == "os.mkdir":  # what a trial makes itself it may read
             path = os.path.realpath(os.fsdecode(arguments[0]))
             self.folders += () if os.path.exists(path) else (path,)
         else:
             self.file(*arguments[:3])
+
+    def connection(self, socket: Any, address: object) -> None:
+        if isinstance(address, tuple) and not any(name.startswith("repro.data.") for name in _callers()):
+            self.refuse(
+                f"it connects to {address[0]}, and its key does not cover what comes from there; read data through "
+                "repro.data (checked by sha256)"
+            )
+
+    def process(self, program: object) -> None:
+        """Libraries may start a compiler; what this suite starts in a trial reads what no hook sees."""
+        asker = next((name for name in _callers() if name.partition(".")[0] not in sys.stdlib_module_names), "")
+        if asker.startswith("repro.") and not asker.startswith("repro.data."):
+            self.refuse(f"it starts the program {program!r}, and its key does not cover what that reads; compute here")
 
     def module(self, name: str) -> None:
         if name.startswith("repro.") and name not in self.modules and provenance.module_file(name) is not None:

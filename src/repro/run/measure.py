@@ -98,7 +98,8 @@ def units_of(
 ) -> list[dict]:
     """The units of work of one planned paper, in seed-major order, each trial with its key.
 
-    place: class and model of the device that will measure, where it is not one of this machine.
+    place: class and model of the device that will measure, where it is not one of this machine; its `torch` is the
+    version there.
     trials: those that `settled` returns; all of the plan where none is open.
     """
     groups: dict[tuple, dict] = {}
@@ -163,7 +164,7 @@ def _add_keys(unit: dict, place: dict[str, str], source: Callable[..., str]) -> 
                         "source": source(unit["module"], function_name(unit), tuple(arms)),
                         "device": place["model" if unit["exclusive"] else "class"],
                         "threads": 1,
-                        "torch": provenance.versions()["torch"],
+                        "torch": place.get("torch") or provenance.versions()["torch"],
                     }
                 ),
             }
@@ -246,7 +247,7 @@ def measure(
     """
     began, progress, place = time.perf_counter(), progress or Progress(), place or provenance.place(device)
     store.sweep()
-    documents = earlier_documents(results)
+    documents, sources = earlier_documents(results), entry_sources(entry)
     first = [trial for trial in entry["trials"] if not is_open(entry, trial)]
     waiting = len(entry["trials"]) - len(first)
 
@@ -280,6 +281,8 @@ def measure(
 
     def done(unit: dict, answer: dict) -> None:
         finished[0] += 1
+        if "error" not in answer and _edited(entry, unit["experiment"], sources):
+            answer = {"error": CHANGED, "traceback": f"{name_of(unit)}: {CHANGED}"}
         progress.unit(unit, answer, finished[0], total)
         if "error" in answer:
             failures.append((unit, answer))
@@ -315,7 +318,7 @@ def measure(
         progress.close()
     if failures:
         raise _failed(entry, failures, state)
-    document = _document(entry, units + (more[0] if more else []), store, device, place, documents)
+    document = _document(entry, units + (more[0] if more else []), store, device, place, documents, sources)
     if document["provenance"].get("missing") and deadline is None:
         raise Failed(
             f"{entry['paper']}: {document['provenance']['missing']} trials have no record; run the same command again"
@@ -420,7 +423,13 @@ def _failed(entry: dict, failures: list[tuple[dict, dict]], state: Path) -> Fail
 
 
 def _document(
-    entry: dict, units: list[dict], store: Store, device: str, place: dict[str, str], documents: list[dict]
+    entry: dict,
+    units: list[dict],
+    store: Store,
+    device: str,
+    place: dict[str, str],
+    documents: list[dict],
+    sources: dict[str, str],
 ) -> dict:
     found: dict[tuple, tuple[str, dict]] = {}
     for trial in (trial for unit in units for trial in unit["trials"]):
@@ -451,7 +460,7 @@ def _document(
             "platform": " ".join(os.uname()[i] for i in (0, 4)) if hasattr(os, "uname") else sys.platform,
             "started": min(r["measured"] for r in records),
             "seconds": round(sum(row["seconds"] for row in rows), 3),
-            "sources": entry_sources(entry),
+            "sources": sources,
             "config": entry_configs(entry),
             "trials": keys,
             "notes": list(dict.fromkeys(note for r in records for note in r.get("notes", ()))),
@@ -483,10 +492,22 @@ def _registered(entry: dict, records: list[dict], documents: list[dict]) -> str:
 
 def entry_sources(entry: dict) -> dict[str, str]:
     """Per experiment the digest of the source that its rows depend on."""
-    return {
-        name: provenance.function_digest(setting["module"], called(name, setting), tuple(setting["arms"]))
-        for name, setting in entry["experiments"].items()
-    }
+    return {name: _source(name, setting) for name, setting in entry["experiments"].items()}
+
+
+def _source(name: str, setting: dict) -> str:
+    return provenance.function_digest(setting["module"], called(name, setting), tuple(setting["arms"]))
+
+
+CHANGED = "its source was edited while it was measured; run the same command again"
+
+
+def _edited(entry: dict, name: str, sources: dict[str, str]) -> bool:
+    """Whether the source of an experiment is another one than when the run began and made the keys of its trials."""
+    try:
+        return _source(name, entry["experiments"][name]) != sources[name]
+    except (ReproError, OSError, SyntaxError, ValueError):  # in the middle of an edit
+        return True
 
 
 def called(name: str, setting: dict) -> str:

@@ -81,11 +81,15 @@ def _own_digest() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
+def _seal(files: object) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def _remembered(memory: Path | None) -> dict[str, dict]:
     """What an earlier call found out by the same rules; nothing where the file is damaged."""
     try:
         kept = json.loads(memory.read_bytes()) if memory else {}
-        files = kept["files"] if kept["by"] == _own_digest() else {}
+        files = kept["files"] if (kept["by"], kept["seal"]) == (_own_digest(), _seal(kept["files"])) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return files if isinstance(files, dict) and all(isinstance(one, dict) for one in files.values()) else {}
@@ -95,7 +99,7 @@ def _remember(memory: Path, files: dict[str, dict]) -> None:
     from repro.store import write_file
 
     try:
-        write_file(memory, json.dumps({"by": _own_digest(), "files": files}))
+        write_file(memory, json.dumps({"by": _own_digest(), "seal": _seal(files), "files": files}))
     except ReproError:
         pass  # a checkout that may not be written is only slower
 

@@ -40,8 +40,8 @@ def _read(path: Path) -> bytes:
 
 
 def slugs() -> list[str]:
-    """Every paper of the suite: the folders that hold a `paper.yaml`, sorted."""
-    return sorted(path.parent.name for path in paper_dirs().glob("*/paper.yaml"))
+    """Every paper of the suite: the folders that hold a `paper.yaml`, sorted; hidden ones are drafts of `repro new`."""
+    return sorted(path.parent.name for path in paper_dirs().glob("[!.]*/paper.yaml"))
 
 
 def load(paper: str | Path, root: str | Path | None = None) -> "Paper":
