@@ -46,6 +46,8 @@ OTHERS = {  # what the contract does not reach: models and blocks, an embedding,
     "dual_patchnorm.DualPatchEmbed",
     "fixup.FixupBasicBlock",
     "fixup.FixupBottleneck",
+    "gdn.GDN",  # a norm of which gamma is a matrix
+    "gdn.Gaussianization",
     "laurel.LaurelPA",
     "laurel.ReadHistory",
     "laurel.StartHistory",
