@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from repro.papers.evonorm import EvoNormS0 as EvoNormS0
     from repro.papers.fixup import FixupBasicBlock as FixupBasicBlock
     from repro.papers.fixup import FixupBottleneck as FixupBottleneck
+    from repro.papers.gdn import GDN as GDN
+    from repro.papers.gdn import Gaussianization as Gaussianization
     from repro.papers.glu_variants import FFNGEGLU as FFNGEGLU
     from repro.papers.glu_variants import FFNGLU as FFNGLU
     from repro.papers.glu_variants import FFNBilinear as FFNBilinear
@@ -108,6 +110,8 @@ HOMES = {
     "FixNormEmbedding": "scalenorm",
     "FixupBasicBlock": "fixup",
     "FixupBottleneck": "fixup",
+    "GDN": "gdn",
+    "Gaussianization": "gdn",
     "GoLU": "golu",
     "LaurelLR": "laurel",
     "LaurelPA": "laurel",

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from repro.papers.ademamix import AdEMAMix as AdEMAMix
     from repro.papers.gradient_orthogonalization import Muon as Muon
     from repro.papers.gradient_orthogonalization import TrustRegion as TrustRegion
+    from repro.papers.l2_vs_norm import UnitNorm as UnitNorm
     from repro.papers.nfnet import AGC as AGC
     from repro.papers.novograd import NovoGrad as NovoGrad
     from repro.papers.one_cycle import OneCycle as OneCycle
     from repro.papers.sam import SAM as SAM
+    from repro.papers.sam_on import SAMON as SAMON
     from repro.papers.sinkgd import SinkGD as SinkGD
 
 HOMES = {
@@ -31,10 +33,12 @@ HOMES = {
     "NovoGrad": "novograd",
     "OneCycle": "one_cycle",
     "SAM": "sam",
+    "SAMON": "sam_on",
     "SGDP": "adamp",
     "SGDW": "adamw",
     "SinkGD": "sinkgd",
     "TrustRegion": "gradient_orthogonalization",
+    "UnitNorm": "l2_vs_norm",
 }
 __all__ = list(HOMES)
 
