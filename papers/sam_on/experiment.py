@@ -152,15 +152,18 @@ class ByName(SAMON):
 class Subtracted(SAMON):
     """SAM-ON that comes back by subtracting e, which leaves rounding errors."""
 
-    def ascend(self) -> None:
-        super().ascend()
-        self.back = [(p, p.detach() - w) for p, w in self.before]
+    moved: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def directions(self, parameters: list[Tensor]) -> list[Tensor]:
+        found = super().directions(parameters)
+        self.moved = tuple(zip(parameters, found, strict=True))
+        return found
 
     @torch.no_grad()
     def restore(self) -> None:
-        for p, e in self.__dict__.pop("back", []):
+        for p, e in self.moved:
             p.sub_(e)
-        self.before = []
+        self.moved, self.before = (), []
 
 
 @dataclass(frozen=True, kw_only=True)
