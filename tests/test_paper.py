@@ -130,6 +130,27 @@ def test_rules_are_those_of_the_profile(write):
     assert paper.rules("parity", "cpu")[0].level == 0.95
 
 
+def test_a_claim_without_tuning_needs_an_experiment_that_no_other_claim_tunes(write):
+    """Of a tuned experiment the best level alone is judged, so that a claim at another level would never have rows."""
+    text = TEXT.replace(
+        "    positive: layernorm\n", "    positive: layernorm\n    tune: {factor: batch, seeds: 2}\n", 1
+    )
+    begin = text.index("  speed:\n")
+    second = (
+        text[text.index("  parity:\n") : begin]
+        .replace("  parity:", "  other:")
+        .replace("    tune: {factor: batch, seeds: 2}\n", "")
+    )
+    with pytest.raises(
+        ReproError, match="claims.other.experiment: 'quality' is tuned by parity, so that no judged row"
+    ):
+        load(write(text[:begin] + second + text[begin:]))
+    tuned = second.replace(
+        "    positive: layernorm\n", "    positive: layernorm\n    tune: {factor: batch, seeds: 2}\n"
+    )
+    assert {"parity", "other"} <= set(load(write(text[:begin] + tuned + text[begin:])).claims)
+
+
 def test_seeds_of_an_offset_control_are_planned_for_its_arms(write):
     control = "controls: [{replace: {rmsnorm: layernorm}, expect: not_met, seed_offset: 1000}]\n"
     text, _ = changed("    fidelity: proxy\n", f"    fidelity: proxy\n    {control}")

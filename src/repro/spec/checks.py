@@ -299,6 +299,14 @@ def _check_claim(file: YamlFile, paper: Paper, claim_id: str, claim: Claim) -> N
     if isinstance(claim.tune, Tune) and claim.tune.factor not in factors:
         hint = did_you_mean(claim.tune.factor, factors)
         file.fail((*where, "tune", "factor"), f"no factor '{claim.tune.factor}' in '{claim.experiment}'{hint}")
+    for other_id, other in paper.claims.items():  # of a tuned experiment the tuned level alone is judged
+        factor = _tuned(other)
+        if factor in factors and other.experiment == claim.experiment and _tuned(claim) is None:
+            file.fail(
+                (*where, "experiment"),
+                f"'{claim.experiment}' is tuned by {other_id}, so that no judged row has another {factor} than the "
+                f"best; write an experiment of its own, with function: {claim.experiment}",
+            )
     shapes = claim.rule if isinstance(claim.rule, dict) else {None: claim.rule}
     for profile, shape in shapes.items():
         if shape in ([], {}):
