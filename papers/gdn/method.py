@@ -13,7 +13,8 @@ Where the paper is silent, or the layers that came after it (those of TensorFlow
   D1  `GDN` starts at beta = 1 and gamma = 0.1 I; its parameters are the roots of beta + 2^-36 and gamma + 2^-36.
   D2  a root that falls below its bound takes the gradient only where that lifts it, so that none sticks at 0.
   D3  `Gaussianization` keeps alpha_ij epsilon_i below 1 for all j, without which y is bounded and has no inverse.
-  D4  `Gaussianization` starts at the H that whitens `like`, beta = 1, gamma = 0.1 I + 0.01, alpha = 2, epsilon = 0.4.
+  D4  powers are taken of max(|z_j|, 1e-12), since at z_j = 0 the slope of |z_j|^(alpha - 1) is infinite for alpha < 2.
+  D5  `Gaussianization` starts at the H that whitens `like`, beta = 1, gamma = 0.1 I + 0.01, alpha = 2, epsilon = 0.4.
 """
 
 import torch
@@ -43,11 +44,16 @@ def lower_bound(x: Tensor, bound: float) -> Tensor:
     return _LowerBound.apply(x, bound)
 
 
+def _size(z: Tensor) -> Tensor:
+    """|z|, kept from 0 (D4)."""
+    return z.abs().clamp_min(1e-12)
+
+
 def _pool(z: Tensor, beta: Tensor, gamma: Tensor, alpha: Tensor | float) -> Tensor:
     """D: (B, d).  alpha: a number, or (d, d)."""
     if isinstance(alpha, Tensor):
-        return beta + (gamma * z.abs()[:, None, :] ** alpha).sum(2)
-    return beta + (z.square() if alpha == 2 else z.abs() ** alpha) @ gamma.T
+        return beta + (gamma * _size(z)[:, None, :] ** alpha).sum(2)
+    return beta + (z.square() if alpha == 2 else _size(z) ** alpha) @ gamma.T
 
 
 def gdn(
@@ -57,7 +63,7 @@ def gdn(
     pooled = _pool(z, beta, gamma, alpha)
     y = z * pooled**-epsilon
     power = alpha if isinstance(alpha, Tensor) else torch.full_like(gamma, alpha)
-    slopes = power * gamma * z.abs()[:, None, :] ** (power - 1) * z.sign()[:, None, :]  # dD_i/dz_k
+    slopes = power * gamma * _size(z)[:, None, :] ** (power - 1) * z.sign()[:, None, :]  # dD_i/dz_k
     rows = torch.eye(z.shape[1], device=z.device, dtype=z.dtype) - (epsilon * z / pooled)[:, :, None] * slopes
     return y, torch.linalg.slogdet(rows)[1] - (epsilon * pooled.log()).sum(1)
 
@@ -80,7 +86,7 @@ def inverse_gdn(
 
 
 class Gaussianization(nn.Module):
-    """x -> y and log |det dy/dx| with all parameters learnt.  like: data (n, d) that H starts by whitening (D3, D4).
+    """x -> y and log |det dy/dx| with all parameters learnt.  like: data (n, d) that H starts by whitening (D3, D5).
 
     shared: "none" is the paper's transform, "radial" has one denominator for all components, "marginal" has one that
     each component makes for itself.

@@ -155,7 +155,20 @@ def test_d3_there_is_always_an_inverse():
     assert bool((alpha * epsilon[:, None] <= 1 + 1e-12).all())
 
 
-def test_d4_the_start():
+def test_d4_a_component_of_zero_has_finite_slopes():
+    model = Gaussianization(draw(100, 3))
+    with torch.no_grad():
+        model.H.copy_(torch.eye(3))
+        model.log_alpha.fill_(0.3)  # alpha = 1.35
+    x = draw(5, 3)
+    x[0, 0] = 0.0
+    x.requires_grad_()
+    y, log_det = model(x)
+    (y.square().sum() - log_det.sum()).backward()
+    assert all(p.grad.isfinite().all() for p in [x, *model.parameters()])
+
+
+def test_d5_the_start():
     data = draw(400, D) @ draw(D, D, seed=1)
     model = Gaussianization(data)
     beta, gamma, alpha, epsilon = (p.detach() for p in model.parts())
