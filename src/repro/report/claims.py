@@ -285,8 +285,10 @@ def part_name(part: Mapping[str, Any], index: int) -> str:
 
 
 def _magnitude(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """`paper` as the list of one number or of the two ends of a range."""
-    return {**told, "paper": told["paper"] if isinstance(told["paper"], list) else [told["paper"]]} if told else None
+    """`paper` as the list of one number or of the two ends of a range; None where the units differ."""
+    if not told or told["ratio"] is None:
+        return None
+    return {**told, "paper": told["paper"] if isinstance(told["paper"], list) else [told["paper"]]}
 
 
 def _row(row: Mapping[str, Any], measures: Iterable[str]) -> dict[str, Any]:

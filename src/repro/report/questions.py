@@ -10,7 +10,6 @@ from typing import Any
 
 import repro
 from repro import words
-from repro.files.questions import names, read_question
 from repro.report import arena
 from repro.report.records import Stale, claim_lines, record, strongest
 from repro.report.templates import Fragment, part
@@ -74,6 +73,8 @@ def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Lin
 
 def answers(root: Path, lines: Iterable[Line] | None = None) -> list[dict[str, Any]]:
     """Every question with its answer; `lines` are the strongest verdicts where they have been read already."""
+    from repro.files.questions import names, read_question
+
     asked = {name: read_question(root, name) for name in names(root)}
     if lines is None:
         lines = lines_of(asked.values(), root)
@@ -96,6 +97,8 @@ class QuestionPage:
     """What the notebook's cell calls for one question; `stale` replaces the comparison of digests."""
 
     def __init__(self, name: str, root: str | Path = ".", stale: Mapping[str, Stale] | None = None):
+        from repro.files.questions import read_question
+
         root = Path(root)
         self.name, self.question = name, read_question(root, name)
         self.found = answered(self.question, _by_claim(lines_of([self.question], root, stale)), arena.tables(root))

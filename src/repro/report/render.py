@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import Failed, ReproError
-from repro.files.questions import read_question
 from repro.publish.export import as_csv
 from repro.report.records import Current, claim_lines, current, frame, load_paper, readable, record
 from repro.store import write_file
@@ -176,6 +175,8 @@ def render_arena(track: str, root: Path | str, *, timeout: int = TIMEOUT) -> Pat
 
 def render_question(name: str, root: Path | str, *, current: Current = current, timeout: int = TIMEOUT) -> Path:
     """Render `reports/questions/<name>.html`, one question that people dispute, and return its path."""
+    from repro.files.questions import read_question
+
     root = Path(root).resolve()
     question = read_question(root, name)
     slugs = sorted({one["claim"].partition("/")[0] for one in question["claims"]})
