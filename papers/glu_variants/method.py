@@ -76,6 +76,7 @@ class _Gated(nn.Module):
             layer.reset_parameters()
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return g(gate) * up; every variant has its own."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:

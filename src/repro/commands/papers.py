@@ -154,12 +154,9 @@ def ask(
     as_json: AsJson = False,
 ) -> None:
     """Answer the questions that people dispute, as far as verdicts here do."""
-    from repro.files.questions import read_question
     from repro.report import questions
 
-    if name is not None:
-        read_question(root(), name)
-    found = [one for one in questions.answers(root()) if name in (None, one["name"])]
+    found = questions.answers(root(), only=name)
     if as_json:
         return dump(found)
     for i, one in enumerate(found):

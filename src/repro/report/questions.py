@@ -71,11 +71,11 @@ def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Lin
     }
 
 
-def answers(root: Path, lines: Iterable[Line] | None = None) -> list[dict[str, Any]]:
-    """Every question with its answer; `lines` are the strongest verdicts where they have been read already."""
+def answers(root: Path, lines: Iterable[Line] | None = None, only: str | None = None) -> list[dict[str, Any]]:
+    """Every question, or `only` one, with its answer; `lines` are the strongest verdicts, if they were read already."""
     from repro.files.questions import names, read_question
 
-    asked = {name: read_question(root, name) for name in names(root)}
+    asked = {name: read_question(root, name) for name in (names(root) if only is None else [only])}
     if lines is None:
         lines = lines_of(asked.values(), root)
     by_claim, tables = _by_claim(lines), arena.tables(root)
