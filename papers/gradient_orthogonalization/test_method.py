@@ -5,7 +5,7 @@ from torch import nn
 
 from repro.models.gpt import GPT
 from repro.papers.gradient_orthogonalization import Muon, TrustRegion, muon_groups, newton_schulz, polar
-from repro.testing import assert_near, check_optimizer, check_signature, draw, mutation, trajectory
+from repro.testing import assert_near, check_optimizer, check_signature, draw, matrices_only, mutation, trajectory
 
 SHAPES = {"wide": (3, 5), "tall": (5, 3), "square": (4, 4)}
 STEPS, LR, MOMENTUM, DECAY = 12, 0.05, 0.8, 0.3
@@ -96,19 +96,8 @@ def broken(fault):
 test_oracle, test_mutant_dies = mutation(check, broken, ours)
 
 
-def matrices_only(params, **options):
-    """Muon as check_optimizer calls it: vectors go to AdamW."""
-    groups = [p if isinstance(p, dict) else {"params": p[1] if isinstance(p, tuple) else p} for p in params]
-    flat = [
-        {**g, "params": [p]} for g in groups for p in (g["params"] if isinstance(g["params"], list) else [g["params"]])
-    ]
-    for g in flat:
-        g["adam"] = g["params"][0].dim() < 2
-    return Muon(flat, **options)
-
-
 def test_contract():
-    for make in (TrustRegion, matrices_only):
+    for make in (TrustRegion, matrices_only(Muon)):
         check_optimizer(make)
     for method in (TrustRegion, Muon):
         check_signature(method)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro.papers.mish import Mish, experiment, mish
-from repro.testing import check_drop_in, check_float32, check_signature, draw, mutation
+from repro.testing import check_drop_in, check_extremes, check_float32, check_signature, draw, mutation
 
 POINTS = [-1e300, -800.0, -90.0, -20.0, -4.0, -1.192431, -0.3, -1e-9, 0.0, 1e-9, 0.3, 1.491, 4.0, 8.0, 19.9, 20.1, 90.0]
 POINTS += [800.0, 1e300]
@@ -74,16 +74,7 @@ test_oracle, test_mutant_dies = mutation(check, broken, {"mish": mish, "Mish": M
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_against_torch_at_extremes(dtype):
     """Values and gradients of torch.nn.Mish, and finite ones, on [-1e4, 1e4]."""
-    x = torch.cat([torch.linspace(-1e4, 1e4, 4001), torch.linspace(-120, 120, 4801), torch.tensor([1e-30, -1e-30])])
-    found = []
-    for act in (Mish(), nn.Mish()):
-        leaf = x.to(dtype).requires_grad_()
-        y = act(leaf)
-        found.append((y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]))
-    for got, want in zip(*found, strict=True):
-        assert got.isfinite().all() and got.dtype == dtype
-        rounding = 4 * torch.finfo(dtype).eps
-        torch.testing.assert_close(got, want, rtol=rounding, atol=rounding)
+    check_extremes(Mish(), nn.Mish(), dtype)
 
 
 def test_contract():

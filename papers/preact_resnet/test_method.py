@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from repro.models.convnet import Slots
 from repro.papers import preact_resnet as package
 from repro.papers.preact_resnet import PreActBlock, PreActBottleneck, PreActResNet, preact_resnet
-from repro.testing import assert_near, draw, mutation, scramble
+from repro.testing import assert_near, batch_normalised, draw, mutation, scramble
 from repro.train import generator
 
-EPS = 1e-5
 SHAPES = [(8, 8, 1), (4, 8, 2), (4, 8, 1)]  # c_in, c_out, stride
 
 
@@ -45,20 +44,11 @@ def convolve(x, w, stride=1):
     return (w.flatten(1) @ patches).view(len(x), len(w), side, side)
 
 
-def normalise(x, p, name, train):
-    mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
-    if train:
-        mean = x.mean((0, 2, 3))
-        var = ((x - mean[:, None, None]) ** 2).mean((0, 2, 3))
-    gain = p[f"{name}.weight"] / (var + EPS).sqrt()
-    return (x - mean[:, None, None]) * gain[:, None, None] + p[f"{name}.bias"][:, None, None]
-
-
 def oracle(x, p, stride, train, layers):
     """Figure 1 (b): BN, ReLU, weight, as often as there are layers; the first layer strides."""
-    first = y = normalise(x, p, "norm1", train).clamp_min(0)
+    first = y = batch_normalised(x, p, "norm1", train).clamp_min(0)
     for i in range(1, layers + 1):
-        y = y if i == 1 else normalise(y, p, f"norm{i}", train).clamp_min(0)
+        y = y if i == 1 else batch_normalised(y, p, f"norm{i}", train).clamp_min(0)
         y = convolve(y, p[f"conv{i}.weight"], stride if i == 1 else 1)
     return y + (convolve(first, p["skip.weight"], stride) if "skip.weight" in p else x)
 
@@ -186,7 +176,7 @@ def test_the_whole_network():
     for i, block in enumerate(model.blocks):
         p = {name: t.detach() for name, t in block.state_dict().items()}
         y = oracle(y, p, 2 if i else 1, True, 3)
-    last = normalise(y, dict(model.norm.state_dict(prefix="norm.")), "norm", True).clamp_min(0).mean((2, 3))
+    last = batch_normalised(y, dict(model.norm.state_dict(prefix="norm.")), "norm", True).clamp_min(0).mean((2, 3))
     want = last @ model.head.weight.T + model.head.bias
     assert_near(model(x).detach(), want.detach(), rel=1e-9)
 

@@ -12,10 +12,9 @@ from repro.models.convnet import Bottleneck, ConvNet, Slots
 from repro.papers import res2net as package
 from repro.papers.res2net import Res2NetBlock
 from repro.papers.resnet import load_torchvision_, resnet50
-from repro.testing import assert_near, draw, mutation, scramble
+from repro.testing import assert_near, batch_normalised, draw, mixed, mutation
 from repro.train import generator
 
-EPS = 1e-5
 SHAPES = [(64, 64, 1), (16, 64, 1), (32, 64, 2)]  # c_in, c_out, stride
 NAMES = [name for name in package.__all__ if name.startswith("res2net")]
 
@@ -28,24 +27,7 @@ def slots(act=nn.ReLU):
     return Slots(nn.BatchNorm2d, act, nn.Conv2d, "project", False, source())
 
 
-def mixed(module, seed=0):
-    """`scramble`, and weights of either sign."""
-    for layer in scramble(module, seed).modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.weight.data -= 1.0
-    return module
-
-
 # --- the block, against a float64 oracle ------------------------------------------------------------------------------
-
-
-def normalise(x, p, name, train):
-    mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
-    if train:
-        mean = x.mean((0, 2, 3))
-        var = ((x - mean[:, None, None]) ** 2).mean((0, 2, 3))
-    gain = p[f"{name}.weight"] / (var + EPS).sqrt()
-    return (x - mean[:, None, None]) * gain[:, None, None] + p[f"{name}.bias"][:, None, None]
 
 
 def mean_of_nine(x, stride):
@@ -58,7 +40,7 @@ def mean_of_nine(x, stride):
 
 def oracle(x, p, stride, scale, train):
     """Eq. 1 with the subsets in the paper's order, x_1 first: the code's last one (D1)."""
-    z = normalise(F.conv2d(x, p["conv1.weight"]), p, "norm1", train).clamp_min(0)
+    z = batch_normalised(F.conv2d(x, p["conv1.weight"]), p, "norm1", train).clamp_min(0)
     w = z.shape[1] // scale
     subsets = [z[:, i * w : (i + 1) * w] for i in range(scale)]
     subsets = subsets[-1:] + subsets[:-1] if scale > 1 else subsets
@@ -70,12 +52,12 @@ def oracle(x, p, stride, scale, train):
             continue
         k = max(i - 1, 0)
         given = subset if i < 2 or first else subset + ys[-1]
-        y = normalise(F.conv2d(given, p[f"convs.{k}.weight"], stride=stride, padding=1), p, f"norms.{k}", train)
+        y = batch_normalised(F.conv2d(given, p[f"convs.{k}.weight"], stride=stride, padding=1), p, f"norms.{k}", train)
         ys.append(y.clamp_min(0))
     y = torch.cat(ys[1:] + ys[:1] if scale > 1 else ys, 1)
-    y = normalise(F.conv2d(y, p["conv3.weight"]), p, "norm3", train)
+    y = batch_normalised(F.conv2d(y, p["conv3.weight"]), p, "norm3", train)
     if "skip.0.weight" in p:
-        x = normalise(F.conv2d(x, p["skip.0.weight"], stride=stride), p, "skip.1", train)
+        x = batch_normalised(F.conv2d(x, p["skip.0.weight"], stride=stride), p, "skip.1", train)
     return (y + x).clamp_min(0)
 
 

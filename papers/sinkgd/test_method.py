@@ -5,7 +5,7 @@ from torch import nn
 
 from repro.models.gpt import GPT
 from repro.papers.sinkgd import SinkGD, sinkgd_groups, sr_sinkhorn
-from repro.testing import assert_near, check_optimizer, check_signature, draw, mutation, trajectory
+from repro.testing import assert_near, check_optimizer, check_signature, draw, matrices_only, mutation, trajectory
 
 SHAPES = {"wide": (3, 7), "tall": (6, 2), "square": (4, 4), "one row": (1, 5)}
 SWEEPS = (1, 2, 5)
@@ -66,19 +66,8 @@ def broken(fault):
 test_oracle, test_mutant_dies = mutation(check, broken, sr_sinkhorn)
 
 
-def matrices_only(params, **options):
-    """SinkGD as check_optimizer calls it: vectors go to AdamW."""
-    groups = [p if isinstance(p, dict) else {"params": p[1] if isinstance(p, tuple) else p} for p in params]
-    flat = [
-        {**g, "params": [p]} for g in groups for p in (g["params"] if isinstance(g["params"], list) else [g["params"]])
-    ]
-    for g in flat:
-        g["adam"] = g["params"][0].dim() < 2
-    return SinkGD(flat, **options)
-
-
 def test_contract():
-    check_optimizer(matrices_only)
+    check_optimizer(matrices_only(SinkGD))
     check_signature(SinkGD)
     p = [nn.Parameter(torch.ones(2, 2))]
     assert SinkGD(p).defaults["sweeps"] == 5 and SinkGD(p).defaults["weight_decay"] == 0

@@ -10,7 +10,7 @@ from repro.experiments import activations
 from repro.models.convnet import ConvNet
 from repro.models.mlp import MLP
 from repro.papers.swish import Swish, experiment, swish
-from repro.testing import assert_near, check_drop_in, check_float32, check_signature, draw, mutation
+from repro.testing import assert_near, check_drop_in, check_extremes, check_float32, check_signature, draw, mutation
 
 POINTS = [-1e300, -800.0, -90.0, -4.0, -1.2784645, -1e-3, -1e-300, 0.0, 1e-18, 0.3, 1.2784645, 2.4, 40.0, 800.0, 1e300]
 BETAS = [1.0, 0.0, 0.3, 1.702, 10.0, -1.0]
@@ -79,16 +79,7 @@ test_oracle, test_mutant_dies = mutation(check, broken, swish)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_against_torch_at_extremes(dtype):
     """Values and gradients of torch.nn.SiLU, and finite ones, on [-1e4, 1e4]."""
-    x = torch.cat([torch.linspace(-1e4, 1e4, 4001), torch.linspace(-120, 120, 4801), torch.tensor([1e-30, -1e-30])])
-    found = []
-    for act in (Swish(), nn.SiLU()):
-        leaf = x.to(dtype).requires_grad_()
-        y = act(leaf)
-        found.append((y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]))
-    for got, want in zip(*found, strict=True):
-        assert got.isfinite().all() and got.dtype == dtype
-        rounding = 4 * torch.finfo(dtype).eps
-        torch.testing.assert_close(got, want, rtol=rounding, atol=rounding)
+    check_extremes(Swish(), nn.SiLU(), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -12,10 +12,8 @@ from repro.models.convnet import Slots
 from repro.papers import wide_resnet as package
 from repro.papers.preact_resnet import PreActBlock
 from repro.papers.wide_resnet import WideBlock, wide_resnet
-from repro.testing import assert_near, draw, mutation, scramble
+from repro.testing import assert_near, batch_normalised, draw, mixed, mutation
 from repro.train import generator
-
-EPS = 1e-5
 
 
 def source():
@@ -26,31 +24,14 @@ def slots():
     return Slots(nn.BatchNorm2d, nn.ReLU, nn.Conv2d, "pad", False, source())
 
 
-def mixed(module, seed=0):
-    """`scramble`, and weights of either sign."""
-    for layer in scramble(module, seed).modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.weight.data -= 1.0
-    return module
-
-
 # --- the unit, against a float64 oracle -------------------------------------------------------------------------------
-
-
-def normalise(x, p, name, train):
-    mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
-    if train:
-        mean = x.mean((0, 2, 3))
-        var = ((x - mean[:, None, None]) ** 2).mean((0, 2, 3))
-    gain = p[f"{name}.weight"] / (var + EPS).sqrt()
-    return (x - mean[:, None, None]) * gain[:, None, None] + p[f"{name}.bias"][:, None, None]
 
 
 def oracle(x, p, stride, train, rate=0.0):
     """The authors' PyTorch block, with the dropout of their Torch code: o1, y, o2, z."""
-    o1 = normalise(x, p, "norm1", train).clamp_min(0)
+    o1 = batch_normalised(x, p, "norm1", train).clamp_min(0)
     y = F.conv2d(o1, p["conv1.weight"], stride=stride, padding=1)
-    o2 = normalise(y, p, "norm2", train).clamp_min(0)
+    o2 = batch_normalised(y, p, "norm2", train).clamp_min(0)
     if train and rate:
         o2 = o2 * torch.bernoulli(torch.full_like(o2, 1 - rate)) / (1 - rate)
     z = F.conv2d(o2, p["conv2.weight"], padding=1)
@@ -172,7 +153,7 @@ def test_the_whole_network():
     y = F.conv2d(x, model.stem.weight, padding=1)
     for i, block in enumerate(model.blocks):
         y = oracle(y, {name: t.detach() for name, t in block.state_dict().items()}, 2 if i else 1, True)
-    last = normalise(y, dict(model.norm.state_dict(prefix="norm.")), "norm", True).clamp_min(0).mean((2, 3))
+    last = batch_normalised(y, dict(model.norm.state_dict(prefix="norm.")), "norm", True).clamp_min(0).mean((2, 3))
     assert_near(model(x).detach(), (last @ model.head.weight.T + model.head.bias).detach(), rel=1e-9)
 
 

@@ -10,8 +10,10 @@ from repro.testing.mutation import check_float32, faults_of, mutation
 from repro.testing.norms import (
     assert_near,
     assert_same_outcome,
+    batch_normalised,
     check_copies,
     check_dtypes,
+    check_extremes,
     check_factory,
     check_gradients,
     check_layouts,
@@ -20,21 +22,24 @@ from repro.testing.norms import (
     check_vmap,
     draw,
     hard_inputs,
+    mixed,
     norm_inputs,
     outcome,
     quiet_import,
     residual_mlp_in_numpy,
     scramble,
 )
-from repro.testing.optimizers import check_optimizer, trajectory
+from repro.testing.optimizers import check_optimizer, matrices_only, trajectory
 
 __all__ = [
     "CLAUSES",
     "assert_near",
     "assert_same_outcome",
+    "batch_normalised",
     "check_copies",
     "check_drop_in",
     "check_dtypes",
+    "check_extremes",
     "check_factory",
     "check_float32",
     "check_gradients",
@@ -47,6 +52,8 @@ __all__ = [
     "draw",
     "faults_of",
     "hard_inputs",
+    "matrices_only",
+    "mixed",
     "mutation",
     "norm_inputs",
     "outcome",

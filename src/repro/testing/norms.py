@@ -90,6 +90,38 @@ def scramble(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
+def mixed(module: nn.Module, seed: int = 0) -> nn.Module:
+    """`scramble`, and weights of either sign in linear layers and convolutions; in place."""
+    for layer in scramble(module, seed).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.weight.data -= 1.0
+    return module
+
+
+def batch_normalised(x: Tensor, p: dict[str, Tensor], name: str, train: bool, eps: float = 1e-5) -> Tensor:
+    """What BatchNorm makes of x (B, C, H, W), written out; `p` is a state dict that holds the layer `name`."""
+    mean, var = p[f"{name}.running_mean"], p[f"{name}.running_var"]
+    if train:
+        mean = x.mean((0, 2, 3))
+        var = ((x - mean[:, None, None]) ** 2).mean((0, 2, 3))
+    gain = p[f"{name}.weight"] / (var + eps).sqrt()
+    return (x - mean[:, None, None]) * gain[:, None, None] + p[f"{name}.bias"][:, None, None]
+
+
+def check_extremes(ours: nn.Module, theirs: nn.Module, dtype: torch.dtype) -> None:
+    """Values and gradients of an activation are those of its twin, and finite, on [-1e4, 1e4]."""
+    x = torch.cat([torch.linspace(-1e4, 1e4, 4001), torch.linspace(-120, 120, 4801), torch.tensor([1e-30, -1e-30])])
+    found = []
+    for act in (ours, theirs):
+        leaf = x.to(dtype).requires_grad_()
+        y = act(leaf)
+        found.append((y.detach(), torch.autograd.grad(y, leaf, torch.ones_like(y))[0]))
+    for got, want in zip(*found, strict=True):
+        assert got.isfinite().all() and got.dtype == dtype
+        rounding = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(got, want, rtol=rounding, atol=rounding)
+
+
 def outcome(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Output, gradients of x and of the parameters for a fixed upstream gradient, and the buffers afterwards."""
     x = x.detach().clone().requires_grad_()

@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -141,3 +142,18 @@ def trajectory(make: Make, gradients: Tensor, start: Tensor, **options) -> Tenso
         optimizer.step()
         path.append(p.detach().clone())
     return torch.stack(path)
+
+
+def matrices_only(kind: Make) -> Make:
+    """An optimizer of matrices as `check_optimizer` calls it: vectors go to its groups of AdamW."""
+
+    def make(params: Any, **options: Any) -> torch.optim.Optimizer:
+        groups = [p if isinstance(p, dict) else {"params": p[1] if isinstance(p, tuple) else p} for p in params]
+        flat = [
+            {**g, "params": [p], "adam": p.dim() < 2}
+            for g in groups
+            for p in (g["params"] if isinstance(g["params"], list) else [g["params"]])
+        ]
+        return kind(flat, **options)
+
+    return make
