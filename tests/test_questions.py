@@ -1,6 +1,9 @@
 """Questions: files that are refused, answers that follow from verdicts, and pages."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,3 +153,17 @@ def test_a_page_escapes_what_the_file_says_and_names_the_command_for_what_has_no
     assert "<script>" not in page and "&lt;script&gt;B" in page
     assert "repro run rmsnorm --profile long" in page and "repro arena --track gpt" in page
     assert questions.UNDECIDED in page
+
+
+def test_the_command_answers_one_question_or_all_and_refuses_an_unknown_one() -> None:
+    def ask(*words: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "repro", "ask", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+    one = ask("muon_or_adamw")
+    assert one.returncode == 0 and "muon_or_adamw: Is Muon" in one.stdout and "change" in one.stdout
+    every = json.loads(ask("--json").stdout)
+    assert [found["name"] for found in every] == files.names(ROOT)
+    assert all(found["answer"] in ("yes", "no", "both", None) for found in every)
+    unknown = ask("muon_or_adamx")
+    assert unknown.returncode == 2 and "did you mean 'muon_or_adamw'" in unknown.stderr
