@@ -552,3 +552,28 @@ def test_an_unknown_track_is_refused(tmp_path: Path) -> None:
         arena.tracks(tmp_path)
     with pytest.raises(ReproError, match="--track nope: no such track; write one of mlp"):
         arena.track_of(ROOT, "nope", "long")
+
+
+def test_slots_are_measured_one_after_the_other(
+    never_run: Checkout, measured: tuple[Checkout, str], tmp_path: Path
+) -> None:
+    """The table of all slots is the same, in whatever parts the track was measured; what is absent is said."""
+    checkout = copied(never_run, tmp_path / "checkout")
+    words = ("arena", "--track", "mlp", "--no-timings", "--slot")
+    out = checkout.ok(*words, "norm")
+    assert "not measured at" in out and "optimizer" in out.split("not measured at")[1].splitlines()[0]
+    path = checkout.root / "arena" / "mlp.cpu.table.json"
+    first = json.loads(path.read_text())
+    assert list(first["cells"][0]["slots"]) == ["norm"] and "optimizer" in first["absent"][0]["slots"]
+    checkout.ok(*words, "act", "--slot", "placement", "--slot", "init", "--slot", "optimizer")
+    parts, whole = (
+        json.loads(path.read_text()),
+        json.loads((measured[0].root / "arena" / "mlp.cpu.table.json").read_text()),
+    )
+    assert parts["absent"] == whole["absent"] == []
+    assert parts["cells"][0]["slots"].keys() == whole["cells"][0]["slots"].keys()
+    for slot, one in whole["cells"][0]["slots"].items():
+        assert parts["cells"][0]["slots"][slot] == one
+    assert "no slot of the track mlp" in checkout.refused(*words, "nose", code=2)
+    assert "has the cells 1 to" in checkout.refused(*words, "norm", "--cell", "9", code=2)
+    assert "write --track too" in checkout.refused("arena", "--slot", "norm", code=2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from repro.errors import ReproError, did_you_mean
-from repro.files.paths import PROFILES
+from repro.files.paths import PROFILES, row_key
 from repro.files.strict import told, unlike
 from repro.run import measure as run
 from repro.run import tuning
@@ -86,13 +86,25 @@ def same_as_base(track: str, arms: Iterable[str], cells: Iterable[dict]) -> list
 # --- what is run -----------------------------------------------------------------------------------------------------
 
 
-def plan(root: Path, track: str, profile: str) -> dict:
-    """Plain data from which `measure` works, also on a machine that has torch and numpy alone."""
+def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells: Iterable[int] = ()) -> dict:
+    """Plain data from which `measure` works, also on a machine that has torch and numpy alone.
+
+    slots: those to measure, beside the base and the contrasts of `calibration`; all where there are none.
+    cells: their places in arena.yaml, from 1 on; all where there are none.
+    """
     from repro.experiments.arena import SLOTS, Track
 
     settings = track_of(root, track, profile)
     if track not in SLOTS:
         _file(root).fail((track,), f"is no model of the arena; write one of {', '.join(SLOTS)}")
+    slots = list(slots) or list(SLOTS[track])
+    cells = list(cells) or list(range(1, len(settings["cells"]) + 1))
+    for slot in slots:
+        if slot not in SLOTS[track]:
+            raise ReproError(f"--slot {slot}: no slot of the track {track}; write one of {', '.join(SLOTS[track])}")
+    for cell in cells:
+        if not 1 <= cell <= len(settings["cells"]):
+            raise ReproError(f"--cell {cell}: track {track} has the cells 1 to {len(settings['cells'])} at {profile}")
     kinds = get_type_hints(Track)
     for name, value in settings["settings"].items():
         where = (track, profile, "settings", name)
@@ -101,8 +113,20 @@ def plan(root: Path, track: str, profile: str) -> dict:
         if wanted := unlike(kinds[name], value):
             _file(root).fail(where, f"{told(value)}; write {wanted}")
     arms, out = entrants(track)
+    contrasts = {contrast[side] for contrast in settings["calibration"] for side in ("better", "worse")}
+    arms = [arm for arm in arms if arm == BASE or arm in contrasts or arm.partition(":")[0] in slots]
     same = same_as_base(track, arms, settings["cells"])
-    return {"track": track, "profile": profile, "settings": settings, "arms": arms, "same": same, "out": out}
+    parts = {"slots": [slots if i in cells else [] for i in range(1, len(settings["cells"]) + 1)]}
+    return {"track": track, "profile": profile, "settings": settings, "arms": arms, "same": same, "out": out, **parts}
+
+
+def _place(trial: Trial) -> tuple:
+    """Where a trial stands among the rows, in whatever order slots were measured: by seed, base first, controls last."""
+    return trial["seed"], trial["arm"] != BASE, ":control." in trial["arm"], trial["arm"]
+
+
+def _tuning_seeds(settings: dict) -> range:
+    return range(TUNING, TUNING + settings["tuning"]["seeds"])
 
 
 def _entry(plan: dict, trials: list[Trial]) -> dict:
@@ -115,11 +139,12 @@ def _entry(plan: dict, trials: list[Trial]) -> dict:
         "paper": f"arena-{track}",
         "profile": plan["profile"],
         "registered": digest(settings),
+        "tune": {track: {"factor": "lr", "seeds": list(_tuning_seeds(settings))}},
         "experiments": {
             track: {"module": EXPERIMENT, "exclusive": False, "batched": track == "mlp", "arms": arms, "config": model},
             "cost": {"module": EXPERIMENT, "exclusive": True, "batched": False, "arms": arms, "config": timed},
         },
-        "trials": sorted(trials, key=lambda trial: trial["seed"]),
+        "trials": sorted(trials, key=_place),
     }
 
 
@@ -129,18 +154,24 @@ def full(settings: dict, cell: dict) -> dict:
     return {name: {**settings["settings"], **cell}[name] for name in varied}
 
 
-def measure(plan: dict, root: Path, *, device: str, jobs: int, force: bool, progress: run.Progress) -> dict:
-    """All rows of a track: tuning and judged seeds of every cell, and costs."""
+def measure(
+    plan: dict, root: Path, *, device: str, jobs: int, force: bool, progress: run.Progress, timings: bool = True
+) -> dict:
+    """The rows of a track: tuning and judged seeds of every cell and slot of the plan, and what a step costs.
+
+    Rows of other cells and slots that lie in the track's file are kept where the present source would measure the same.
+    timings: whether to time the steps, which needs a machine that does nothing else.
+    """
     settings, trials = plan["settings"], []
     store, state = Store(root / ".repro" / "trials"), root / ".repro"
     quiet = run.Progress(say=lambda text: None)
+    earlier = _earlier(plan, root, device)
+    options = {"store": store, "state": state, "device": device, "jobs": jobs}
+    options["results"] = path_of(root, plan["track"], plan["profile"], "rows")
 
-    def measured(more: list[Trial], progress: run.Progress = progress) -> list[dict]:
+    def measured(more: list[Trial]) -> list[dict]:
         trials.extend(trial for trial in more if trial not in trials)
-        entry = _entry(plan, more)
-        return run.measure(entry, store=store, state=state, device=device, jobs=jobs, force=force, progress=progress)[
-            "rows"
-        ]
+        return run.measure(_entry(plan, more), force=force, progress=progress, **options)["rows"]
 
     def of(cell: dict, pairs: Iterable[tuple[str, float]], seeds: Iterable[int]) -> list[Trial]:
         seeds = list(seeds)
@@ -150,8 +181,10 @@ def measure(plan: dict, root: Path, *, device: str, jobs: int, force: bool, prog
             for seed in seeds
         ]
 
-    tuned = range(TUNING, TUNING + settings["tuning"]["seeds"])
-    for cell, same in zip(settings["cells"], plan["same"], strict=True):
+    tuned = _tuning_seeds(settings)
+    for cell, same, slots in zip(settings["cells"], plan["same"], plan["slots"], strict=True):
+        if not slots:
+            continue
         arms = [arm for arm in plan["arms"] if arm not in same]
         grids = {arm: sorted(settings["tuning"]["lr"]) for arm in arms}
         rows = measured(of(cell, [(arm, lr) for arm in arms for lr in grids[arm]], tuned))
@@ -164,11 +197,38 @@ def measure(plan: dict, root: Path, *, device: str, jobs: int, force: bool, prog
             grids = wider
         best = [(arm, rate_of(best_rate(rows, arm, full(settings, cell), settings))) for arm in arms]
         measured(of(cell, best, range(settings["final"]["seeds"])))
-    seeds = range(settings["cost"]["seeds"])
-    timed = [{"experiment": "cost", "arm": arm, "seed": seed, "factors": {}} for arm in plan["arms"] for seed in seeds]
-    measured(timed)
-    document = run.measure(_entry(plan, trials), store=store, state=state, device=device, jobs=jobs, progress=quiet)
-    return {**document, "out": plan["out"], "same": plan["same"]}
+    kept = [trial for trial in earlier["trials"] if not timings or trial["experiment"] != "cost"]
+    trials.extend(trial for trial in kept if trial not in trials)
+    if timings:  # of all arms side by side, so that they can be compared
+        arms, seeds = dict.fromkeys(trial["arm"] for trial in trials), range(settings["cost"]["seeds"])
+        measured([{"experiment": "cost", "arm": arm, "seed": seed, "factors": {}} for arm in arms for seed in seeds])
+    document = run.measure(_entry(plan, trials), progress=quiet, **options)
+    slots = [list(dict.fromkeys(old + new)) for old, new in zip(earlier["slots"], plan["slots"], strict=True)]
+    same = [{**old, **new} for old, new in zip(earlier["same"], plan["same"], strict=True)]
+    return {**document, "out": plan["out"], "same": same, "slots": slots}
+
+
+def _earlier(plan: dict, root: Path, device: str) -> dict:
+    """What the track's file holds of other runs: trials that the present source would measure alike, and their slots.
+
+    An arm of which a row is out of date is left out, and every slot of a cell that loses an arm.
+    """
+    cells = [full(plan["settings"], cell) for cell in plan["settings"]["cells"]]
+    found = {"trials": [], "slots": [[] for _ in cells], "same": [{} for _ in cells]}
+    documents = run.earlier_documents(path_of(root, plan["track"], plan["profile"], "rows"))
+    if not documents or not {"slots", "same"} <= documents[0].keys() or len(documents[0]["slots"]) != len(cells):
+        return found
+    keys = dict(zip(map(row_key, documents[0]["rows"]), documents[0]["provenance"]["trials"], strict=True))
+    trials = [{name: row[name] for name in run.IDENTITY} for row in documents[0]["rows"]]
+    units = run.units_of(_entry(plan, trials), device, trials=trials)
+    stale = {trial["arm"] for unit in units for trial in unit["trials"] if keys[row_key(trial)] != trial["key"]}
+    for trial in trials:
+        known = not trial["factors"] or {k: v for k, v in trial["factors"].items() if k != "lr"} in cells
+        if known and trial["arm"] not in stale:
+            found["trials"].append(trial)
+    lost = {arm.partition(":")[0] for arm in stale}
+    found["slots"] = [[] if BASE in lost else [s for s in slots if s not in lost] for slots in documents[0]["slots"]]
+    return {**found, "same": documents[0]["same"]}
 
 
 def best_rate(rows: list[dict], arm: str, cell: dict, settings: dict) -> tuning.Chosen:

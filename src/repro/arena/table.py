@@ -38,13 +38,18 @@ def slot_of(arm: str) -> str:
 
 def table(document: dict, settings: dict) -> dict:
     """The track's table from its rows alone."""
+    from repro.experiments.arena import SLOTS
+
     rows = document["rows"]
     keys = dict(zip(map(id, rows), document["provenance"]["trials"], strict=True))
     same = document.get("same") or [{} for _ in settings["cells"]]
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["experiment"] != "cost"))
+    track = document["paper"].removeprefix("arena-")
+    measured = document.get("slots") or [list(SLOTS[track]) for _ in settings["cells"]]
+    cells = list(zip(settings["cells"], same, measured, strict=True))
     return {
         "schema": SCHEMA,
-        "track": document["paper"].removeprefix("arena-"),
+        "track": track,
         "profile": document["profile"],
         **{k: settings[k] for k in ("what", "measure", "margin", "settings")},
         "level": LEVEL,
@@ -52,16 +57,19 @@ def table(document: dict, settings: dict) -> dict:
         "tuning_seeds": settings["tuning"]["seeds"],
         "rows_digest": document["provenance"]["digest"],
         "device": document["provenance"]["device_model"],
-        "cells": [
-            _cell(rows, cell, left_out, settings) for cell, left_out in zip(settings["cells"], same, strict=True)
+        "absent": [
+            {"at": full(settings, cell), "slots": missing}
+            for cell, _, slots in cells
+            if (missing := [slot for slot in SLOTS[track] if slot not in slots])
         ],
+        "cells": [_cell(rows, cell, left_out, slots, settings) for cell, left_out, slots in cells if slots],
         "methods": [_method(arm, [r for r in rows if r["arm"] == arm], keys) for arm in arms],
         "out": document.get("out", {}),
     }
 
 
-def _cell(rows: list[dict], cell: dict, same: dict[str, str], settings: dict) -> dict:
-    """One size and budget: what the base reaches, whether the cell can rank, and every slot."""
+def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str], settings: dict) -> dict:
+    """One size and budget: what the base reaches, whether the cell can rank, and every slot that was measured."""
     at, measure = full(settings, cell), settings["measure"]
     here = [r for r in rows if r["experiment"] != "cost" and _at(r, at)]
     judged = [r for r in here if r["seed"] < TUNING]
@@ -73,7 +81,7 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], settings: dict) ->
     calibration = [_contrast(c, scores) for c in settings["calibration"] if _at({"factors": at}, c.get("at", {}))]
     ranks = learnt and all(c["ok"] for c in calibration)
     slots = {}
-    for slot in dict.fromkeys(slot_of(arm) for arm in arms if arm != BASE):
+    for slot in dict.fromkeys(slot for arm in arms if (slot := slot_of(arm)) in measured):
         own = {arm: scores[arm] for arm in arms if arm == BASE or slot_of(arm) == slot}
         worse, places = controls_worse(own), rank_intervals(own)
         lines = [

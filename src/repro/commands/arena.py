@@ -18,6 +18,15 @@ def arena(
     track: Annotated[
         str | None, typer.Option(help="Take one track of arena.yaml, in place of all that have the profile.")
     ] = None,
+    slot: Annotated[
+        list[str] | None, typer.Option(help="Measure this slot of a model alone; write it again for another.")
+    ] = None,
+    cell: Annotated[
+        list[int] | None, typer.Option(help="Measure this cell of the track alone: 1, 2, ... as in arena.yaml.")
+    ] = None,
+    timings: Annotated[
+        bool, typer.Option("--timings/--no-timings", help="Time the steps, for which nothing else may run.")
+    ] = True,
     profile: Profile = None,
     device: Device = None,
     jobs: Annotated[int | None, typer.Option(min=1, max=999, help="Use this many worker processes.")] = None,
@@ -42,12 +51,14 @@ def arena(
     root, profile = common.root(), common.profile_of(profile)
     if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
         raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
+    if (slot or cell) and (check or judge or not track):
+        raise ReproError("--slot and --cell: they say what to measure of one track; write --track too, and no --check")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
     if not names:
         have = sorted({p for one in protocol.tracks(root).values() for p in one if p in JUDGED}, key=JUDGED.index)
         raise ReproError(f"--profile {profile}: no track of arena.yaml has it; write one of {', '.join(have)}")
     if plan:
-        return dump(written({"tracks": [protocol.plan(root, name, profile) for name in names]}))
+        return dump(written({"tracks": [protocol.plan(root, name, profile, slot or (), cell or ()) for name in names]}))
     if check:
         return _check(root, names, profile)
     tables = []
@@ -61,7 +72,8 @@ def arena(
             tables.append(arena_table.write_table(root, rows, settings))
         else:
             with orderly():
-                document = _measure(root, name, profile, device, jobs, force, as_json)
+                parts = protocol.plan(root, name, profile, slot or (), cell or ())
+                document = _measure(root, parts, device, jobs, force, timings, as_json)
             tables.append(arena_table.write(root, document, settings))
         if not as_json:
             _arena_table(tables[-1])
@@ -69,20 +81,23 @@ def arena(
         dump(tables)
 
 
-def _measure(root, track: str, profile: str, device: str | None, jobs: int | None, force: bool, as_json: bool) -> dict:
+def _measure(
+    root, parts: dict, device: str | None, jobs: int | None, force: bool, timings: bool, as_json: bool
+) -> dict:
     """The rows of a track."""
     from repro.arena import protocol
     from repro.run import measure as running
     from repro.run import progress
     from repro.spec.load import load_params
 
-    where = running.resolve_device(device or load_params(root).device, profile)
+    where = running.resolve_device(device or load_params(root).device, parts["profile"])
     return protocol.measure(
-        protocol.plan(root, track, profile),
+        parts,
         root,
         device=where,
         jobs=jobs or running.default_jobs(where),
         force=force,
+        timings=timings,
         progress=running.Progress(say=lambda text: print(text, file=sys.stderr)) if as_json else progress.choose(),
     )
 
@@ -123,6 +138,8 @@ def _arena_table(made: dict) -> None:
             table(["method", "standing", "to the base", "failed", "rate", "steps", "step"], lines)
         for arm, why in cell["same"].items():
             say(f"left out: {arm}: {why}")
+    for one in made["absent"]:
+        say(f"not measured at {levels(one['at'])}: {', '.join(one['slots'])}")
     for arm, why in made["out"].items():
         say(f"does not fit: {arm}: {why}")
 

@@ -157,6 +157,7 @@ class PlannedTrack(TypedDict):
     settings: Resolved
     arms: list[Arm]
     same: list[dict[str, Text]]
+    slots: list[list[Name]]
     out: NotRequired[dict[str, Text]]
 
 
@@ -186,8 +187,9 @@ def check_plan(file: JsonFile) -> None:
         _budget(file, ("tracks", i, "settings"), track["settings"])
         if "base" not in track["arms"]:
             file.fail(("tracks", i, "arms"), "lacks base, the unchanged model")
-        if len(track["same"]) != len(track["settings"]["cells"]):
-            file.fail(("tracks", i, "same"), "has another length than the cells of the settings")
+        for name in ("same", "slots"):
+            if len(track[name]) != len(track["settings"]["cells"]):
+                file.fail(("tracks", i, name), "has another length than the cells of the settings")
 
 
 def _budget(file: Any, where: Where, settings: dict[str, Any]) -> None:
@@ -247,11 +249,12 @@ class Origin(TypedDict):
 
 
 class Left(TypedDict):
-    """The arms that took no part: those that do not fit, and per cell those that are the base's own model."""
+    """The arms that do not fit, and per cell those that are the base's own model and the slots that were measured."""
 
     __pydantic_config__ = OPEN
     out: NotRequired[dict[str, Text]]
     same: NotRequired[list[dict[str, Text]]]
+    slots: NotRequired[list[list[Name]]]
 
 
 def read_arena_rows(
@@ -261,7 +264,7 @@ def read_arena_rows(
     file = JsonFile(path, again, shown)
     document = rows_file.checked(file, (f"arena-{track}", profile))
     checked(file, Origin, document["provenance"], ("provenance",))
-    checked(file, Left, {key: document[key] for key in ("out", "same") if key in document})
+    checked(file, Left, {key: document[key] for key in ("out", "same", "slots") if key in document})
     experiment = one_of(track, "cost")
     for i, row in enumerate(document["rows"]):
         where = ("rows", i)
@@ -285,9 +288,13 @@ def read_arena_rows(
 
 def _complete(file: JsonFile, document: dict[str, Any], settings: dict[str, Any]) -> None:
     """Refuse rows in which a cell lacks the base, or an arm of a cell its tuning seeds or judged seeds."""
-    if len(document.get("same", settings["cells"])) != len(settings["cells"]):
-        file.fail(("same",), "has another length than the cells of arena.yaml")
-    for cell in settings["cells"]:
+    for name in ("same", "slots"):
+        if len(document.get(name, settings["cells"])) != len(settings["cells"]):
+            file.fail((name,), "has another length than the cells of arena.yaml")
+    measured = document.get("slots", settings["cells"])
+    if not any(measured):
+        file.fail(("slots",), "names no slot that was measured")
+    for cell in (cell for cell, slots in zip(settings["cells"], measured, strict=True) if slots):
         seeds: dict[str, set[bool]] = {}
         tuned: dict[str, set[tuple]] = {}
         for row in document["rows"]:
@@ -387,6 +394,14 @@ class TableCell(TypedDict):
     slots: dict[str, SlotTable]
 
 
+class Absent(TypedDict):
+    """Slots of a cell that have not been measured."""
+
+    __pydantic_config__ = OPEN
+    at: Cell
+    slots: list[Name]
+
+
 class Table(TypedDict):
     """The table of a track at a profile."""
 
@@ -404,6 +419,7 @@ class Table(TypedDict):
     device: Text
     methods: list[Method]
     out: dict[str, Text]
+    absent: list[Absent]
     cells: list[TableCell]
 
 

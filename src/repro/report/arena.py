@@ -67,6 +67,10 @@ class TrackView:
             "costs": [{**one, "told": told(one["arm"]), "slug": self.slug(one["arm"])} for one in m["methods"]],
             "out": [(told(arm), why) for arm, why in m["out"].items()],
             "settings": words.levels(m["settings"]),
+            "absent": [
+                (words.levels(one["at"]), ", ".join(SLOT_NAMES.get(slot, slot) for slot in one["slots"]))
+                for one in m["absent"]
+            ],
         }
 
     def slug(self, arm: str) -> str | None:
@@ -119,11 +123,14 @@ class TrackView:
                 one = next((x for x in slot["lines"] if x["arm"] == arm), None) if slot else None
                 if arm in cell["same"]:
                     found.append(("the same model", "not_run"))
-                elif one is None or not slot["usable"]:
+                elif one is None:
+                    found.append(("not measured", "not_run"))
+                elif not slot["usable"]:
                     found.append(("not usable", "not_run"))
                 else:
                     found.append((one["standing"], STANDINGS[one["standing"]]))
-            lines.append({"told": told(arm), "slug": self.slug(arm), "slot": arm.partition(":")[0], "cells": found})
+            if any(text != "not measured" for text, _ in found):  # else a method of a known contrast alone
+                lines.append({"told": told(arm), "slug": self.slug(arm), "slot": arm.partition(":")[0], "cells": found})
         return {"heads": [words.levels(cell["at"]) for cell in self.made["cells"]], "lines": lines}
 
     def gaps(self, index: int, slot: str, one: dict[str, Any]) -> dict[str, str]:
