@@ -168,3 +168,17 @@ def mnist(arm: str, seed: int, config: Mnist, device: torch.device) -> Measures:
     )
     sizes = [sum(p.numel() for p in net.parameters()) for net in (model, network("resnet6", config.width, 1, seed))]
     return {**found, "parameters": float(sizes[0]), "parameters_ratio": sizes[0] / sizes[1]}
+
+
+# --- parameters: those of Table 1 -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameters:
+    width: int
+
+
+def parameters(arm: str, seed: int, config: Parameters, device: torch.device) -> dict[str, float]:
+    """Parameters of an arm's net over those of the net with six residual blocks."""
+    sizes = [sum(p.numel() for p in network(name, config.width, 1, seed).parameters()) for name in (arm, "resnet6")]
+    return {"parameters_ratio": sizes[0] / sizes[1]}

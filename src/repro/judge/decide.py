@@ -136,8 +136,9 @@ def decide(
     elif not region.holds(mean):
         at = _outer_level(no_level, df, (region.high - region.low) / error if error else INF)
         half = t_quantile(at, df) * error
-        if mean + half < region.low or mean - half > region.high:
-            low, high, used, state = mean - half, mean + half, at, "not_reproduced"
+        low, high, used = mean - half, mean + half, at  # the interval that decides there
+        if high < region.low or low > region.high:
+            state = "not_reproduced"
     needed = None
     if state == "inconclusive":
         at_m = (lambda m: m - 1.0) if other is None else (lambda m: _welch(share[0], share[1], m, m))
