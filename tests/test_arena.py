@@ -247,7 +247,7 @@ def test_an_arm_that_is_the_base_is_named(track: str, arm: str, depth: int, same
 def test_every_slot_of_every_track_has_controls_and_optimizers_are_many() -> None:
     for track, slots in experiment.SLOTS.items():
         arms = experiment.arms_of(track)
-        for slot in slots:
+        for slot in set(slots) - {"pair"}:  # a pair is compared with its parts
             assert any(arm.startswith(f"{slot}:control.") for arm in arms), (track, slot)
     optimizers = [arm for arm in experiment.arms_of("gpt") if arm.startswith("optimizer:") and "control" not in arm]
     assert len(optimizers) >= 8
@@ -290,6 +290,31 @@ def test_initial_weights_fit_the_width() -> None:
         "mlp", experiment.slots_of("mlp", "init:fixup.fixup_init_"), config, experiment.generator("t")
     )
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in bare.modules()), "Fixup enters without norms"
+
+
+@pytest.mark.parametrize(("more", "standing"), [(0.2, "loses more"), (-0.2, "loses less"), (0.0, "not told apart")])
+def test_a_norm_under_two_optimizers(more: float, standing: str) -> None:
+    """What the norm loses under Muon less what it loses under AdamW, however much Muon gains by itself."""
+    draw = random.Random(4)
+    levels = {"base": 2.0, "norm:dyt.DyT": 2.1, "optimizer:torch.Muon": 1.7, "pair:dyt.DyT_Muon": 1.8 + more}
+    scores = {arm: {seed: level + draw.gauss(0, 0.02) for seed in range(12)} for arm, level in levels.items()}
+    (one,) = arena_table.interactions(scores)
+    assert one["standing"] == standing and one["norm"] == "norm:dyt.DyT"
+    differences = [scores["pair:dyt.DyT_Muon"][s] - scores["optimizer:torch.Muon"][s] for s in range(12)]
+    differences = [d - scores["norm:dyt.DyT"][s] + scores["base"][s] for s, d in enumerate(differences)]
+    interval = stats.t.interval(0.95, 11, sum(differences) / 12, stats.sem(differences))
+    assert one["interaction"][1:] == pytest.approx(interval) and abs(one["interaction"][0] - more) < 0.05
+    del scores["norm:dyt.DyT"]
+    assert arena_table.interactions(scores) == []
+
+
+def test_a_pair_holds_both_of_its_methods() -> None:
+    for arm, (norm, optimizer) in experiment.PAIRS.items():
+        both, first, second = (experiment.slots_of("gpt", one) for one in (arm, norm, optimizer))
+        assert both.keys() == {"norm", "optimizer"} and both["norm"] is first["norm"] and second["optimizer"]
+        assert experiment.misfit("gpt", arm) is None and not experiment.same_model("gpt", arm, 2)
+    assert {*experiment.PAIRS} <= {*arena.plan(ROOT, "gpt", "long", ["pair"], [1])["arms"]}
+    assert arena.plan(ROOT, "gpt", "long", ["pair"], [1])["slots"] == [["pair"], [], []]
 
 
 def test_paired_p_is_students() -> None:

@@ -89,10 +89,11 @@ def same_as_base(track: str, arms: Iterable[str], cells: Iterable[dict]) -> list
 def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells: Iterable[int] = ()) -> dict:
     """Plain data from which `measure` works, also on a machine that has torch and numpy alone.
 
-    slots: those to measure, beside the base and the contrasts of `calibration`; all where there are none.
+    slots: those to measure, beside the base and the contrasts of `calibration`; all where there are none.  The parts of
+    pairs are measured with them.
     cells: their places in arena.yaml, from 1 on; all where there are none.
     """
-    from repro.experiments.arena import SLOTS, Track
+    from repro.experiments.arena import PAIRS, SLOTS, Track
 
     settings = track_of(root, track, profile)
     if track not in SLOTS:
@@ -113,15 +114,16 @@ def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells:
         if wanted := unlike(kinds[name], value):
             _file(root).fail(where, f"{told(value)}; write {wanted}")
     arms, out = entrants(track)
-    contrasts = {contrast[side] for contrast in settings["calibration"] for side in ("better", "worse")}
-    arms = [arm for arm in arms if arm == BASE or arm in contrasts or arm.partition(":")[0] in slots]
+    beside = {contrast[side] for contrast in settings["calibration"] for side in ("better", "worse")}
+    beside |= {BASE, *(arm for pair in PAIRS.values() for arm in pair if "pair" in slots)}
+    arms = [arm for arm in arms if arm in beside or arm.partition(":")[0] in slots]
     same = same_as_base(track, arms, settings["cells"])
     parts = {"slots": [slots if i in cells else [] for i in range(1, len(settings["cells"]) + 1)]}
     return {"track": track, "profile": profile, "settings": settings, "arms": arms, "same": same, "out": out, **parts}
 
 
 def _place(trial: Trial) -> tuple:
-    """Where a trial stands among the rows, in whatever order slots were measured: by seed, base first, controls last."""
+    """Where a trial stands among the rows, in whatever order slots are measured: by seed, base first, controls last."""
     return trial["seed"], trial["arm"] != BASE, ":control." in trial["arm"], trial["arm"]
 
 

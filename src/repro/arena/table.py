@@ -10,6 +10,8 @@ failed      runs that diverged or ended above `fails_above` (what letter frequen
             has an exact interval (Clopper-Pearson), and their loss counts as `fails_above`
 standing    better, as good (the interval ends below the margin), worse, not told apart; fails; no better than a control
 steps       median number of steps to the target, which is the mean final loss of the tuned base; a miss is infinite
+interaction of a norm and an optimizer: how much more the norm loses to the base's under the other optimizer than under
+            the base's, paired by seed; Bonferroni's correction over the pairs
 calibration contrasts that are known beforehand; where one does not come out, the cell ranks nothing and says so
 """
 
@@ -81,7 +83,7 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str
     calibration = [_contrast(c, scores) for c in settings["calibration"] if _at({"factors": at}, c.get("at", {}))]
     ranks = learnt and all(c["ok"] for c in calibration)
     slots = {}
-    for slot in dict.fromkeys(slot for arm in arms if (slot := slot_of(arm)) in measured):
+    for slot in dict.fromkeys(slot for arm in arms if (slot := slot_of(arm)) in measured and slot != "pair"):
         own = {arm: scores[arm] for arm in arms if arm == BASE or slot_of(arm) == slot}
         worse, places = controls_worse(own), rank_intervals(own)
         lines = [
@@ -116,7 +118,33 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str
         "ranks": ranks,
         "same": same,
         "slots": slots,
+        "interactions": interactions(scores) if "pair" in measured else [],
     }
+
+
+def interactions(scores: Scores) -> list[dict]:
+    """Per pair: what the norm costs under the base's optimizer and under the other, and the difference of the two."""
+    from repro.experiments.arena import PAIRS
+
+    present = {arm: parts for arm, parts in PAIRS.items() if {arm, *parts} <= scores.keys()}
+    found = []
+    for arm, (norm, optimizer) in present.items():
+        under_base, under_other = _less(scores[norm], scores[BASE]), _less(scores[arm], scores[optimizer])
+        gap = difference(under_other, under_base, len(present))
+        low, high = gap[1:]
+        told = "loses more" if low is not None and low > 0 else "loses less" if high is not None and high < 0 else None
+        found.append(
+            {
+                "arm": arm,
+                "norm": norm,
+                "optimizer": optimizer,
+                "under_base": difference(scores[norm], scores[BASE], len(present)),
+                "under_other": difference(scores[arm], scores[optimizer], len(present)),
+                "interaction": gap,
+                "standing": told or "not told apart",
+            }
+        )
+    return found
 
 
 def _line(
@@ -275,6 +303,10 @@ def mean_curve(rows: list[dict]) -> list[list[float]]:
 def gaps_of(a: dict[int, float], b: dict[int, float]) -> list[float]:
     """Differences by seed."""
     return [a[seed] - b[seed] for seed in sorted(set(a) & set(b))]
+
+
+def _less(a: dict[int, float], b: dict[int, float]) -> dict[int, float]:
+    return {seed: a[seed] - b[seed] for seed in a.keys() & b.keys()}
 
 
 def difference(a: dict[int, float], b: dict[int, float], family: int = 1) -> list[float | None]:

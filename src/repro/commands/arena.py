@@ -136,6 +136,15 @@ def _arena_table(made: dict) -> None:
             say(f"\n{slot}" + ("" if one["usable"] else f": not usable, because {one['why']}"))
             lines = [_compared(line, methods[line["arm"]]) for line in one["lines"]]
             table(["method", "standing", "to the base", "failed", "rate", "steps", "step"], lines)
+        for one in cell["interactions"]:
+            gap, low, high = (number(x) for x in one["interaction"])
+            say(
+                f"{one['norm']} under {one['optimizer']}: {one['standing']} than under the base's optimizer; "
+                f"{gap} [{low}, {high}]"
+                if one["standing"] != "not told apart"
+                else f"{one['norm']} under {one['optimizer']}: not told apart from what it loses under the base's "
+                f"optimizer; {gap} [{low}, {high}]"
+            )
         for arm, why in cell["same"].items():
             say(f"left out: {arm}: {why}")
     for one in made["absent"]:

@@ -12,6 +12,7 @@ An arm "norm:rmsnorm.RMSNorm" puts `repro.papers.rmsnorm.RMSNorm` into the slot 
     feed_forward  name(width, hidden) -> Module of three matrices, at 2/3 of the base's hidden width (see `PARTS`)
     attention   what changes the attentions of a finished decoder (see `PARTS`)
     optimizer   an Optimizer class (groups, lr=), or a class that wraps one (here AdamW)
+    pair        a norm and an optimizer at once (`PAIRS`): whether the one depends on the other
 
 Weights start as N(0, 1 / width) and embeddings as N(0, 1): the usual 0.02 is right at width 2,500 and starves a width
 of 64, where a track would only measure which norm repairs that.
@@ -54,7 +55,7 @@ SLOTS = {
     "mlp": ("norm", "act", "placement", "init", "optimizer"),
     "convnet": ("norm", "act", "init", "weight", "optimizer"),
     "vit": ("norm", "act", "placement", "init", "optimizer"),
-    "gpt": ("norm", "act", "placement", "feed_forward", "attention", "init", "optimizer"),
+    "gpt": ("norm", "act", "placement", "feed_forward", "attention", "init", "optimizer", "pair"),
 }
 
 
@@ -206,6 +207,12 @@ PARTS = {  # what papers bring into a decoder beside what `provides:` names: the
 }
 
 
+PAIRS = {  # arm -> the arms whose methods it holds: the factorial of norms and optimizers
+    "pair:dyt.DyT_Muon": ("norm:dyt.DyT", "optimizer:torch.Muon"),
+    "pair:rmsnorm.RMSNorm_Muon": ("norm:rmsnorm.RMSNorm", "optimizer:torch.Muon"),
+}
+
+
 def exchanged(method: Callable, model: GPT, config: "Track", source: torch.Generator) -> None:
     """Put a method of the slots `feed_forward` or `attention` into a finished decoder.
 
@@ -259,6 +266,7 @@ class Track:
 def arms_of(track: str) -> list[str]:
     """The arms of a track that no paper provides, controls last."""
     extra = [f"{place}.{name}" for place, names in (EXTRA | PARTS).items() for name in names]
+    extra += PAIRS
     controls = [f"{slot}:control.{name}" for slot in SLOTS[track] for name in CONTROLS.get(slot, {})]
     return [arm for arm in extra if arm.partition(":")[0] in SLOTS[track]] + controls
 
@@ -282,6 +290,8 @@ def slots_of(track: str, arm: str) -> dict[str, object]:
     """The keyword arguments of a model (and `optimizer`, `schedule` of the loop) that put an arm's method in place."""
     if arm == "base":
         return {}
+    if arm in PAIRS:
+        return {name: part for one in PAIRS[arm] for name, part in slots_of(track, one).items()}
     slot, method = arm.partition(":")[0], method_of(arm)
     if slot == "placement" and not (inspect.isclass(method) and issubclass(method, nn.Module)):
         method = method()

@@ -379,6 +379,19 @@ class SlotTable(TypedDict):
     lines: list[Line]
 
 
+class Interaction(TypedDict):
+    """A norm under two optimizers."""
+
+    __pydantic_config__ = OPEN
+    arm: Arm
+    norm: Arm
+    optimizer: Arm
+    under_base: Gap
+    under_other: Gap
+    interaction: Gap
+    standing: one_of("loses more", "loses less", "not told apart")
+
+
 class TableCell(TypedDict):
     """One size and budget."""
 
@@ -392,6 +405,7 @@ class TableCell(TypedDict):
     calibration: list[Outcome]
     same: dict[str, Text]
     slots: dict[str, SlotTable]
+    interactions: list[Interaction]
 
 
 class Absent(TypedDict):

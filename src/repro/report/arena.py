@@ -20,6 +20,7 @@ SLOT_NAMES = {
     "feed_forward": "feed-forward layers",
     "attention": "attentions",
     "optimizer": "optimizers",
+    "pair": "norms under another optimizer",
 }
 STANDINGS = {  # of a line -> the badge that it has
     "better": "reproduced",
@@ -100,7 +101,15 @@ class TrackView:
         contrasts = [
             {**c, "told": f"{told(c['worse'])} is worse than {told(c['better'])}"} for c in cell["calibration"]
         ]
-        return {**cell, "told": words.levels(cell["at"]), "slots": slots, "same": same, "calibration": contrasts}
+        pairs = [{**one, **{k: told(one[k]) for k in ("norm", "optimizer")}} for one in cell["interactions"]]
+        return {
+            **cell,
+            "told": words.levels(cell["at"]),
+            "slots": slots,
+            "same": same,
+            "calibration": contrasts,
+            "interactions": pairs,
+        }
 
     def line(self, line: dict[str, Any]) -> dict[str, Any]:
         arm = line["arm"]
