@@ -141,8 +141,30 @@ def test_a_stale_verdict_speaks_for_nothing(tree):
 def test_a_line_of_the_arena_speaks_by_its_standing_and_its_steps(tree, standing, steps, usable, answer):
     asked = {**files.read_question(tree, "demo"), "claims": []}
     one = {"arm": "norm:rmsnorm.RMSNorm", "standing": standing, "steps_to_target": steps}
-    cell = {"at": {"depth": 2, "steps": 300}, "slots": {"norm": {"usable": usable, "lines": [one]}}}
+    slots = {"norm": {"usable": usable, "lines": [one]}}
+    cell = {"at": {"depth": 2, "steps": 300}, "slots": slots, "interactions": []}
     table = {"track": "gpt", "profile": "long", "settings": {}, "cells": [cell]}
+    found = questions.answered(asked, {}, [table])
+    assert found["answer"] == answer and not found["waits"]
+
+
+@pytest.mark.parametrize(
+    ("standing", "high", "ranks", "answer"),
+    [
+        ("loses more", 0.2, True, "yes"),
+        ("loses more", 0.2, False, None),  # the size ranks nothing
+        ("loses less", -0.01, True, "no"),
+        ("not told apart", 0.009, True, "no"),  # at most the margin
+        ("not told apart", 0.02, True, None),
+    ],
+)
+def test_a_pair_of_the_arena_speaks_by_its_interaction(tree, standing, high, ranks, answer):
+    arm = "pair:dyt.DyT_Muon"
+    asked = {**files.read_question(tree, "demo"), "claims": []}
+    asked["arena"] = [{"track": "gpt", "arm": arm, "holds": "yes", "fails": "no", "about": "a pair"}]
+    pair = {"arm": arm, "standing": standing, "interaction": [high - 0.1, high - 0.2, high]}
+    cell = {"at": {"depth": 2, "steps": 300}, "slots": {}, "interactions": [pair], "ranks": ranks}
+    table = {"track": "gpt", "profile": "long", "settings": {}, "cells": [cell], "margin": 0.01}
     found = questions.answered(asked, {}, [table])
     assert found["answer"] == answer and not found["waits"]
 

@@ -143,6 +143,18 @@ CONTROLS: dict[str, dict[str, object]] = {
 # --- what no paper of the suite brings -------------------------------------------------------------------------------
 
 
+class Derf(nn.Module):
+    """weight * erf(alpha x + shift) + bias, with alpha = 0.5 and shift = 0 at the start (arXiv:2512.10938)."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.alpha, self.shift = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.zeros(1))
+        self.weight, self.bias = nn.Parameter(torch.ones(n)), nn.Parameter(torch.zeros(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * torch.erf(self.alpha * x + self.shift) + self.bias
+
+
 class Muon(torch.optim.Optimizer):
     """torch.optim.Muon on hidden matrices at the scale of Adam's steps, AdamW on all else, as its author has it."""
 
@@ -182,6 +194,7 @@ def _library(name: str, **options) -> Callable:
 
 
 EXTRA: dict[str, dict[str, object]] = {
+    "norm:models": {"Derf": Derf},
     "act:torch": {"Tanh": nn.Tanh, "SiLU": nn.SiLU, "LeakyReLU": nn.LeakyReLU},
     "placement:models": {"Post": Post},
     "optimizer:torch": {
@@ -209,6 +222,7 @@ PARTS = {  # what papers bring into a decoder beside what `provides:` names: the
 
 PAIRS = {  # arm -> the arms whose methods it holds: the factorial of norms and optimizers
     "pair:dyt.DyT_Muon": ("norm:dyt.DyT", "optimizer:torch.Muon"),
+    "pair:models.Derf_Muon": ("norm:models.Derf", "optimizer:torch.Muon"),
     "pair:rmsnorm.RMSNorm_Muon": ("norm:rmsnorm.RMSNorm", "optimizer:torch.Muon"),
 }
 

@@ -31,6 +31,10 @@ def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, A
     found = []
     for made in (table for table in tables if table["track"] == one["track"]):
         for cell in made["cells"]:
+            place = f"{made['track']}, {words.levels(cell['at'])} ({made['profile']})"
+            for pair in (pair for pair in cell["interactions"] if pair["arm"] == one["arm"]):
+                state = of_pair(pair, made["margin"]) if cell["ranks"] else "inconclusive"
+                found.append({"place": place, "state": state, "reached": None, "standing": pair["standing"]})
             slot = cell["slots"].get(one["arm"].partition(":")[0])
             line = next((x for x in slot["lines"] if x["arm"] == one["arm"]), None) if slot else None
             if line is None:
@@ -42,9 +46,16 @@ def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, A
                 if one.get("share") is not None:
                     good = line["standing"] == "better" and share is not None and share <= one["share"]
                 state = "reproduced" if good else "not_reproduced"
-            place = f"{made['track']}, {words.levels(cell['at'])} ({made['profile']})"
             found.append({"place": place, "state": state, "reached": share, "standing": line["standing"]})
     return found
+
+
+def of_pair(pair: Mapping[str, Any], margin: float) -> str:
+    """Whether a norm is shown to lose more under another optimizer; not, where it loses at most `margin` more."""
+    high = pair["interaction"][2]
+    if pair["standing"] == "loses more":
+        return "reproduced"
+    return "not_reproduced" if high is not None and high <= margin else "inconclusive"
 
 
 def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Line]) -> dict[str, Any]:
