@@ -139,6 +139,19 @@ def test_where_every_level_diverges_the_first_one_runs(tmp_path: Path) -> None:
     assert (chosen.level, chosen.edge, level_to_run(chosen)) == (None, True, 0.01)
 
 
+@pytest.mark.parametrize(("levels", "edge"), [([0.0, 0.1, 1.0], False), ([0.1, 1.0, 10.0], True)])
+def test_a_level_of_zero_is_no_edge(levels: list[float], edge: bool) -> None:
+    """The least decay is the best: a smaller one may be better, unless there is none."""
+    rows = [
+        {"arm": "a", "seed": 1000, "factors": {"decay": level}, "status": "ok", "measures": {"loss": level}}
+        for level in levels
+    ]
+    options = {"arm": "a", "cell": {}, "factor": "decay", "seeds": [1000], "measure": "loss", "better": "lower"}
+    chosen = choose(rows, levels=levels, **options)
+    assert (chosen.level, chosen.edge) == (levels[0], edge)
+    assert choose(rows, levels=levels, **{**options, "better": "higher"}).edge  # the other end is one
+
+
 def test_rows_whose_keys_hold_are_taken_up_by_an_empty_store(tmp_path: Path) -> None:
     path = tmp_path / "results" / "cpu.rows.json"
     first = measured(tmp_path / "here", entry(), Engine())
