@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repro.experiments.trained_lm_depth import Passages, damaged, passages
+from repro.experiments.trained_lm_depth import Damped, Passages, damaged, passages, rewired
 from repro.models.gpt import GPT
-from repro.models.pretrained import stream
+from repro.models.pretrained import Decoder, stream
 from repro.papers.depth_use.method import contributions, skip_effects, skipped
 from repro.tasks import Measures, Worst
 from repro.train import generator
@@ -27,9 +27,18 @@ def per_later_block(effects: Tensor) -> Tensor:
     return torch.cat([effects.sum(1)[:-1] / after, effects.new_zeros(1)])
 
 
+def model_of(arm: str, seed: int, config: Passages, device: torch.device) -> Decoder:
+    """The model of an arm; `early_damped` is the mirror of `damped`: the first half adds a tenth."""
+    if arm != "early_damped":
+        return damaged(arm, seed, config, device)
+    model = damaged("trained", seed, config, device)
+    half = len(model.blocks) // 2
+    return rewired(model, [Damped(block, 0.1 if i < half else 1.0) for i, block in enumerate(model.blocks)])
+
+
 def trained(arm: str, seed: int, config: Passages, device: torch.device) -> Measures:
     """What each block contributes, and what skipping it changes, at all tokens and at future ones."""
-    model, (x_BT, _) = damaged(arm, seed, config, device), passages(seed, config, device)
+    model, (x_BT, _) = model_of(arm, seed, config, device), passages(seed, config, device)
     relative, cosine = contributions(model, x_BT)
     later, output = skip_effects(model, x_BT, reduction="mean")
     future_later, future_output = skip_effects(model, x_BT, before=config.context // 2, reduction="mean")
