@@ -20,9 +20,9 @@ import pytest
 from repro import report, words
 from repro.errors import Failed, ReproError
 from repro.files.paths import SCHEMA
-from repro.report import figures, text
+from repro.report import figures, pages, text
 from repro.report.asides import FigureView, RankingView, rank_table
-from repro.report.records import record
+from repro.report.records import Record, Result, record
 from repro.store import rows_digest, sealed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -837,7 +837,7 @@ def test_one_bad_paper_stops_no_other(tree, tmp_path):
     (tmp_path / "papers" / "demo" / "results" / "cpu.rows.json").unlink()
     page = report.ComparisonPage(tmp_path)
     assert [one.slug for one in page.records] == ["other"]
-    assert "1 papers cannot be shown" in Page(str(page.head())).text or "cannot be shown" in str(page.head())
+    assert "1 paper cannot be shown" in Page(str(page.head())).text
     assert "has no rows beside it" in str(page.head())
     with pytest.warns(UserWarning, match="has no rows beside it"):
         assert set(report.verdicts(tmp_path).paper) == {"other"}
@@ -1158,3 +1158,13 @@ def test_a_long_temporary_folder_and_a_dead_kernel_take_one_line(tree, tmp_path,
     ) as error:
         report.render_paper("demo", tree, current=fresh_on_cpu)
     assert "\n" not in str(error.value)
+
+
+def test_the_index_says_what_was_measured_and_counts_a_shared_trial_once() -> None:
+    def paper(slug: str, *trials: tuple[str, float]) -> Record:
+        rows = {"rows": [{"seconds": s} for _, s in trials], "provenance": {"trials": [key for key, _ in trials]}}
+        return Record(slug, Path(slug), {}, {"long": Result("long", rows), "cpu": Result("cpu")})
+
+    records = [paper("a", ("k1", 1800.0), ("k2", 900.0)), paper("b", ("k2", 900.0), ("k3", 900.0))]
+    assert pages.times(records) == [{"profile": "long", "papers": 2, "trials": 3, "hours": 1.0}]
+    assert pages.times([]) == []

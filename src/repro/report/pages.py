@@ -1,7 +1,8 @@
 """What the notebooks' cells call: the parts of a paper's page and of the comparison page, as HTML."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from repro.publish import cite
 from repro.report import arena, belief, figures, identities, questions, text
 from repro.report.asides import FigureView, RankingView
 from repro.report.claims import ClaimView
-from repro.report.records import Result, Stale, claim_lines, readable, record, strongest
+from repro.report.records import Record, Result, Stale, claim_lines, readable, record, strongest
 from repro.report.templates import Fragment, part
 
 FAMILIES = ("normalization", "activation", "initialization", "residual", "training")
@@ -187,6 +188,27 @@ def grade(line: Mapping[str, Any]) -> str:
     return words.SMALLER[line["state"]]
 
 
+def times(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Per profile the papers that have rows, their trials and the seconds of one process that these took.
+
+    Papers that share an experiment share its trials: each counts once.
+    """
+    papers: dict[str, set[str]] = {}
+    seconds: dict[str, dict[str, float]] = {}
+    for one in records:
+        for profile, result in one.results.items():
+            rows = (result.rows or {}).get("rows") or []
+            if rows:
+                papers.setdefault(profile, set()).add(one.slug)
+            for row, key in zip(rows, result.provenance.get("trials") or (), strict=False):
+                seconds.setdefault(profile, {})[key] = row["seconds"]
+    return [
+        {"profile": p, "papers": len(papers[p]), "trials": len(own), "hours": math.fsum(own.values()) / 3600}
+        for p in JUDGED
+        if (own := seconds.get(p))
+    ]
+
+
 class ComparisonPage:
     """The page of all papers; `stale` (slug -> profile -> experiment -> why) replaces the comparison of digests."""
 
@@ -223,6 +245,7 @@ class ComparisonPage:
             "stale": sum(bool(x["stale"]) for x in judged),
             "post_hoc": sum(x["post_hoc"] for x in judged),
             "chance": multiplicity(best),
+            "times": times(self.records),
             "faults": self.faults,
         }
         return part("comparison.html.j2", "head", values)
