@@ -177,6 +177,15 @@ def test_a_page_escapes_what_the_file_says_and_names_the_command_for_what_has_no
     assert questions.UNDECIDED in page
 
 
+def test_a_paper_that_cannot_be_read_stops_no_question(tree):
+    (tree / "papers" / "rmsnorm" / "results" / "cpu.rows.json").unlink()
+    (found,) = questions.answers(tree, only="demo")
+    assert list(found["faults"]) == ["rmsnorm"] and "has no rows beside it" in found["faults"]["rmsnorm"]
+    assert all(one["state"] == "not_run" for one in found["claims"] if one["claim"].startswith("rmsnorm/"))
+    page = str(QuestionPage("demo", tree, stale={}).page())
+    assert "cannot be shown" in page and "has no rows beside it" in page
+
+
 def test_the_command_answers_one_question_or_all_and_refuses_an_unknown_one() -> None:
     def ask(*words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "repro", "ask", *words]

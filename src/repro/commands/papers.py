@@ -163,12 +163,14 @@ def ask(
         say("\n" * bool(i) + f"{one['name']}: {one['question']}")
         paragraph(f"{one['title']}. {one['sentence']}", "  answer   ")
         for claim in one["claims"] if name else ():
-            line = claim["line"]
-            paragraph(f"{claim['claim']}: {line['verdict']}, speaks for {claim['side'] or 'neither'}", "  claim    ")
+            verdict = claim["line"]["verdict"] if claim["line"] else "not run"
+            paragraph(f"{claim['claim']}: {verdict}, speaks for {claim['side'] or 'neither'}", "  claim    ")
         for voice in one["voices"] if name else ():
             paragraph(f"{voice['who']}: {voice['text']} ({voice['where']})", f"  {voice['says']:<8} ")
         if name:
             paragraph(one["would_change"], "  change   ")
+    if faults := {slug: why for one in found for slug, why in one["faults"].items()}:
+        raise Failed(f"{len(faults)} of the papers cannot be read: {'; '.join(faults.values())}")
 
 
 def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import repro
 from repro import words
 from repro.report import arena
-from repro.report.records import Stale, claim_lines, record, strongest
+from repro.report.records import Stale, claim_lines, readable, strongest
 from repro.report.templates import Fragment, part
 
 UNDECIDED = "Nothing that is measured here decides it."
@@ -83,21 +83,36 @@ def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Lin
 
 
 def answers(root: Path, lines: Iterable[Line] | None = None, only: str | None = None) -> list[dict[str, Any]]:
-    """Every question, or `only` one, with its answer; `lines` are the strongest verdicts, if they were read already."""
+    """Every question, or `only` one, with its answer; `lines` are the strongest verdicts, if they were read already.
+
+    `faults` of a question: papers whose verdicts cannot be read, each with the reason; their claims count as not run.
+    """
     from repro.files.questions import names, read_question
 
     asked = {name: read_question(root, name) for name in (names(root) if only is None else [only])}
+    faults: dict[str, str] = {}
     if lines is None:
-        lines = lines_of(asked.values(), root)
+        lines, faults = lines_of(asked.values(), root)
     by_claim, tables = _by_claim(lines), arena.tables(root)
-    return [{"name": name, **one, **answered(one, by_claim, tables)} for name, one in asked.items()]
+    return [
+        {"name": name, **one, **answered(one, by_claim, tables), "faults": _of(one, faults)}
+        for name, one in asked.items()
+    ]
 
 
-def lines_of(asked: Iterable[Question], root: Path, stale: Mapping[str, Stale] | None = None) -> list[Line]:
-    """The strongest verdict of every claim of the papers that these questions name."""
+def lines_of(
+    asked: Iterable[Question], root: Path, stale: Mapping[str, Stale] | None = None
+) -> tuple[list[Line], dict[str, str]]:
+    """The strongest verdict of every claim of the papers that these questions name; and papers that cannot be read."""
     slugs = sorted({one["claim"].partition("/")[0] for question in asked for one in question["claims"]})
-    found = [record(slug, root, stale=None if stale is None else stale.get(slug, {})) for slug in slugs]
-    return strongest([line for one in found for line in claim_lines(one)])
+    found, faults = readable(root, only=slugs, stale=stale)
+    return strongest([line for one in found for line in claim_lines(one)]), faults
+
+
+def _of(question: Question, faults: Mapping[str, str]) -> dict[str, str]:
+    """The faults of the papers that a question names."""
+    slugs = {one["claim"].partition("/")[0] for one in question["claims"]}
+    return {slug: why for slug, why in faults.items() if slug in slugs}
 
 
 def _by_claim(lines: Iterable[Line]) -> dict[str, Line]:
@@ -112,12 +127,15 @@ class QuestionPage:
 
         root = Path(root)
         self.name, self.question = name, read_question(root, name)
-        self.found = answered(self.question, _by_claim(lines_of([self.question], root, stale)), arena.tables(root))
+        lines, self.faults = lines_of([self.question], root, stale)
+        self.found = answered(self.question, _by_claim(lines), arena.tables(root))
 
     def page(self) -> Fragment:
         """The whole page."""
         for one in self.found["claims"]:
             one["slug"], _, one["id"] = one["claim"].partition("/")
         voices = {side: [v for v in self.question["voices"] if v["says"] == side] for side in ("yes", "no")}
-        values = {**self.question, **self.found, "voices": voices, "name": self.name, "version": repro.__version__}
+        found = {**self.found, "claims": [one for one in self.found["claims"] if one["slug"] not in self.faults]}
+        values = {**self.question, **found, "name": self.name, "faults": self.faults, "voices": voices}
+        values["version"] = repro.__version__
         return part("questions.html.j2", "page", values)

@@ -1,7 +1,7 @@
 """What has been measured and judged, read from `papers/*/results` without judging anything again."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,11 +172,15 @@ def records(root: Path, *, current: Current = current, stale: Mapping[str, Stale
 
 
 def readable(
-    root: Path, *, current: Current = current, stale: Mapping[str, Stale] | None = None
+    root: Path,
+    *,
+    only: Iterable[str] | None = None,
+    current: Current = current,
+    stale: Mapping[str, Stale] | None = None,
 ) -> tuple[list[Record], dict[str, str]]:
-    """The papers that can be read, and why the others cannot: one bad paper stops no other."""
+    """The papers (or `only` some) that can be read, and why the others cannot: one bad paper stops no other."""
     good, bad = [], {}
-    for slug in slugs(root):
+    for slug in slugs(root) if only is None else only:
         try:
             good.append(record(slug, root, current=current, stale=None if stale is None else stale.get(slug, {})))
         except ReproError as error:
