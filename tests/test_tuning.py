@@ -214,6 +214,19 @@ def test_papers_that_share_an_experiment_share_its_trials(tmp_path: Path) -> Non
     assert engine.asked == [] and {row["experiment"] for row in document["rows"]} == {"sweep"}
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_trials_that_another_paper_has_committed_are_taken_up(tmp_path: Path, damaged: bool) -> None:
+    """An empty store, as in a fresh clone: the rows of a paper that shares the experiment are there, if undamaged."""
+    theirs, ours = (tmp_path / "papers" / name / "results" / "cpu.rows.json" for name in ("other", "demo"))
+    run.write_rows(theirs, measured(tmp_path / "here", {**entry(seeds=2), "paper": "other"}, Engine()))
+    if damaged:
+        theirs.write_text(theirs.read_text().replace("9.0", "8.0", 1))
+    engine = Engine()
+    document = measured(tmp_path / "there", entry(), engine, results=ours)
+    assert len(document["rows"]) == 36 and len(engine.asked) == (36 if damaged else 4), "the third seed alone"
+    assert document["registered"] == "sha256:rules" and document["paper"] == "demo"
+
+
 def test_the_plan_of_a_tuned_claim(checkout: Checkout) -> None:
     """From paper.yaml on, through worker processes, on a machine that has torch and numpy alone too."""
     checkout.edit("factors: {depth: [1, 2]}", "factors: {depth: [1, 2], lr: [0.1, 0.2, 0.4]}")

@@ -255,7 +255,8 @@ def measure(
         """The units of these trials, and those that must be measured."""
         units = units_of(entry, device, place, trials)
         if not force:
-            _take_up(entry, units, documents, store)
+            _take_up(units, documents[:1], store)
+            _take_up(units, _of_other_papers(units, results, store), store)
         kept = {t["key"]: _final(store.get(t["key"])) for unit in units for t in unit["trials"]}
         missing = [unit for unit in units if force or not all(kept[t["key"]] for t in unit["trials"])]
         for unit in missing:
@@ -374,13 +375,34 @@ def _read_rows(path: Path) -> dict:
     return read_rows(path, "run the profile again")
 
 
-def _take_up(entry: dict, units: list[dict], documents: list[dict], store: Store) -> None:
-    """Put rows of the rows file whose keys are those of planned trials into the store; they need not be measured.
+def _of_other_papers(units: list[dict], results: Path | None, store: Store) -> list[dict]:
+    """The rows documents of other papers, at the same profile, that hold a trial which is still to be measured.
 
-    Only of the file itself: it was read strictly.
+    Papers that use a module of `repro.experiments` share its trials: one that another paper has committed counts.
+    """
+    shared = (unit for unit in units if unit["module"].startswith("repro.experiments."))
+    missing = {
+        trial["key"].encode() for unit in shared for trial in unit["trials"] if not _final(store.get(trial["key"]))
+    }
+    if results is None or results.parents[2].name != "papers" or not missing:
+        return []
+    found = []
+    for path in sorted(results.parents[2].glob(f"*/results/{results.name}")):
+        if path != results and not missing.isdisjoint(re.findall(rb"sha256:[0-9a-f]{64}", path.read_bytes())):
+            try:
+                found.append(_read_rows(path))
+            except ReproError:  # damaged: its own paper says so
+                continue
+    return found
+
+
+def _take_up(units: list[dict], documents: list[dict], store: Store) -> None:
+    """Put rows whose keys are those of planned trials into the store; they need not be measured.
+
+    Only of files that were read strictly.
     """
     wanted = {t["key"]: unit for unit in units for t in unit["trials"]}
-    for document in documents[:1]:
+    for document in documents:
         source = document["provenance"]
         if not {"trials", "checksum", "device_model", "versions", "started"} <= source.keys():
             continue
