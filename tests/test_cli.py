@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from conftest import ROOT, Checkout
+from repro.commands import common, doctor
 
 QUIET = """
 import sys
@@ -134,6 +136,51 @@ def test_doctor_says_what_is_missing(checkout: Checkout) -> None:
     assert "ok    params.yaml" in done.stdout
 
 
+def test_doctor_knows_the_stranger_of_the_same_import_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.stranger()) == [], "what the suite installs is not called repro"
+    record = tmp_path / "repro-0.3.8.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: repro\nVersion: 0.3.8\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (told,) = doctor.stranger()
+    assert told.ok is False and "`repro` 0.3.8 of a registry" in told.what and "pip uninstall repro" in told.hint
+
+
+def test_no_hint_names_the_stranger() -> None:
+    """Nothing tells a reader to install a package called repro: that is another project."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.j2")]
+    named = [
+        path for path in pages if re.search(r"\binstall [^`\n]*['\" ]repro(\[|['\"`\s]|$)", path.read_text("utf-8"))
+    ]
+    assert [path.name for path in named if "uninstall repro" not in path.read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize(
+    "code, said, words",
+    [
+        (0, "", "everything is up to date"),
+        (1, "", "some stages are out of date"),
+        (1, "ERROR: unexpected error - no", "dvc status failed: ERROR: unexpected error - no"),
+        (255, "ERROR: you are not inside of a git repository", "dvc config core.no_scm true"),
+    ],
+)
+def test_doctor_says_what_dvc_said(tmp_path, monkeypatch: pytest.MonkeyPatch, code: int, said: str, words: str) -> None:
+    """In a folder without git: stages out of date, and an error of DVC's own, are two things."""
+    done = subprocess.CompletedProcess([], code, "", said)
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: done)
+    check = doctor.dvc_status(tmp_path)
+    assert words in str(check) and (check.ok is True) == (code == 0)
+
+
+def test_a_table_keeps_its_first_column_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    slug, words = "gradient_orthogonalization", "several words of a title that goes on and on beyond the width"
+    common.table(["paper", "verdict", "headline", "ours", "title"], [[slug, words, slug, words, words]])
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert any(line.startswith(slug) for line in lines) and max(map(len, lines)) <= 80
+
+
 def test_outside_a_checkout_it_says_so(tmp_path) -> None:
     code = "import repro; repro.__path__[:] = repro.__path__[:1]\nfrom repro import cli\nimport sys; sys.argv = ['repro', 'run', '--all']\ncli.main()"  # noqa: E501
     done = subprocess.run(
@@ -183,6 +230,11 @@ def test_an_output_that_takes_nothing_ends_in_one_line(redirect: str) -> None:
         ["index", "--check", "--sources"],
         ["report", "demo", "--index"],
         ["cite", "--all", "--cff", "demo"],
+        ["arena", "--check", "--judge"],
+        ["arena", "--plan", "--jobs", "2"],
+        ["arena", "--judge", "--no-timings"],
+        ["rehearse", "--all", "--profile", "gpuu"],
+        ["run", "demo", "--engine", "ray", "--minutes", "3"],
     ],
 )
 def test_options_that_contradict_each_other_are_refused(checkout: Checkout, words: list[str]) -> None:

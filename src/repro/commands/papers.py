@@ -1,5 +1,6 @@
 """`repro list`, `show`, `ask`, `history` and `trial`: what the papers are and what their verdicts say."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -179,6 +180,8 @@ def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> Non
     one = load(slug)
     changes, note = past.changes(slug, profile_of(profile), root())
     if as_json:
+        if note:
+            print(f"note: {note}", file=sys.stderr)
         return dump([dict(zip(past.CHANGE, line, strict=True)) for line in changes])
     table(past.CHANGE, changes)
     if note:
