@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from conftest import ROOT, Checkout
+from dev import demo
 from repro.commands import common, doctor
 
 QUIET = """
@@ -267,3 +268,13 @@ def test_only_the_data_that_an_experiment_reads_are_fetched() -> None:
     assert data_sets(load("rmsnorm"), "cpu") == []
     assert data_sets(load("rmsnorm"), "long") == ["prose"]
     assert data_sets(load("online_norm"), "cpu") == ["fashion_mnist"]
+
+
+def test_a_checkout_in_a_folder_whose_name_is_no_utf8(tmp_path) -> None:
+    root = tmp_path / os.fsdecode(b"d\xe9mo")
+    demo.build(root)
+    checkout = Checkout(root)
+    for words in (["run", "demo"], ["judge", "demo"], ["show", "demo"], ["index"], ["verify"]):
+        done = checkout.run(*words)
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1, (words, done.stderr)
+        assert done.returncode == 0 or done.stderr.startswith("error: "), (words, done.stdout)
