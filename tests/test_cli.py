@@ -43,6 +43,10 @@ def test_list_and_show_as_json(checkout: Checkout) -> None:
     assert shown["paper"]["claims"]["main"]["where"] == "Table 1" and shown["verdicts"] == {"cpu": None}
 
 
+def test_the_verdicts_alone_are_the_verdicts_alone_as_json_too(checkout: Checkout) -> None:
+    assert json.loads(checkout.ok("show", "demo", "--verdict", "--json", "--profile", "cpu")) == {"cpu": None}
+
+
 def test_plan_counts_trials_and_knows_costs_only_from_rows(checkout: Checkout) -> None:
     assert "unknown" in checkout.ok("plan", "demo")
     planned = json.loads(checkout.ok("plan", "demo", "--json"))
@@ -271,7 +275,7 @@ def test_only_the_data_that_an_experiment_reads_are_fetched() -> None:
 
 
 def test_a_checkout_in_a_folder_whose_name_is_no_utf8(tmp_path) -> None:
-    root = tmp_path / os.fsdecode(b"d\xe9mo")
+    root = tmp_path / os.fsdecode(b"d\xe9mo\a")  # and a control character
     demo.build(root)
     checkout = Checkout(root)
     for words in (["run", "demo"], ["judge", "demo"], ["show", "demo"], ["index"], ["verify"]):

@@ -80,7 +80,7 @@ def show(
     profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: read_verdict(one, p) for p in profiles}
     if as_json:
-        return dump({"paper": as_dict(one), "verdicts": verdicts})
+        return dump(verdicts if verdict else {"paper": as_dict(one), "verdicts": verdicts})
     if not verdict:
         return _show(one, verdicts)
     for p, stored in verdicts.items():
