@@ -279,6 +279,7 @@ def test_reproduce_measures_apart_and_compares(checkout: Checkout) -> None:
     done = json.loads(checkout.ok("reproduce", "demo", "--no-page", "--json"))
     assert [one["outcome"] for one in done["compared"]] == ["agrees"]
     assert Path(done["rows"]).is_file() and ".repro/here/cpu" in done["rows"]
+    assert "which may be no commit's: git rev-parse" in checkout.run("reproduce", "demo", "--no-page", "--json").stderr
     now = sorted(path for path in checkout.root.rglob("*") if ".repro" not in path.parts and path.is_file())
     assert {path: path.read_bytes() for path in now if path.suffix != ".pyc"} == before
 
