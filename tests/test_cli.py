@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from conftest import ROOT, Checkout
+from dev import demo
+from repro.commands import common, doctor
 
 QUIET = """
 import sys
@@ -38,6 +41,10 @@ def test_list_and_show_as_json(checkout: Checkout) -> None:
     assert json.loads(checkout.ok("list", "--json", "--verdict", "reproduced")) == []
     shown = json.loads(checkout.ok("show", "demo", "--json"))
     assert shown["paper"]["claims"]["main"]["where"] == "Table 1" and shown["verdicts"] == {"cpu": None}
+
+
+def test_the_verdicts_alone_are_the_verdicts_alone_as_json_too(checkout: Checkout) -> None:
+    assert json.loads(checkout.ok("show", "demo", "--verdict", "--json", "--profile", "cpu")) == {"cpu": None}
 
 
 def test_plan_counts_trials_and_knows_costs_only_from_rows(checkout: Checkout) -> None:
@@ -134,6 +141,51 @@ def test_doctor_says_what_is_missing(checkout: Checkout) -> None:
     assert "ok    params.yaml" in done.stdout
 
 
+def test_doctor_knows_the_stranger_of_the_same_import_name(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(doctor.stranger()) == [], "what the suite installs is not called repro"
+    record = tmp_path / "repro-0.3.8.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: repro\nVersion: 0.3.8\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (told,) = doctor.stranger()
+    assert told.ok is False and "`repro` 0.3.8 of a registry" in told.what and "pip uninstall repro" in told.hint
+
+
+def test_no_hint_names_the_stranger() -> None:
+    """Nothing tells a reader to install a package called repro: that is another project."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *(ROOT / "src").rglob("*.py"), *(ROOT / "src").rglob("*.j2")]
+    named = [
+        path for path in pages if re.search(r"\binstall [^`\n]*['\" ]repro(\[|['\"`\s]|$)", path.read_text("utf-8"))
+    ]
+    assert [path.name for path in named if "uninstall repro" not in path.read_text("utf-8")] == []
+
+
+@pytest.mark.parametrize(
+    "code, said, words",
+    [
+        (0, "", "everything is up to date"),
+        (1, "", "some stages are out of date"),
+        (1, "ERROR: unexpected error - no", "dvc status failed: ERROR: unexpected error - no"),
+        (255, "ERROR: you are not inside of a git repository", "dvc config core.no_scm true"),
+    ],
+)
+def test_doctor_says_what_dvc_said(tmp_path, monkeypatch: pytest.MonkeyPatch, code: int, said: str, words: str) -> None:
+    """In a folder without git: stages out of date, and an error of DVC's own, are two things."""
+    done = subprocess.CompletedProcess([], code, "", said)
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: done)
+    check = doctor.dvc_status(tmp_path)
+    assert words in str(check) and (check.ok is True) == (code == 0)
+
+
+def test_a_table_keeps_its_first_column_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    slug, words = "gradient_orthogonalization", "several words of a title that goes on and on beyond the width"
+    common.table(["paper", "verdict", "headline", "ours", "title"], [[slug, words, slug, words, words]])
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
+    assert any(line.startswith(slug) for line in lines) and max(map(len, lines)) <= 80
+
+
 def test_outside_a_checkout_it_says_so(tmp_path) -> None:
     code = "import repro; repro.__path__[:] = repro.__path__[:1]\nfrom repro import cli\nimport sys; sys.argv = ['repro', 'run', '--all']\ncli.main()"  # noqa: E501
     done = subprocess.run(
@@ -183,6 +235,11 @@ def test_an_output_that_takes_nothing_ends_in_one_line(redirect: str) -> None:
         ["index", "--check", "--sources"],
         ["report", "demo", "--index"],
         ["cite", "--all", "--cff", "demo"],
+        ["arena", "--check", "--judge"],
+        ["arena", "--plan", "--jobs", "2"],
+        ["arena", "--judge", "--no-timings"],
+        ["rehearse", "--all", "--profile", "gpuu"],
+        ["run", "demo", "--engine", "ray", "--minutes", "3"],
     ],
 )
 def test_options_that_contradict_each_other_are_refused(checkout: Checkout, words: list[str]) -> None:
@@ -215,3 +272,13 @@ def test_only_the_data_that_an_experiment_reads_are_fetched() -> None:
     assert data_sets(load("rmsnorm"), "cpu") == []
     assert data_sets(load("rmsnorm"), "long") == ["prose"]
     assert data_sets(load("online_norm"), "cpu") == ["fashion_mnist"]
+
+
+def test_a_checkout_in_a_folder_whose_name_is_no_utf8(tmp_path) -> None:
+    root = tmp_path / os.fsdecode(b"d\xe9mo\a")  # and a control character
+    demo.build(root)
+    checkout = Checkout(root)
+    for words in (["run", "demo"], ["judge", "demo"], ["show", "demo"], ["index"], ["verify"]):
+        done = checkout.run(*words)
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1, (words, done.stderr)
+        assert done.returncode == 0 or done.stderr.startswith("error: "), (words, done.stdout)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -289,3 +290,23 @@ processes.enter_checkout("repro.run.provenance", [])
     refused = {**environment, "REPRO_CHECKOUT": str(checkout.root.resolve())}
     done = subprocess.run([sys.executable, "-c", code], cwd=inside, env=refused, capture_output=True, text=True)
     assert "this environment belongs to" in done.stderr
+
+
+def test_plans_and_tests_run_the_source_of_the_checkout_in_which_they_stand(checkout: Checkout) -> None:
+    """`python -m repro.run` and pytest, with the environment of this suite inside another checkout."""
+    environment = {k: v for k, v in checkout.environment().items() if k != "PYTHONPATH"}
+    (checkout.root / "src" / "repro" / "run" / "measure.py").write_text("def main():\n    print('the other source')\n")
+    command = [sys.executable, "-m", "repro.run", "plan.json", "--out", "here"]
+    done = subprocess.run(command, cwd=checkout.root, env=environment, capture_output=True, text=True)
+    assert done.stdout == "the other source\n", done.stderr
+    refused = {**environment, "REPRO_CHECKOUT": str(checkout.root.resolve())}
+    done = subprocess.run(command, cwd=checkout.root, env=refused, capture_output=True, text=True)
+    assert done.returncode == 2 and "this environment belongs to" in done.stderr and "Traceback" not in done.stderr
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["pytest"]
+    paths = settings["ini_options"]["pythonpath"]
+    (checkout.root / "pytest.ini").write_text(f"[pytest]\npythonpath = {' '.join(paths)}\n")
+    text = f"import repro\n\ndef test_it():\n    assert repro.__file__.startswith({str(checkout.root / 'src')!r})\n"
+    (checkout.root / "test_it.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    done = subprocess.run(command, cwd=checkout.root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -13,8 +13,8 @@ from synthetic import maker
 
 from conftest import ROOT, Checkout
 from dev import demo
-from repro.commands import history, new, reproduce
-from repro.commands.verify import moved_registration
+from repro.commands import doctor, history, new, reproduce
+from repro.commands.verify import moved_registration, unseen
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 from repro.publish import evidence, listing, markdown, readme, stages
@@ -190,7 +190,16 @@ def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> Non
     checkout.ok("new", "shiny_norm")
     path = checkout.root / "papers" / "shiny_norm" / "paper.yaml"
     path.write_text(path.read_text().replace("year: 2020", "year: twenty"))
-    for words in (["list"], ["index"], ["index", "--check"], ["judge", "--all", "--check"], ["verify"]):
+    for words in (
+        ["list"],
+        ["index"],
+        ["index", "--check"],
+        ["judge", "--all", "--check"],
+        ["verify"],
+        ["plan", "--all"],
+        ["export", "--format", "csv"],
+        ["cite", "--all"],
+    ):
         done = checkout.run(*words)
         assert done.returncode != 0 and "shiny_norm/paper.yaml" in done.stdout + done.stderr, words
         assert "Traceback" not in done.stderr
@@ -237,6 +246,13 @@ def test_what_lies_beside_a_verdict_is_derived_again(checkout: Checkout) -> None
             done.stdout,
         )
         path.write_text(honest)
+    path = folder / "cpu.verdict.json"  # as another SciPy would have it: other digits from the tenth on
+    document = json.loads(path.read_text())
+    claim = document["claims"]["main"]
+    ends = claim["interval"]
+    claim["interval"] = [None if end is None else end * (1 + 1e-10) for end in ends]
+    assert claim["interval"] != ends
+    path.write_text(json.dumps(document))
     assert "holds" in checkout.ok("judge", "--all", "--check")
 
 
@@ -263,6 +279,7 @@ def test_reproduce_measures_apart_and_compares(checkout: Checkout) -> None:
     done = json.loads(checkout.ok("reproduce", "demo", "--no-page", "--json"))
     assert [one["outcome"] for one in done["compared"]] == ["agrees"]
     assert Path(done["rows"]).is_file() and ".repro/here/cpu" in done["rows"]
+    assert "which may be no commit's: git rev-parse" in checkout.run("reproduce", "demo", "--no-page", "--json").stderr
     now = sorted(path for path in checkout.root.rglob("*") if ".repro" not in path.parts and path.is_file())
     assert {path: path.read_bytes() for path in now if path.suffix != ".pyc"} == before
 
@@ -275,6 +292,33 @@ def test_what_could_not_be_measured_here_is_no_difference() -> None:
     assert reproduce._outcome(judged, {"state": "reproduced"}, None) == ("differs", "A timing is invalid.")
     assert reproduce._outcome(judged, {"state": "inconclusive"}, "2 measurements failed")[0] == "agrees"
     assert reproduce._outcome(judged, {}, None)[0] == "not committed"
+
+
+def test_a_cut_history_and_a_refusal_of_git_are_said(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By `history`, `verify` and `doctor`: the first line is not the first verdict, a check that saw less says so."""
+    name, git = "papers/demo/results/cpu.verdict.json", ["git", "-c", "user.name=a", "-c", "user.email=a@b.test"]
+    subprocess.run(["git", "init", "-q", str(checkout.root)], check=True)
+    for state in ("inconclusive", "reproduced"):
+        write_file(checkout.root / name, json.dumps({"claims": {"main": {"state": state}}, "headline": "main"}))
+        subprocess.run([*git, "-C", str(checkout.root), "add", name], check=True)
+        subprocess.run([*git, "-C", str(checkout.root), "commit", "-q", "-m", state], check=True)
+    lines, note = history.changes("demo", "cpu", checkout.root)
+    assert [line[4] for line in lines] == ["inconclusive", "reproduced"] and note is None
+    assert unseen(checkout.root) == []
+    cut = tmp_path / "cut"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", checkout.root.as_uri(), str(cut)], check=True)
+    lines, note = history.changes("demo", "cpu", cut)
+    assert [line[4] for line in lines] == ["reproduced"] and "not the first verdict" in note
+    assert ["of this cut clone alone" in one for one in unseen(cut)] == [True]
+    assert [check.ok for check in doctor._checkout(cut) if "history of this clone is cut" in check.what] == [None]
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert "is not checked: git rev-parse" in unseen(cut)[0] and "dubious ownership" in unseen(cut)[0]
+    (told,) = [check for check in doctor._checkout(cut) if "dubious ownership" in check.what]
+    assert told.ok is None and "safe.directory" in told.what
+    with pytest.raises(ReproError, match="dubious ownership"):
+        history.changes("demo", "cpu", cut)
 
 
 @pytest.mark.parametrize(

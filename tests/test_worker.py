@@ -289,3 +289,18 @@ print(mod.VALUE)
     ]
     assert processes.mended_bytecode(EOFError("something else")) is None
     assert processes.quiet_bytecode()["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+def test_a_command_starts_again_after_bytecode_of_its_own_was_cut_short(checkout: Checkout) -> None:
+    """What the command imports before it can catch anything: the next one says what was wrong, the one after runs."""
+    environment = {k: v for k, v in checkout.environment().items() if k != "PYTHONDONTWRITEBYTECODE"}
+    ask = [sys.executable, "-m", "repro", "--version"]
+    first = subprocess.run(ask, cwd=checkout.root, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    [bytecode] = (checkout.root / "src" / "repro" / "commands" / "__pycache__").glob("judging.*.pyc")
+    bytecode.write_bytes(bytecode.read_bytes()[:-99])
+    second = subprocess.run(ask, cwd=checkout.root, env=environment, capture_output=True, text=True)
+    assert second.returncode == 1 and second.stderr.startswith("error: ") and "is deleted; run" in second.stderr
+    assert len(second.stderr.splitlines()) == 1 and not bytecode.exists()
+    third = subprocess.run(ask, cwd=checkout.root, env=environment, capture_output=True, text=True)
+    assert (third.returncode, third.stdout) == (0, first.stdout)

@@ -11,6 +11,13 @@ except ModuleNotFoundError as error:
         f"error: the package {error.name} is not installed; the command needs the suite: "
         "run `make setup`, or `uv pip install -e '.[suite]'` in the checkout"
     )
+except (EOFError, ValueError, TypeError) as error:
+    from repro.run.processes import mended_bytecode
+
+    line = mended_bytecode(error)
+    if line is None:
+        raise
+    sys.exit(f"error: {line}")
 
 if __name__ == "__main__":
     main()

@@ -51,6 +51,10 @@ def arena(
     root, profile = common.root(), common.profile_of(profile)
     if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
         raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
+    if (check or judge or plan) and (device or jobs or not timings):
+        raise ReproError(
+            "--device, --jobs and --no-timings: --check, --judge and --plan measure nothing; leave them out"
+        )
     if (slot or cell) and (check or judge or not track):
         raise ReproError("--slot and --cell: they say what to measure of one track; write --track too, and no --check")
     names = [track] if track else [name for name, one in protocol.tracks(root).items() if profile in one]
@@ -60,7 +64,7 @@ def arena(
     if plan:
         return dump(written({"tracks": [protocol.plan(root, name, profile, slot or (), cell or ()) for name in names]}))
     if check:
-        return _check(root, names, profile)
+        return _check(root, names, profile, as_json)
     tables = []
     for name in names:
         settings = protocol.track_of(root, name, profile)
@@ -102,22 +106,27 @@ def _measure(
     )
 
 
-def _check(root, names: list[str], profile: str) -> None:
+def _check(root, names: list[str], profile: str, as_json: bool) -> None:
     """Fail if a stored table differs from one made of its rows."""
     from repro.arena import protocol
     from repro.arena import table as arena_table
     from repro.judge import difference
 
-    differing = []
+    differing, made = [], []
     for name in names:
         settings, rows = protocol.track_of(root, name, profile), protocol.read(root, name, profile, "rows")
         if rows is None:
-            say(f"arena {name} {profile}: not run")
+            made.append({"track": name, "profile": profile, "holds": None, "why": "not run"})
             continue
         fresh = json.loads(json.dumps(arena_table.table(rows, settings)))
         place = difference(protocol.read(root, name, profile, "table"), fresh)
         differing += [name] if place else []
-        say(f"arena {name} {profile}: the stored table {f'DIFFERS ({place})' if place else 'holds'}")
+        why = f"the stored table {f'DIFFERS ({place})' if place else 'holds'}"
+        made.append({"track": name, "profile": profile, "holds": not place, "why": why})
+    if as_json:
+        dump(made)
+    for one in () if as_json else made:
+        say(f"arena {one['track']} {one['profile']}: {one['why']}")
     if differing:
         raise Failed(
             f"stored tables differ from their rows: {', '.join(differing)}; run `repro arena` and look at the change"

@@ -34,7 +34,7 @@ def changes(slug: str, profile: str, root: Path) -> tuple[list[list[str]], str |
                 lines.append([date, commit[:10], claim + star, was, state, _estimate(one), str(one.get("why", ""))])
         states = {**{claim: "gone" for claim in states}, **now}
     cut = "The history of this clone is cut (git clone --depth): the first line is not the first verdict."
-    return lines, f"{cut} `git fetch --unshallow` brings the rest." if lines and provenance.shallow(root) else None
+    return lines, f"{cut} `git fetch --unshallow` brings the rest." if provenance.shallow(root) else None
 
 
 def _read(commit: str, name: str, root: Path) -> dict[str, Any] | None:

@@ -183,8 +183,12 @@ def verify(
     with orderly():
         papers = common.papers([slug] if slug else None, slug is None, faults)
         wrong = checks.verify(papers, common.root(), rerun, (lambda text: None) if as_json else say, slug)
+        notes = checks.unseen(common.root())
     if as_json:
-        dump({"ok": not wrong and not faults.code, "wrong": wrong})
+        dump({"ok": not wrong and not faults.code, "wrong": wrong, "notes": notes})
+    else:
+        for note in notes:
+            say(f"note: {note}")
     if wrong:
         raise Failed(f"{len(wrong)} of the checks failed, first: {wrong[0]}")
     faults.end()

@@ -64,6 +64,8 @@ def run(
     if not every:
         for one in chosen:
             common.needs(one, profile)
+    elif not (quiet or as_json or any(profile in one.profiles for one in chosen)):
+        say(f"no paper has a profile {profile}")
     device = measure.resolve_device(device or params.device, profile, here=engine != "ray")
     state, jobs = root / ".repro", jobs or measure.default_jobs(device)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
@@ -151,7 +153,7 @@ def rehearse(
         from repro.run import rehearse as rehearsal
     except ImportError:
         raise Failed("this checkout has no rehearsal (src/repro/run/rehearse.py)") from None
-    faults, lines = common.Faults(), []
+    faults, lines, profile = common.Faults(), [], common.profile_of(profile)
     for one in common.papers(slugs, every, faults):
         if every and profile not in one.profiles:
             continue
@@ -180,17 +182,26 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
     chosen = [one for one in chosen if profile in one.profiles]
     seeds = load_params(common.root()).seeds
     if as_json:
-        return dump(plan.make(chosen, profile, seeds))
+        dump(plan.make(chosen, profile, seeds))
+        return faults.end()
     lines, costs = [], []
     for one in chosen:
-        for cost in _costs(one, profile, seeds):
+        try:
+            own = _costs(one, profile, seeds)
+        except ReproError as error:
+            if len(chosen) == 1:
+                raise
+            faults.add(error)
+            continue
+        for cost in own:
             costs.append(cost)
             work = "unknown" if cost.seconds is None else common.duration(cost.seconds)
             work += " of a GPU" if cost.of == "gpu" and cost.seconds is not None else ""
             path = _path(one.settings(profile, cost.experiment))
             lines.append([one.slug, cost.experiment, str(cost.trials), path, work, cost.basis])
     if not lines:
-        return say(f"no paper has a profile {profile}")
+        say(f"no paper has a profile {profile}" if not chosen else f"no paper's cost at profile {profile} can be read")
+        return faults.end()
     table(["paper", "experiment", "trials", "path", "work", "rate"], lines)
     work = common.duration(sum(cost.seconds or 0.0 for cost in costs))
     unknown = sum(cost.seconds is None for cost in costs)
@@ -198,6 +209,7 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         f"{sum(cost.trials for cost in costs)} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"  # noqa: E501
         + (f"; {unknown} experiments have no rate yet" if unknown else "")
     )
+    faults.end()
 
 
 def _costs(one, profile: str, seeds: int | None) -> list:

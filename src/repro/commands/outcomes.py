@@ -89,7 +89,7 @@ def _enter(arguments: list[str]) -> None:
     """Work on the checkout in which the command stands, with its own source."""
     from repro.run.processes import enter_checkout
 
-    enter_checkout("repro.cli", arguments)
+    enter_checkout("repro", arguments)  # whose start mends bytecode that is cut short
 
 
 def _said(error: object, code: int) -> int:

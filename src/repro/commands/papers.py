@@ -1,5 +1,6 @@
 """`repro list`, `show`, `ask`, `history` and `trial`: what the papers are and what their verdicts say."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -79,7 +80,7 @@ def show(
     profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: read_verdict(one, p) for p in profiles}
     if as_json:
-        return dump({"paper": as_dict(one), "verdicts": verdicts})
+        return dump(verdicts if verdict else {"paper": as_dict(one), "verdicts": verdicts})
     if not verdict:
         return _show(one, verdicts)
     for p, stored in verdicts.items():
@@ -181,6 +182,8 @@ def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> Non
     one = load(slug)
     changes, note = past.changes(slug, profile_of(profile), root())
     if as_json:
+        if note:
+            print(f"note: {note}", file=sys.stderr)
         return dump([dict(zip(past.CHANGE, line, strict=True)) for line in changes])
     table(past.CHANGE, changes)
     if note:

@@ -134,11 +134,16 @@ def export(
 
     if form == "parquet" and out is None:
         raise ReproError("--format parquet is no text; write a file with --out verdicts.parquet")
-    data = exports.exported(root(), form, slug, claim)
+    faults, unread = Faults(), []
+    data = exports.exported(root(), form, slug, claim, unread)
     if out is None:
-        return say(data.decode().rstrip("\n"))
-    write_file(out, data)
-    say(f"wrote {out}")
+        say(data.decode().rstrip("\n"))
+    else:
+        write_file(out, data)
+        say(f"wrote {out}")
+    for why in unread:
+        faults.add(ReproError(why))
+    faults.end()
 
 
 def figure(

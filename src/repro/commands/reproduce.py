@@ -95,6 +95,10 @@ def reproduce(
         from repro.report import render_paper
 
         made = render_paper(slug, here)
+    try:
+        provenance.git("rev-parse", "HEAD", folder=root)
+    except ReproError as error:
+        say(f"note: compared with the verdict that lies in papers/{slug}/results, which may be no commit's: {error}")
     return Reproduced(
         slug, profile, rows, verdict, made, compare(paper, fresh, document, committed(slug, profile, root))
     )

@@ -128,6 +128,19 @@ def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
     return None
 
 
+def unseen(root: Path) -> list[str]:
+    """What no check here can see because git does not show the history, in git's words."""
+    what = "whether rules, fidelity or numbers of a paper were changed after its rows were committed"
+    try:
+        provenance.git("rev-parse", "HEAD", folder=root)
+        cut = provenance.shallow(root)
+    except ReproError as error:
+        return [f"{what} is not checked: {error}"]
+    if not cut:
+        return []
+    return [f"{what} is checked for the commits of this cut clone alone; `git fetch --unshallow` brings the others"]
+
+
 def earlier_rows(path: Path, document: dict) -> list[tuple[str, str]]:
     """(commit, registration) of every commit that has these very rows, the newest first."""
     try:

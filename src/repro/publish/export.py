@@ -27,12 +27,19 @@ COLOURS = {"reproduced": "#1b6b45", "not_reproduced": "#a8321f", "inconclusive":
 # ---- verdicts -----------------------------------------------------------------------------------------------------
 
 
-def verdict_lines(root: Path | str, slug: str | None = None, claim: str | None = None) -> list[dict[str, Any]]:
-    """One line per claim and profile of all papers, or of one; `claim` keeps that claim alone."""
+def verdict_lines(
+    root: Path | str, slug: str | None = None, claim: str | None = None, unread: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """One line per claim and profile of all papers, or of one; `claim` keeps that claim alone.
+
+    unread: gets a line for each paper that cannot be read, whose verdicts are left out.
+    """
     from repro.report.records import claim_lines, readable, record
 
     root = Path(root)
-    papers = [record(slug, root)] if slug else readable(root)[0]
+    papers, bad = ([record(slug, root)], {}) if slug else readable(root)
+    if unread is not None:
+        unread += bad.values()
     lines = [line for one in papers for line in claim_lines(one)]
     if claim is None:
         return lines
@@ -42,11 +49,13 @@ def verdict_lines(root: Path | str, slug: str | None = None, claim: str | None =
     return [line for line in lines if line["claim"] == claim]
 
 
-def exported(root: Path | str, form: str, slug: str | None = None, claim: str | None = None) -> bytes:
-    """The verdicts as one file of a form."""
+def exported(
+    root: Path | str, form: str, slug: str | None = None, claim: str | None = None, unread: list[str] | None = None
+) -> bytes:
+    """The verdicts as one file of a form; `unread` as in `verdict_lines`."""
     if form not in FORMS:
         raise ReproError(f"--format {form}{did_you_mean(form, FORMS, every=True)}")
-    lines = verdict_lines(root, slug, claim)
+    lines = verdict_lines(root, slug, claim, unread)
     if form == "parquet":
         return parquet(lines)
     return {"csv": as_csv, "json": as_json_lines, "md": as_markdown, "latex": as_latex}[form](lines).encode()

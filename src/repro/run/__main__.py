@@ -1,6 +1,7 @@
 import sys
 
 from repro.run.measure import main
+from repro.run.processes import here
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(here("repro.run", main))

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -121,3 +121,15 @@ def enter_checkout(module: str, arguments: Sequence[str]) -> None:
         [sys.executable, "-m", module, *arguments],
         {**os.environ, "PYTHONPATH": paths, "REPRO_CHECKOUT": str(here)},
     )
+
+
+def here(module: str, main: Callable[[], int]) -> int:
+    """Run `main` of a module, `python -m MODULE`, on the checkout in which it stands; return the exit code."""
+    from repro.errors import ReproError, one_line
+
+    try:
+        enter_checkout(module, sys.argv[1:])
+    except ReproError as error:
+        print(one_line(error), file=sys.stderr)
+        return error.exit_code
+    return main()

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import repro
-from repro.errors import ReproError
+from repro.errors import ReproError, one_line
 
 # Modules that carry or check numbers and cannot change one (data are checked by sha256 after fetching).
 NEUTRAL = {
@@ -532,7 +532,7 @@ def commit() -> dict[str, object]:
         head = git("rev-parse", "HEAD").strip()
         changed = git("status", "--porcelain", "--", "src", ":(glob)papers/*/*.py", ":(glob)papers/*/paper.yaml")
     except ReproError as error:
-        return {"commit": None, "git": str(error)}
+        return {"commit": None, "git": one_line(error).removeprefix("error: ")}  # a folder may have any name
     return {"commit": head, "dirty": bool(changed.strip())}
 
 
