@@ -172,6 +172,12 @@ def test_a_track_ranks_only_where_its_known_contrasts_come_out() -> None:
     assert not slot["usable"] and "base is not shown to be worse than norm:c.C" in slot["why"]
 
 
+def test_a_track_that_ignores_its_seed_ranks_nothing() -> None:
+    made = arena_table.table(document(noise=0.0), SETTINGS)
+    slot = made["cells"][0]["slots"]["norm"]
+    assert not slot["usable"] and "ignores its seed" in slot["why"]
+
+
 def test_a_wide_interval_is_no_recommendation() -> None:
     sharp = arena_table.table(document(), SETTINGS)["cells"][0]["slots"]["norm"]
     assert {line["arm"] for line in advice.recommended(sharp, 0.05)} == {"base", "norm:a.A", "norm:b.B"}

@@ -6,6 +6,7 @@ from repro.errors import ReproError, one_line
 from repro.files.plan import read_arena_plan
 from repro.run import measure as run
 from repro.run import provenance
+from repro.run.processes import here
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,4 +40,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(here("repro.arena", main))

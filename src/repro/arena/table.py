@@ -93,6 +93,8 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str
         why = None
         if not learnt:
             why = f"the base has not learnt here: it ends at {target:.3g}, a table of frequencies or a guess has less"
+        elif all(len(found) > 2 and len(set(found.values())) == 1 for found in own.values()):
+            why = "every arm has the same loss at every seed: the track ignores its seed"
         elif not ranks:
             named = ", ".join(
                 f"{c['worse']} is not shown to be worse than {c['better']}" for c in calibration if not c["ok"]
