@@ -18,7 +18,8 @@ that state dicts are the same.
   D2  At evaluation sigma comes from the u and v that are kept; the authors' code takes a step that it does not keep.
   D3  A step renews u first and v last, in the authors' code the other way round; sigma is a lower bound in both.
   D4  A weight of one axis, which torch divides by its norm, is refused.
-  D5  A pass that activation checkpointing runs again takes no step, so that it repeats the first one.
+  D5  A pass that activation checkpointing runs again starts from the u and v of the first one and leaves those of today
+      as they are.  Of several such passes the last is taken to run again first, as a backward pass does.
 """
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from repro.models.recompute import recomputing
+from repro.models.recompute import Rewind, recomputing
 
 __all__ = ["SpectralNorm", "spectral_norm"]
 
@@ -47,6 +48,7 @@ class SpectralNorm(nn.Module):
         if n_power_iterations < 1:
             raise ValueError(f"n_power_iterations={n_power_iterations}: write 1 or more")
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim % weight.dim(), eps
+        self.rewind = Rewind()
         matrix = self.matrix(weight.detach())
         for name, size in zip(("_u", "_v"), matrix.shape, strict=True):
             self.register_buffer(name, F.normalize(matrix.new_empty(size).normal_(), dim=0, eps=eps))
@@ -68,9 +70,18 @@ class SpectralNorm(nn.Module):
         return self._u.clone() @ (self.matrix(weight) @ self._v.clone())
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.training and not recomputing():
+        if not self.training:
+            return weight / self.sigma(weight)
+        before = self.rewind(lambda: weight.new_zeros(()), [self._u, self._v])  # all alike: last in, first out
+        if not recomputing():
             self.iterate(self.matrix(weight), self.n_power_iterations)
-        return weight / self.sigma(weight)
+            return weight / self.sigma(weight)
+        today = self._u.clone(), self._v.clone()  # D5
+        self._u.copy_(before[0]), self._v.copy_(before[1])
+        self.iterate(self.matrix(weight), self.n_power_iterations)
+        y = weight / self.sigma(weight)
+        self._u.copy_(today[0]), self._v.copy_(today[1])
+        return y
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
