@@ -4,6 +4,7 @@ rows.
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -207,6 +208,19 @@ def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> Non
     assert "cannot be read" in (checkout.root / "README.md").read_text()
     assert "everything" not in checkout.run("index", "--check").stdout
     checkout.ok("show", "demo")
+
+
+def test_rows_of_an_arm_that_is_gone_stop_no_other_paper(checkout: Checkout) -> None:
+    checkout.ok("run", "demo")
+    shutil.copytree(checkout.paper, checkout.root / "papers" / "another")  # before demo in the alphabet
+    folder = checkout.root / "papers" / "another"
+    for path in (folder / "paper.yaml", folder / "results" / "cpu.rows.json"):
+        path.write_text(path.read_text().replace("repro.papers.demo", "repro.papers.another"))
+    paper = folder / "paper.yaml"
+    paper.write_text(paper.read_text().replace("broken", "damaged"))
+    done = checkout.run("judge", "--all")
+    assert done.returncode != 0 and "another" in done.stderr and "Traceback" not in done.stderr
+    assert (checkout.paper / "results" / "cpu.verdict.json").exists()
 
 
 def test_a_verdict_without_rows_is_shown_nowhere(checkout: Checkout) -> None:

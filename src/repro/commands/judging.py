@@ -56,7 +56,13 @@ def judge(
 
     faults, differing, made = common.Faults(), [], []
     for one, p, document in _measured(slugs, every, profile, faults):
-        fresh, rates = judging.judge(one, p, document), quality.assess(one, p, document)
+        try:
+            fresh, rates = judging.judge(one, p, document), quality.assess(one, p, document)
+        except ReproError as error:  # rows of an arm that the paper no longer has
+            if not every and len(slugs or ()) == 1:
+                raise
+            faults.add(error)
+            continue
         if check:
             wrong = stored_differs(one, p, fresh, rates)
             if not as_json:
@@ -149,8 +155,14 @@ def show_quality(
 
     rates, days, faults = [], [], common.Faults()
     for one, p, document in _measured(slugs, every, profile, faults):
-        judging.judge(one, p, document)  # refuses what is not judged, with the reason
-        rates.append(quality.assess(one, p, document))
+        try:
+            judging.judge(one, p, document)  # refuses what is not judged, with the reason
+            rates.append(quality.assess(one, p, document))
+        except ReproError as error:
+            if not every and len(slugs or ()) == 1:
+                raise
+            faults.add(error)
+            continue
         days.append(document["provenance"].get("started"))
     if write:
         if not write.is_file():
