@@ -27,6 +27,14 @@ BASE = "base"  # the model with torch's own layers
 Trial = dict[str, Any]
 
 
+def is_control(arm: str) -> bool:
+    return ":control." in arm
+
+
+def slot_of(arm: str) -> str:
+    return arm.partition(":")[0]
+
+
 # --- what takes part -------------------------------------------------------------------------------------------------
 
 
@@ -63,7 +71,7 @@ def entrants(track: str) -> tuple[list[str], dict[str, str]]:
     from repro.experiments.arena import SLOTS, arms_of, misfit
 
     provided = [f"{one.slot}:{slug}.{one.name}" for slug in paper.slugs() for one in paper.load(slug).provides]
-    every = [arm for arm in provided if arm.partition(":")[0] in SLOTS[track]] + arms_of(track)
+    every = [arm for arm in provided if slot_of(arm) in SLOTS[track]] + arms_of(track)
     reasons = {arm: misfit(track, arm) for arm in every}
     out = {arm: reason for arm, reason in reasons.items() if reason is not None}
     return [BASE, *(arm for arm in every if arm not in out)], out
@@ -71,7 +79,7 @@ def entrants(track: str) -> tuple[list[str], dict[str, str]]:
 
 def same_as_base(track: str, arms: Iterable[str], cells: Iterable[dict]) -> list[dict[str, str]]:
     """Per cell the arms that are the base's own model there, each with the reason; nothing is measured of them."""
-    from repro.experiments.arena import is_control, same_model
+    from repro.experiments.arena import same_model
 
     known: dict[tuple[str, int], bool] = {}
     for cell in cells:
@@ -116,7 +124,7 @@ def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells:
     arms, out = entrants(track)
     beside = {contrast[side] for contrast in settings["calibration"] for side in ("better", "worse")}
     beside |= {BASE, *(arm for pair in PAIRS.values() for arm in pair if "pair" in slots)}
-    arms = [arm for arm in arms if arm in beside or arm.partition(":")[0] in slots]
+    arms = [arm for arm in arms if arm in beside or slot_of(arm) in slots]
     same = same_as_base(track, arms, settings["cells"])
     parts = {"slots": [slots if i in cells else [] for i in range(1, len(settings["cells"]) + 1)]}
     return {"track": track, "profile": profile, "settings": settings, "arms": arms, "same": same, "out": out, **parts}
@@ -124,7 +132,7 @@ def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells:
 
 def _place(trial: Trial) -> tuple:
     """Where a trial stands among the rows, in whatever order slots are measured: by seed, base first, controls last."""
-    return trial["seed"], trial["arm"] != BASE, ":control." in trial["arm"], trial["arm"]
+    return trial["seed"], trial["arm"] != BASE, is_control(trial["arm"]), trial["arm"]
 
 
 def _tuning_seeds(settings: dict) -> range:
@@ -228,7 +236,7 @@ def _earlier(plan: dict, root: Path, device: str) -> dict:
         known = not trial["factors"] or {k: v for k, v in trial["factors"].items() if k != "lr"} in cells
         if known and trial["arm"] not in stale:
             found["trials"].append(trial)
-    lost = {arm.partition(":")[0] for arm in stale}
+    lost = {slot_of(arm) for arm in stale}
     found["slots"] = [[] if BASE in lost else [s for s in slots if s not in lost] for slots in documents[0]["slots"]]
     return {**found, "same": documents[0]["same"]}
 

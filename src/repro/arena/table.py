@@ -21,21 +21,13 @@ from pathlib import Path
 from statistics import fmean, median_high, stdev
 from typing import Any
 
-from repro.arena.protocol import BASE, TUNING, best_rate, full, path_of, rate_of
+from repro.arena.protocol import BASE, TUNING, best_rate, full, is_control, path_of, rate_of, slot_of
 from repro.files.paths import SCHEMA
 from repro.run import measure as run
 from repro.store import write_file
 
 LEVEL = 0.95
 Scores = dict[str, dict[int, float]]
-
-
-def is_control(arm: str) -> bool:
-    return ":control." in arm
-
-
-def slot_of(arm: str) -> str:
-    return arm.partition(":")[0]
 
 
 def table(document: dict, settings: dict) -> dict:

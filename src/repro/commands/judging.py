@@ -13,16 +13,17 @@ from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED
 
 
-def _measured(slugs: list[str] | None, every: bool, profile: str | None, faults: common.Faults) -> Iterator[tuple]:
-    """Yield (paper, profile, rows document) for all that was asked for; --all leaves out what has not run.
+def _judged(slugs: list[str] | None, every: bool, profile: str | None, faults: common.Faults) -> Iterator[tuple]:
+    """Yield (paper, profile, rows document, verdict, error rates) of all that was asked for; --all leaves out what has
+    not run.
 
-    A paper whose files cannot be read is named, and the others go on.
+    A paper whose files cannot be read, or whose rows cannot be judged, is named, and the others go on.
     """
-    from repro.judge import load_rows
+    from repro.judge import judge, load_rows, quality
 
     for one in common.papers(slugs, every, faults):
-        judged = [p for p in JUDGED if p in one.profiles]
-        for p in [common.profile_of(profile)] if profile or not every else judged:
+        profiles = [p for p in JUDGED if p in one.profiles]
+        for p in [common.profile_of(profile)] if profile or not every else profiles:
             if every and p not in one.profiles:
                 continue
             common.needs(one, p)
@@ -30,14 +31,18 @@ def _measured(slugs: list[str] | None, every: bool, profile: str | None, faults:
                 raise ReproError("--profile smoke: smoke rows are never judged; write cpu or gpu")
             rows = common.results(one.slug, p, "rows")
             try:
-                if rows.exists():
-                    yield one, p, load_rows(rows)
-                elif not every or common.results(one.slug, p, "verdict").exists():
+                if not rows.exists():
+                    if every and not common.results(one.slug, p, "verdict").exists():
+                        continue
                     raise ReproError(f"{rows}: no rows yet; run `repro run {one.slug} --profile {p}` first")
+                document = load_rows(rows)
+                found = judge(one, p, document), quality.assess(one, p, document)
             except ReproError as error:
                 if not every and len(slugs or ()) == 1:
                     raise
                 faults.add(error)
+                continue
+            yield one, p, document, *found
 
 
 def judge(
@@ -51,18 +56,8 @@ def judge(
     with_parent: WithParent = False,
 ) -> None:
     """Decide every claim from its measured rows."""
-    from repro import judge as judging
-    from repro.judge import quality
-
     faults, differing, made = common.Faults(), [], []
-    for one, p, document in _measured(slugs, every, profile, faults):
-        try:
-            fresh, rates = judging.judge(one, p, document), quality.assess(one, p, document)
-        except ReproError as error:  # rows of an arm that the paper no longer has
-            if not every and len(slugs or ()) == 1:
-                raise
-            faults.add(error)
-            continue
+    for one, p, _, fresh, rates in _judged(slugs, every, profile, faults):
         if check:
             wrong = stored_differs(one, p, fresh, rates)
             if not as_json:
@@ -148,21 +143,13 @@ def show_quality(
     as_json: AsJson = False,
 ) -> None:
     """Estimate how often verdicts are wrong, by simulation from the rows."""
-    from repro import judge as judging
     from repro.files.strict import plain
     from repro.judge import quality
     from repro.store import write_file
 
     rates, days, faults = [], [], common.Faults()
-    for one, p, document in _measured(slugs, every, profile, faults):
-        try:
-            judging.judge(one, p, document)  # refuses what is not judged, with the reason
-            rates.append(quality.assess(one, p, document))
-        except ReproError as error:
-            if not every and len(slugs or ()) == 1:
-                raise
-            faults.add(error)
-            continue
+    for _, _, document, _, own in _judged(slugs, every, profile, faults):
+        rates.append(own)
         days.append(document["provenance"].get("started"))
     if write:
         if not write.is_file():
