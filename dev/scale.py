@@ -18,6 +18,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
+from repro.publish.evidence import file_digest
 from repro.run import provenance
 from repro.store import rows_digest, sealed
 
@@ -67,13 +70,15 @@ def copy_paper(one: Path, other: Path, slug: str) -> None:
         else:
             text = re.sub(r"(\{slot: \w+, name: \w+)\}", rf"\1{number}}}", text)
         path.write_text(text, encoding="utf-8")
-    for path in sorted((other / "results").glob("*.json"), key=lambda path: ".rows." not in path.name):
+    for path in sorted((other / "results").glob("*.json"), key=lambda path: ".rows." not in path.name):  # rows first
         document = json.loads(path.read_text(encoding="utf-8"))
         if "paper" in document:
             document["paper"] = other.name
         if ".rows." in path.name:
             assert document["provenance"]["digest"] == rows_digest(document["rows"])
             document = sealed(document)
+        if "rows_file" in document:
+            document["rows_file"] = file_digest(path.with_name(path.name.replace(".verdict.", ".rows.")))
         path.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -98,24 +103,22 @@ def prepare(root: Path) -> None:
     """A repository in which every stage is up to date, whatever its results."""
     subprocess.run(["git", "init", "-q", "."], cwd=root, check=True)
     run(["repro", "index"], root)
-    for page in [*(root / "papers").glob("*/paper.yaml")]:
-        made = root / "reports" / "papers" / f"{page.parent.name}.html"
-        made.parent.mkdir(parents=True, exist_ok=True)
-        made.write_text("<p>a page</p>\n")
-    pages = [f"reports/arena/{track}.html" for track in ("mlp", "gpt")]
-    tables = [f"arena/{track}.cpu.{kind}.json" for track in ("mlp", "gpt") for kind in ("rows", "table")]
-    for name in ("reports/index.html", "reports/verdicts.csv", *pages, *tables):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        if not (root / name).exists():
-            (root / name).write_text("")
     for slug in sorted(path.parent.name for path in (root / "papers").glob("*/paper.yaml")):
         for kind in ("rows", "verdict", "quality", "metrics"):
-            path = root / "papers" / slug / "results" / f"cpu.{kind}.json"
-            path.parent.mkdir(exist_ok=True)
-            if not path.exists():
-                path.write_text("{}\n")
+            empty(root / "papers" / slug / "results" / f"cpu.{kind}.json", "{}\n")
+    for stage in YAML(typ="safe").load(root / "dvc.yaml")["stages"].values():
+        for one in [*stage.get("deps", ()), *stage.get("outs", ())]:
+            name = one if isinstance(one, str) else next(iter(one))
+            empty(root / name.replace("${profile}", "cpu"), "<p>a page</p>\n")
     subprocess.run(["git", "add", "-A"], cwd=root, check=True, capture_output=True)
     run(["dvc", "commit", "-q", "-f"], root)
+
+
+def empty(path: Path, text: str) -> None:
+    """Write a file that stands for what nobody measured or rendered here, where there is none."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def measure(count: int, root: Path) -> dict[str, float]:

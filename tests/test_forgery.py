@@ -16,8 +16,7 @@ import pytest
 
 from conftest import Checkout
 from dev import demo
-from repro import __version__
-from repro.files.paths import SCHEMA
+from repro.errors import ReproError
 from repro.store import rows_digest, sealed
 
 RESULTS = ("rows", "verdict", "quality", "metrics")
@@ -293,12 +292,10 @@ def stages_that_nobody_generated(f: Forger) -> None:
 # --- what is remembered -----------------------------------------------------------------------------------------------
 
 
-def memory_of_checked_verdicts(f: Forger) -> None:
-    """A mark that this verdict, of other rows, was found to be of these rows."""
-    f.put("verdict", {**f.load("verdict", paper="other"), "paper": "demo"})
-    content = [f.file(kind).read_bytes() for kind in ("verdict", "rows")]
-    key = hashlib.sha256(b"\0".join([__version__.encode(), str(SCHEMA).encode(), *content])).hexdigest()
-    (f.root / ".repro" / "checked" / key).touch()
+def rows_file_of_other_rows(f: Forger) -> None:
+    """The verdict of another paper says that it was made from the very file of these rows."""
+    digest = "sha256:" + hashlib.sha256(f.file("rows").read_bytes()).hexdigest()
+    f.put("verdict", {**f.load("verdict", paper="other"), "paper": "demo", "rows_file": digest})
 
 
 def memory_of_digests(f: Forger) -> None:
@@ -349,7 +346,7 @@ FORGERIES = [
     (paper_under_another_name, ["Demo"]),
     (stage_edited, ["papers/demo/dvc.yaml: out of date"]),
     (stages_that_nobody_generated, ["src/deep/dvc.yaml: holds", "results.dvc: holds", ".repro/here/dvc.yaml: holds"]),
-    (memory_of_checked_verdicts, ["is the verdict on other rows than those of papers/demo/results/cpu.rows.json"]),
+    (rows_file_of_other_rows, ["is the verdict on other rows than those of papers/demo/results/cpu.rows.json"]),
     (memory_of_digests, ["stale; the source of main changed"]),
 ]
 
@@ -428,3 +425,25 @@ def test_no_digest_tells_invented_rows_but_measuring_again_does(forger: Forger) 
     git(forger.root, "commit", "-q", "-a", "-m", "forged")
     compared = json.loads(forger.ok("reproduce", "demo", "--no-page", "--json"))["compared"]
     assert [one["outcome"] for one in compared] == ["differs"]
+
+
+def test_a_list_reads_rows_only_where_their_file_is_not_the_judged_one(
+    forger: Forger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from repro.files import verdict as files
+    from repro.publish import evidence
+    from repro.spec.load import load
+
+    monkeypatch.setattr("repro.files.paths.paper_dirs", lambda: forger.root / "papers")
+    forger.ok("judge", "demo")
+    paper, read = load(forger.paper), []
+    reader = files.read_rows
+    monkeypatch.setattr(files, "read_rows", lambda *args, **options: read.append(args[0]) or reader(*args, **options))
+    assert evidence.verdicts_of(paper)["cpu"]["rows_file"].startswith("sha256:") and not read
+    document = forger.load("rows")
+    forger.file("rows").write_text(json.dumps(document, indent=3))  # the same rows in another file
+    assert evidence.verdicts_of(paper)["cpu"] and len(read) == 1
+    document["rows"][0]["measures"]["error"] *= 2
+    forger.put("rows", document)
+    with pytest.raises(ReproError, match="edited by hand"):
+        evidence.verdicts_of(paper)

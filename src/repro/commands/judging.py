@@ -81,10 +81,15 @@ def judge(
 
 
 def write(paper, profile: str, fresh: dict, rates: dict) -> None:
-    """Write the verdict, its error rates, and what `dvc metrics` shows of it."""
-    from repro.judge import quality
+    """Write the verdict with the digest of the file of rows that it is on, its error rates, and `dvc metrics`."""
+    from repro.judge import load_rows, quality
+    from repro.publish.evidence import file_digest
     from repro.store import write_file
 
+    rows = common.results(paper.slug, profile, "rows")
+    before = file_digest(rows)
+    if load_rows(rows)["provenance"]["digest"] == fresh["rows_digest"] and file_digest(rows) == before:
+        fresh = {**fresh, "rows_file": before}
     write_file(common.results(paper.slug, profile, "quality"), quality.text(rates))
     text = json.dumps(fresh, indent=1, allow_nan=False, ensure_ascii=False)
     write_file(common.results(paper.slug, profile, "verdict"), text + "\n")
@@ -107,6 +112,7 @@ def stored_differs(paper, profile: str, fresh: dict, rates: dict) -> str | None:
         known = read_verdict(paper, profile)
         if known is None:
             return "no verdict is stored"
+        known.pop("rows_file", None)  # it spares lists of papers to read the rows, and is no part of the verdict
         if place := difference(known, json.loads(json.dumps(fresh))):
             return f"the stored verdict DIFFERS in {place}"
         stored = quality.read(paper.slug, profile)

@@ -226,6 +226,7 @@ class Verdict(TypedDict):
     paper: Words
     profile: ProfileName
     rows_digest: Digest
+    rows_file: NotRequired[Digest]
     post_hoc: Truth
     headline: Text | None
     claims: dict[str, Claim]

@@ -2,11 +2,11 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from repro import __version__
 from repro.errors import ReproError
-from repro.files.paths import JUDGED, SCHEMA, results, results_name
+from repro.files.paths import JUDGED, results, results_name
 from repro.files.strict import read_regular
 from repro.files.verdict import read_verdict as verdict_file
 from repro.files.verdict import stored
@@ -87,35 +87,30 @@ def read_verdict(paper: Paper, profile: str) -> dict[str, Any] | None:
 
 
 def verdicts_of(paper: Paper) -> dict[str, dict[str, Any] | None]:
-    """Profile -> the stored verdict, weakest first; that a verdict is of its rows is not found out twice."""
-    return {profile: _remembered(paper, profile) for profile in JUDGED if profile in paper.profiles}
+    """Profile -> the stored verdict, weakest first, for lists of many papers.
 
-
-def _remembered(paper: Paper, profile: str) -> dict[str, Any] | None:
-    """As `read_verdict`, which reads all rows: what it found right is remembered by the content of the files.
-
-    `repro verify` and `repro judge --check`, which decide whether what is stored can be trusted, never ask this memory.
+    Where the file of rows is byte for byte the one that was judged, the rows are not read again.  `repro verify` and
+    `repro judge --check`, which decide whether what is stored can be trusted, read them.
     """
-    paths = [results(paper.slug, profile, kind) for kind in ("verdict", "rows")]
-    root = paths[0].parents[3]
+    return {profile: _shown(paper, profile) for profile in JUDGED if profile in paper.profiles}
+
+
+def _shown(paper: Paper, profile: str) -> dict[str, Any] | None:
+    path = results(paper.slug, profile, "verdict")
+    again, name = f"run `repro judge {paper.slug} --profile {profile}`", results_name(paper.slug, profile, "verdict")
+    if path.is_file():
+        verdict = verdict_file(path, again, name, {*paper.claims}, identities={*paper.identities})
+        if verdict.get("rows_file") == file_digest(results(paper.slug, profile, "rows")):
+            return verdict
+    return read_verdict(paper, profile)
+
+
+def file_digest(path: Path) -> str | None:
+    """`sha256:<hex>` of a file; None where it cannot be read."""
     try:
-        content = [read_regular(path) for path in paths]
+        return "sha256:" + hashlib.sha256(read_regular(path)).hexdigest()
     except OSError:
-        return read_verdict(paper, profile)
-    key = hashlib.sha256(b"\0".join([__version__.encode(), str(SCHEMA).encode(), *content])).hexdigest()
-    mark = root / ".repro" / "checked" / key
-    if mark.is_file():
-        again = f"run `repro judge {paper.slug} --profile {profile}`"
-        name = results_name(paper.slug, profile, "verdict")
-        return verdict_file(paths[0], again, name, {*paper.claims}, identities={*paper.identities})
-    found = read_verdict(paper, profile)
-    if (root / "params.yaml").is_file():
-        try:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-        except OSError:
-            pass  # a checkout that may not be written is only slower
-    return found
+        return None
 
 
 def evidence(slug: str, verdicts: dict[str, dict[str, Any] | None] | None = None) -> Evidence:

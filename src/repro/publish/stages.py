@@ -23,7 +23,6 @@ def paper_stages(paper: Paper) -> str:
     """`papers/<slug>/dvc.yaml`: measure, then judge, at the profile of params.yaml."""
     slug, here = paper.slug, f"papers/{paper.slug}"
     judged = [p for p in JUDGED if p in paper.profiles and results(slug, p, "metrics").is_file()]
-    stated = ", ".join(["claims", "headline", *(["identities"] if paper.identities else []), "measures"])
     metrics = "".join(f"  - results/{p}.metrics.json\n" for p in judged)
     return f"""# {MARK} from paper.yaml
 vars:
@@ -45,9 +44,8 @@ stages:
     cmd: exec repro judge {slug} --with-parent
     deps:
       - {here}/results/${{item.profile}}.rows.json
+      - {here}/paper.yaml
       - src/repro/judge
-    params:
-      - {here}/paper.yaml: [{stated}, "profiles.${{item.profile}}"]
     outs:
       - {here}/results/${{item.profile}}.verdict.json: {{cache: false, persist: true}}
       - {here}/results/${{item.profile}}.quality.json: {{cache: false, persist: true}}

@@ -232,20 +232,19 @@ def _reached(module: str) -> dict[str, Path]:
 
 def _shape(node: object) -> str:
     """A syntax tree as the text of nested lists, equal on every supported Python version; docstrings are left out."""
-    if isinstance(node, ast.AST):
-        kind = type(node)
-        fields = [(name, getattr(node, name)) for name in kind._fields if hasattr(node, name)]
-        if kind in _DOCUMENTED and node.body and _is_text(node.body[0]):
-            fields = [(name, value[1:] if name == "body" else value) for name, value in fields]
-        parts = [
-            f"({name!r}, {_shape(value)})"
-            for name, value in fields
-            if name not in _SKIPPED_FIELDS and value is not None and value != []
-        ]
-        return f"[{', '.join([repr(kind.__name__), *parts])}]"
-    if isinstance(node, list):
-        return f"[{', '.join(map(_shape, node))}]"
-    return repr(repr(node))
+    kind = type(node)
+    if kind is list:
+        return f"[{', '.join([_shape(one) for one in node])}]"
+    if kind is str or not isinstance(node, ast.AST):
+        return repr(repr(node))
+    parts = [repr(kind.__name__)]
+    for name in kind._fields:
+        value = getattr(node, name, None)
+        if name == "body" and kind in _DOCUMENTED and value and _is_text(value[0]):
+            value = value[1:]
+        if value is not None and value != [] and name not in _SKIPPED_FIELDS:
+            parts.append(f"({name!r}, {_shape(value)})")
+    return f"[{', '.join(parts)}]"
 
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -256,10 +255,19 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
 
 
+@functools.cache
+def _shapes(path: Path, stamp: tuple[int, int]) -> list[str]:
+    """The shape of each statement of a file's top level."""
+    return [_shape(statement) for statement in _parse(path, stamp).body]
+
+
 @_by_content
 @functools.cache
 def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
-    return hashlib.sha256(_shape(_parse(path, stamp)).encode()).hexdigest()
+    tree, shapes = _parse(path, stamp), _shapes(path, stamp)
+    shapes = shapes[1:] if tree.body and _is_text(tree.body[0]) else shapes
+    body = f", ('body', [{', '.join(shapes)}])" if shapes else ""
+    return hashlib.sha256(f"['Module'{body}]".encode()).hexdigest()
 
 
 def source_digest(*modules: str) -> str:
@@ -304,9 +312,8 @@ def _uses(statement: ast.stmt) -> set[str]:
 def _statements(path: Path, stamp: tuple[int, int]) -> list[tuple[ast.stmt, set[str], set[str], str]]:
     """The statements of a file's top level: what each binds and reads (imports: nothing), its shape."""
     found = []
-    for statement in _parse(path, stamp).body:
-        imports = isinstance(statement, ast.Import | ast.ImportFrom)
-        uses, shape = (set(), "") if imports else (_uses(statement), _shape(statement))
+    for statement, shape in zip(_parse(path, stamp).body, _shapes(path, stamp), strict=True):
+        uses = set() if isinstance(statement, ast.Import | ast.ImportFrom) else _uses(statement)
         found.append((statement, _binds(statement), uses, shape))
     return found
 
