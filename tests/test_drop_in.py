@@ -115,6 +115,15 @@ def test_clause_beside_what_is_provided(path: str, clause: str) -> None:
     CLAUSES[clause](build, x, slot)
 
 
+@pytest.mark.parametrize("name", ["gdn.GDN", "mhc_lite.MHC", "mhc_lite.MHCLite"])
+def test_export_of_what_the_contract_does_not_reach(name: str) -> None:
+    if name == "gdn.GDN":
+        build, x = partial(other(name), 6), draw(4, 6, 3)
+    else:
+        build, x = lambda: other(name)(torch.nn.Linear(6, 6), torch.nn.LayerNorm, 6, 0, 2, streams=3), draw(4, 3, 6)
+    CLAUSES["export"](build, x, "")
+
+
 def test_every_layer_is_walked_or_named() -> None:
     """A layer that a paper exports holds the contract, or stands in the list of those that it does not reach."""
     provided = {f"{case.values[0]}.{case.values[2]}" for case in PROVIDED}

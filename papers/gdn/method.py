@@ -20,7 +20,7 @@ Where the paper is silent, or the layers that came after it (those of TensorFlow
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import wide
+from repro.models.affine import leaf, wide
 
 __all__ = ["GDN", "Gaussianization", "gdn", "inverse_gdn", "lower_bound"]
 
@@ -39,6 +39,7 @@ class _LowerBound(torch.autograd.Function):
         return slope.masked_fill(below & (slope > 0), 0.0), None
 
 
+@leaf
 def lower_bound(x: Tensor, bound: float) -> Tensor:
     """Return max(x, bound), whose gradient passes where x is above, and below it where a step would lift x (D2)."""
     return _LowerBound.apply(x, bound)
@@ -128,6 +129,21 @@ class Gaussianization(nn.Module):
         return torch.linalg.solve(self.H, inverse_gdn(y, *self.parts(), steps=steps).T).T
 
 
+@leaf
+def _with_channels(x: Tensor, num_features: int) -> Tensor:
+    """Return x.  Raise ValueError where it is not (B, num_features, *)."""
+    if x.dim() < 2 or x.shape[1] != num_features:
+        raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {num_features}, *)")
+    return x
+
+
+@leaf
+def _root(z: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
+    """The denominator for z (B, *, C); autocast would take its product in half precision."""
+    with torch.autocast(z.device.type, enabled=False):
+        return (beta + z.square() @ gamma.T).sqrt()
+
+
 class GDN(nn.Module):
     """x_i / sqrt(beta_i + sum_j gamma_ij x_j^2) over the channels of every pixel.  x: (B, C, *) -> (B, C, *).
 
@@ -165,12 +181,9 @@ class GDN(nn.Module):
         return beta, gamma
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < 2 or x.shape[1] != self.num_features:
-            raise ValueError(f"input of shape {tuple(x.shape)} is not (B, {self.num_features}, *)")
-        beta, gamma = self.parts()
+        x = _with_channels(x, self.num_features)
         z = wide(x).movedim(1, -1)
-        with torch.autocast(x.device.type, enabled=False):  # which would take the product in half precision
-            root = (beta + z.square() @ gamma.T).sqrt()
+        root = _root(z, *self.parts())
         return (z * root if self.inverse else z / root).movedim(-1, 1).to(x.dtype)
 
     def extra_repr(self) -> str:

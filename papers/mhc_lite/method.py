@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.models.affine import wide
+from repro.models.affine import leaf, wide
 from repro.models.slots import Norm
 
 __all__ = ["MHC", "ExpandStreams", "MHCLite", "SumStreams", "mix_permutations", "sinkhorn"]
@@ -42,6 +42,14 @@ def sinkhorn(logits: Tensor, iterations: int = 20) -> Tensor:
 def mix_permutations(logits: Tensor, table: Tensor) -> Tensor:
     """sum_r softmax(logits)_r P_r.  logits: (..., n!); table: (n!, n, n), the permutations; result: (..., n, n)."""
     return (logits.softmax(-1) @ table.flatten(1)).unflatten(-1, table.shape[1:])
+
+
+@leaf
+def _as_streams(x: Tensor, streams: int, dim: int) -> Tensor:
+    """Return x.  Raise ValueError where it is not (..., streams, dim)."""
+    if x.shape[-2:] != (streams, dim):
+        raise ValueError(f"input of shape {tuple(x.shape)} is not (..., {streams}, {dim}); write ExpandStreams first")
+    return x
 
 
 class MHC(nn.Module):
@@ -83,19 +91,16 @@ class MHC(nn.Module):
     def mixing(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """H_pre (..., n), H_post (..., n) and H_res (..., n, n) of streams x (..., n, dim), in float32 at least."""
         v = wide(x).flatten(-2)
-        v = nn.functional.normalize(v, dim=-1) * math.sqrt(v.shape[-1]) * (1 + self.gamma)
+        v = nn.functional.normalize(v, dim=-1) * math.sqrt(self.streams * self.dim) * (1 + self.gamma)
 
         def logits(name: str) -> Tensor:
-            s, matrix, bias = (self.get_parameter(f"{kind}_{name}").to(v.dtype) for kind in "sAa")
+            s, matrix, bias = (getattr(self, f"{kind}_{name}").to(v.dtype) for kind in "sAa")
             return s * (v @ matrix) + bias
 
         return logits("pre").sigmoid(), 2 * logits("post").sigmoid(), self.residual(logits("res"))
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        if x.shape[-2:] != (self.streams, self.dim):
-            raise ValueError(
-                f"input of shape {tuple(x.shape)} is not (..., {self.streams}, {self.dim}); write ExpandStreams first"
-            )
+        x = _as_streams(x, self.streams, self.dim)
         pre, post, res = (h.to(x.dtype) for h in self.mixing(x))
         y = self.sublayer(self.norm((pre.unsqueeze(-2) @ x).squeeze(-2)), *args, **options)
         return res.mT @ x + post.unsqueeze(-1) * y.unsqueeze(-2)
