@@ -34,7 +34,7 @@ def measured(judged: dict[str, Any]) -> str:
     if first.get("steps_to"):
         measure = first["steps_to"]["axis"]
     kind = "ratio" if first.get("ratio") or (first.get("contrast") or {}).get("as") == "ratio" else first.get("kind")
-    return QUANTITIES.get(kind, "{}").format(measure)
+    return QUANTITIES.get(kind, "{}").format(measure.replace("_", " "))
 
 
 def estimate(judged: dict[str, Any]) -> str:

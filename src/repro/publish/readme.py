@@ -1,5 +1,7 @@
 """The README of each paper and the table in the README of the suite, from paper.yaml and what is stored."""
 
+import textwrap
+
 from repro.files.paths import JUDGED
 from repro.publish.evidence import Evidence, ours
 from repro.publish.markdown import code, escape, link, short
@@ -74,15 +76,22 @@ def _profile(paper: Paper, profile: str, verdict: dict | None) -> list[str]:
 
 
 def verdict_table(evidence: list[Evidence]) -> str:
-    """The table of the README: one line a paper, the strongest evidence of its headline."""
+    """The table of the README: one line for each paper whose headline is judged, the others by name below it."""
     lines = ["| paper | what it is known for | the paper | ours | verdict |", "|---|---|---|---|---|"]
     for one in evidence:
         shown = f"[{one.slug}](papers/{one.slug}/README.md){' (withdrawn)' if one.withdrawn else ''}"
         if one.fault:
             lines.append(f"| {shown} | | | | cannot be read |")
-            continue
-        lines.append(
-            f"| {shown} | {escape(short(one.statement, 110))} | {escape(short(one.paper_value, 60))} "
-            f"| {escape(one.ours or '–')} | {one.words} |"
-        )
+        elif one.judged:
+            lines.append(
+                f"| {shown} | {escape(short(one.statement, 110))} | {escape(short(one.paper_value, 60))} "
+                f"| {escape(one.ours or '–')} | {one.words} |"
+            )
+    waiting = [f"[{one.slug}](papers/{one.slug}/README.md)" for one in evidence if not (one.judged or one.fault)]
+    if waiting:
+        about = f"Written, tested and registered, with a headline that has not been measured yet ({len(waiting)}): "
+        lines += [
+            "",
+            *textwrap.wrap(about + ", ".join(waiting) + ".", 120, break_long_words=False, break_on_hyphens=False),
+        ]
     return "\n".join(lines)
