@@ -4,7 +4,7 @@ Arms of a seed start from the same directions v and see the same batches.  `plai
 then has ordinary weights; `narrow` is `wn` at half the width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -117,7 +117,7 @@ class Averaged(nn.Module):
 def network(arm: str, config: ConvPool) -> nn.Sequential:
     """Two stages of 3 x 3 convolutions with pooling, a 1 x 1 convolution, the average, and a linear layer."""
     n = config.width // 2 if arm == "narrow" else config.width
-    norm = {"bn": BatchNorm, "wn_mobn": MeanOnlyBatchNorm}.get(arm)
+    norm = BatchNorm if arm == "bn" else MeanOnlyBatchNorm if "mobn" in arm else None
     shapes = [(config.channels, n, 3), (n, n, 3), None, (n, 2 * n, 3), (2 * n, 2 * n, 3), None, (2 * n, 2 * n, 1)]
     layers: list[nn.Module] = []
     for shape in shapes:
@@ -138,6 +138,8 @@ def halved(step: int, steps: int) -> float:
 
 def convpool(arm: str, seed: int, config: ConvPool, device: torch.device) -> tasks.Measures:
     """Test error at the last step of a small ConvPool network, and its training loss over the first half of the run."""
+    if arm == "wn_mobn_more_images":
+        config = replace(config, examples=4 * config.examples)
     train, test = config.load(device)
     with forked_rng(torch.device("cpu")):
         torch.manual_seed(seed_of("weight_norm construction", seed))
@@ -147,7 +149,7 @@ def convpool(arm: str, seed: int, config: ConvPool, device: torch.device) -> tas
             weight_norm(layer)
     model.to(device)
     data_dependent_init(model, train[0][: config.init], generator=generator("weight_norm v", seed))
-    if arm in ("plain", "bn"):
+    if arm in ("plain", "plain_mobn", "bn"):
         for layer in normalised_layers(model):
             parametrize.remove_parametrizations(layer, "weight")
 
