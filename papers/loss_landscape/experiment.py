@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from repro import tasks, trivial
 from repro.errors import Diverged
-from repro.experiments.residual_nets import Nets, build
+from repro.experiments.residual_nets import Nets
+from repro.models.convnet import Basic, Plain, cifar_resnet
 from repro.papers.loss_landscape import filter_normalized, loss_line, nonconvexity, random_direction
 from repro.train import cosine, draws, evaluate_classifier, generator
 
@@ -18,10 +19,20 @@ from repro.train import cosine, draws, evaluate_classifier, generator
 
 @dataclass(frozen=True, kw_only=True)
 class Surfaces(Nets):
-    """lines: directions through the minimum, of `points` points in [-1, 1], on the first `scored` training images."""
+    """lines: directions through the minimum, of `points` points in [-1, 1], on the first `scored` training images;
+    below: the loss up to which bends count.
+    """
 
     lines: int
     points: int
+    below: float = 10.0
+
+
+def build(arm: str, config: Surfaces, source: torch.Generator) -> nn.Module:
+    """A CIFAR network with or without shortcuts: plain_32, residual_8."""
+    kind, _, depth = arm.partition("_")
+    block = {"plain": Plain, "residual": Basic}[kind]
+    return cifar_resnet(int(depth), width=config.width, channels=config.channels, block=block, generator=source)
 
 
 def surfaces(arm: str, seed: int, config: Surfaces, device: torch.device) -> tasks.Measures:
@@ -46,12 +57,13 @@ def surfaces(arm: str, seed: int, config: Surfaces, device: torch.device) -> tas
             for _ in range(config.lines)
         ]
     )
-    if not bool(curves[:, config.points // 2].isfinite().all()):
-        raise Diverged(config.steps)  # in eval mode: a curve cut off everywhere would look flat
-    curves = torch.nan_to_num(curves, nan=1e6, posinf=1e6).clamp_max(1e6)
+    try:
+        bends = [nonconvexity(curve, config.below) for curve in curves]
+    except ValueError:  # in eval mode the loss is so high, or rises so steeply, that no surface can be seen
+        raise Diverged(config.steps) from None
     return {
-        "nonconvexity": sum(map(nonconvexity, curves)) / len(curves),
-        "curve": curves.log1p().mean(0).tolist(),
+        "nonconvexity": sum(bends) / len(bends),
+        "curve": curves.nan_to_num(nan=1e300, posinf=1e300).log1p().mean(0).tolist(),
         "curve_at": a.tolist(),
         "error": evaluate_classifier(model, *test)["error"],
         "train_nats": float(curves[0, config.points // 2]),

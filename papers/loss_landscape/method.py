@@ -14,6 +14,7 @@ numbers whose product is 1; it does change when single neurons without BatchNorm
   D2  `nonconvexity` is ours: the paper looks at pictures, and at eigenvalues of the Hessian.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -90,10 +91,13 @@ def loss_plane(
     return torch.stack(rows)
 
 
-def nonconvexity(line: Tensor) -> float:
+def nonconvexity(line: Tensor, below: float = math.inf) -> float:
     """Return the share of bends that go down: sum max(0, -s) / sum |s|, s the second differences; 0 where convex.
 
-    line: (..., n) values at even distances, n at least 3.
+    line: (..., n) values at even distances, n at least 3.  below: a bend counts where its three points are at most
+    this; the authors' pictures end at 10 nats.  Raises ValueError where fewer than three bends count.
     """
-    bends = line.diff(dim=-1).diff(dim=-1)
+    bends = line.diff(dim=-1).diff(dim=-1)[line.unfold(-1, 3, 1).amax(-1) <= below]
+    if bends.numel() < min(3, line.shape[-1] - 2):
+        raise ValueError(f"{bends.numel()} bends lie below {below}: take more points, or points that are nearer")
     return float((-bends).clamp_min(0).sum() / bends.abs().sum().clamp_min(torch.finfo(line.dtype).tiny))

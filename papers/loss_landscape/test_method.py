@@ -139,3 +139,7 @@ def test_d2_nonconvexity():
     assert nonconvexity(x.square()) == 0 and nonconvexity(-x.square()) == 1
     assert nonconvexity(torch.zeros(5)) == 0
     assert abs(nonconvexity(torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0])) - 2 / 3) < 1e-6
+    steep = torch.cat([torch.tensor([torch.nan, 1e9, 30.0, 40.0]), x.square()])  # it bends down before it is low
+    assert nonconvexity(steep, below=9.0) == 0 < nonconvexity(steep[1:])
+    with pytest.raises(ValueError, match="2 bends lie below 1"):
+        nonconvexity(torch.tensor([9.0, 1.0, 0.5, 0.2, 0.5, 9.0]), below=1.0)
