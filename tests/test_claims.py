@@ -206,6 +206,15 @@ def test_the_known_good_arm_may_be_a_baseline_that_loses(paper):
     assert claim(swaps, learnt(rows_of(**BAD, d=around(0.5))))["mark"] == "not_shown"
 
 
+def test_the_comparator_is_no_known_good_arm(paper):
+    """An arm is never worse than itself by more than a margin, in whatever setting."""
+    alike = {"rule_text": "{kind: noninferiority, measure: loss, arm: a, against: b, margin: 0.1}", "positive": "b"}
+    found = claim(paper(trivial="linear", **alike), learnt(rows_of(**BAD)))
+    assert found["mark"] == "not_shown" and "the known-good arm b is the comparator itself" in found["why"]
+    timed = claim(paper(trivial="{none: a stopwatch}", **alike), rows_of(**BAD))
+    assert timed["state"] == "not_reproduced"
+
+
 # ---- has it learnt? ------------------------------------------------------------------------------------------------
 
 

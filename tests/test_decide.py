@@ -9,7 +9,7 @@ from scipy import stats
 from synthetic import DEPTHS, MEASURES, judged, row, rows_of, rule, state
 
 from repro.judge import decide as deciding
-from repro.judge.decide import Region, decide
+from repro.judge.decide import Region, decide, decide_rate, needed_unlike
 from repro.judge.rules import region_of
 
 # ---- the sign test ------------------------------------------------------------------------------------------------
@@ -206,6 +206,27 @@ def test_needed_seeds_of_the_sign_test():
     assert decide([-math.inf] * 3, Region(high=0), 0.95).needed == 5
     assert decide([-math.inf] * 4 + [math.inf] * 1, Region(high=0), 0.95).needed > 5
     assert decide([-math.inf] * 2 + [math.inf] * 2, Region(high=0), 0.95).needed is None
+
+
+@pytest.mark.parametrize("failed, n, high", [(2, 10, 0.5), (1, 10, 0.3), (3, 10, 0.5)])
+def test_needed_runs_of_a_failure_rate_decide_four_times_in_five(failed, n, high):
+    region = Region(high=high)
+    found = decide_rate(failed, n, region, 0.95, 0.95)
+    assert found.state == "inconclusive" and f"about {found.needed} fresh" in found.why
+
+    def power(m):
+        counts = np.random.default_rng(7).binomial(m, failed / n, 2000)
+        return np.mean([decide_rate(int(k), m, region, 0.95, 0.95).state != "inconclusive" for k in counts])
+
+    assert power(found.needed) > 0.78 and power(found.needed - 1) < 0.82  # whole numbers: it rises in steps
+
+
+def test_needed_pairs_of_a_failure_rate_count_those_that_do_not_differ():
+    """At one pair in five that differs, 33 pairs give five such pairs four times out of five."""
+    m = needed_unlike(1, 0, 5, 0.95, 0.95)
+    few, enough = (np.mean(np.random.default_rng(8).binomial(pairs, 0.2, 100_000) >= 5) for pairs in (m - 1, m))
+    assert m == 33 and few < 0.8 < enough
+    assert needed_unlike(3, 1, 5, 0.95, 0.95) > needed_unlike(4, 0, 5, 0.95, 0.95) > 5
 
 
 def test_what_no_seeds_would_decide():

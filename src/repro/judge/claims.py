@@ -457,6 +457,16 @@ def _positive_gate(case: Case, method: Outcome, positive: tuple[dict[str, Any], 
             "not_shown",
         )
     entry, came = positive
+    swaps = case.claim.swaps
+    compared = [[swaps.get(arm, arm) for arm in (rule.arm, *_others(rule))] for rule in case.rules]
+    if all(len(arms) > 1 and len(set(arms)) == 1 for arms in compared):
+        if not case.claim.trained:
+            return None
+        return Stop(
+            f"the rules fail ({method.why.rstrip('.')}), but the known-good arm {entry['arm']} is the comparator "
+            "itself, and an arm that is compared with itself shows nothing of the setting.",
+            "not_shown",
+        )
     if entry["state"] != "reproduced":
         return Stop(
             f"the setting could not have shown it: the known-good arm {entry['arm']} is not reproduced either "
@@ -465,6 +475,11 @@ def _positive_gate(case: Case, method: Outcome, positive: tuple[dict[str, Any], 
             came.needed,
         )
     return _edge(case, came.seen, "the known-good arm ")
+
+
+def _others(rule: Any) -> list[str]:
+    """The arms that a rule compares its arm with."""
+    return [*([rule.against] if getattr(rule, "against", None) else []), *getattr(rule, "others", ())]
 
 
 def _mutants(case: Case) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from statistics import median
 LEAST_SEEDS = 3
 LEAST_TRAINED = 5  # of a claim about trained arms
 POWER = 0.8
+MOST_RUNS = 300  # where more would be needed to tell failure rates, needed_seeds is None
 MOST_SEEDS = 100_000  # where more would be needed, needed_seeds is None
 INF = math.inf
 
@@ -218,18 +219,10 @@ def decide_rate(
     if n < least:
         return Decision("inconclusive", few(n, least), level=level, n=n, needed=least)
 
-    def state_of(k: int, m: int) -> str:
-        if _below(k, m, region.high) <= 1 - level and _above(k, m, region.low) <= 1 - level:
-            return "reproduced"
-        far = min(_above(k, m, region.high), _below(k, m, region.low))
-        return "not_reproduced" if far <= 1 - no_level else "inconclusive"
-
-    state, needed = state_of(failed, n), None
+    state = _rate_state(failed, n, region.low, region.high, level, no_level)
+    needed = _needed_rate(failed, n, region.low, region.high, level, no_level) if state == "inconclusive" else None
     used = no_level if state == "not_reproduced" else level
     low, high = failure_rate(failed, n, used)
-    if state == "inconclusive":
-        plans = (m for m in range(n + 1, 501) if state_of(round(failed / n * m), m) != "inconclusive")
-        needed = next(plans, None)
     where = f"and the {100 * (2 * used - 1):.4g} % interval of the failure rate, [{low:.3f}, {high:.3f}], "
     runs = f"{failed} of {n} runs failed, "
     if state == "inconclusive":
@@ -240,6 +233,48 @@ def decide_rate(
     share = failed / n
     slack = min(low - region.low, region.high - high)
     return Decision(state, why, share, (low, high), used, n, needed, slack, region.holds(share), p)
+
+
+def _rate_state(failed: int, n: int, low: float, high: float, level: float, no_level: float) -> str:
+    if _below(failed, n, high) <= 1 - level and _above(failed, n, low) <= 1 - level:
+        return "reproduced"
+    far = min(_above(failed, n, high), _below(failed, n, low))
+    return "not_reproduced" if far <= 1 - no_level else "inconclusive"
+
+
+@functools.lru_cache(maxsize=1024)
+def _needed_rate(failed: int, n: int, low: float, high: float, level: float, no_level: float) -> int | None:
+    """The least number of runs above n that decide with a chance of POWER, at the failure rate that was seen."""
+    from scipy.stats import binom
+
+    for m in range(n + 1, MOST_RUNS + 1):
+        chances = binom.pmf(range(m + 1), m, failed / n)
+        likely = [k for k in range(m + 1) if chances[k] > 1e-4]
+        decides = (k for k in likely if _rate_state(k, m, low, high, level, no_level) != "inconclusive")
+        if sum(chances[k] for k in decides) >= POWER:
+            return m
+    return None
+
+
+@functools.lru_cache(maxsize=1024)
+def needed_unlike(ahead: int, behind: int, n: int, level: float, no_level: float) -> int | None:
+    """The least number of pairs above n at which a sign test of those that differ decides with a chance of POWER.
+
+    ahead, behind: of the n pairs that were seen, how many differ in either direction.
+    """
+    from scipy.stats import binom
+
+    at = level if ahead >= behind else no_level
+    share, one_way = (ahead + behind) / n, max(ahead, behind) / (ahead + behind)
+    for m in range(n + 1, MOST_RUNS + 1):
+        differ = binom.pmf(range(m + 1), m, share)
+        power = 0.0
+        for k in (k for k in range(1, m + 1) if differ[k] > 1e-6):
+            least = next((j for j in range(k // 2, k + 1) if sign_p(j, k) <= 1 - at + 1e-12), None)
+            power += 0.0 if least is None else differ[k] * binom.sf(least - 1, k, one_way)
+        if power >= POWER:
+            return m
+    return None
 
 
 def _sign_decision(values: list[float], region: Region, level: float, no_level: float, out: frozenset[int]) -> Decision:
