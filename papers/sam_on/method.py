@@ -4,8 +4,9 @@
 
 g_n is the gradient of the gains and shifts of the model's normalization layers, (C,) each, and ||.|| is taken over
 them alone, about a thousandth of all parameters.  All parameters step.  T = 1 is SAM; with `adaptive=True` it is
-diag(|w_n| + eta), the element-wise ASAM, with eta = 0.01 as in their class; their script passes 0.  The best rho is larger than SAM's.  The authors' script has 0.5 as the
-default of all its variants, SAM's too, and 10 in an example of the adaptive form.  Without parameters or state of its own; a step costs two gradients.
+diag(|w_n| + eta), the element-wise ASAM, with eta = 0.01 as in the authors' class; their script passes 0.  The best
+rho is larger than SAM's.  The script has 0.5 as the default of all its variants, SAM's too, and 10 in an example of
+the adaptive form.  Without parameters or state of its own; a step costs two gradients.
 
     optimizer = SAMON(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.5, model=model)
     loss = closure()              # zero_grad, forward, backward
