@@ -205,8 +205,8 @@ def recommend(
     if made is None:
         profile = next(p for p in JUDGED if p in protocol.tracks(root)[model])
         raise Failed(
-            f"no evidence: the track {model} has not been run; `repro arena --track {model} --profile {profile}` measures "
-            "it in some hours (docs/arena.md)"
+            f"no evidence: the track {model} has not been run; `repro arena --track {model} --profile {profile}` "
+            "measures it in some hours (docs/arena.md)"
         )
     margin = made["margin"] if margin is None else margin
     cell, place = advice.nearest_cell(made, depth, batch)
