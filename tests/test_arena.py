@@ -548,6 +548,8 @@ def test_recommend_needs_evidence(never_run: Checkout, arena_checkout: Checkout)
     told = arena_checkout.ok("recommend", "--model", "mlp", "--depth", "3", "--margin", "100")
     assert "depth 2, batch 8, steps 4" in told and "This answers for depth 2, not 3" in told
     assert "no advice" in told or "the reference" in told
+    rows = json.loads((arena_checkout.root / "arena" / "mlp.cpu.rows.json").read_text())
+    assert '"arena/mlp.cpu.rows.json"' in arena_checkout.ok("trial", rows["provenance"]["trials"][0][7:19])
     told = arena_checkout.ok("recommend", "--model", "mlp", "--optimizer", "adamw")
     assert "measured under AdamW, as you asked" in told
     refused = arena_checkout.refused("recommend", "--model", "mlp", "--optimizer", "adamx")

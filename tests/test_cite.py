@@ -69,6 +69,11 @@ def test_paper_and_implementation():
     assert digest(VERDICT) in here["note"]
 
 
+def test_a_smaller_scale_is_cited_as_such():
+    smaller = {**PAPER, "claims": {"parity": {"fidelity": "scaled"}}}
+    assert "on profile cpu: contradicted at small scale, n = 5" in cite.bibtex(smaller, VERDICT)
+
+
 def test_without_a_verdict_nothing_is_said_of_one():
     assert "verdict" not in cite.bibtex(PAPER)
     assert digest({**VERDICT, "headline": None}) in cite.bibtex(PAPER, {**VERDICT, "headline": None})

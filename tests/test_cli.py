@@ -48,7 +48,7 @@ def test_the_verdicts_alone_are_the_verdicts_alone_as_json_too(checkout: Checkou
 
 
 def test_plan_counts_trials_and_knows_costs_only_from_rows(checkout: Checkout) -> None:
-    assert "unknown" in checkout.ok("plan", "demo")
+    assert "of which no cost is known" in checkout.ok("plan", "demo")
     planned = json.loads(checkout.ok("plan", "demo", "--json"))
     assert len(planned["entries"][0]["trials"]) == 12
     checkout.ok("run", "demo")
@@ -83,6 +83,9 @@ def test_refresh_keeps_rows_only_if_they_are_bitwise_equal(checkout: Checkout) -
     assert "fresh already" in checkout.ok("refresh", "demo")
     checkout.edit("1000 * seed", "seed * 1000", "papers/demo/experiment.py")
     assert "stale" in checkout.run("verify", "demo").stdout
+    assert "cpu is stale: the source of main changed" in checkout.ok("show", "demo")
+    assert "main changed" in json.loads(checkout.ok("show", "demo", "--json"))["stale"]["cpu"]
+    assert "Stale: the source of main changed" in checkout.ok("judge", "demo")
     assert "bitwise equal" in checkout.ok("refresh", "demo")
     path = checkout.paper / "results" / "cpu.rows.json"
     before = path.read_bytes()
@@ -118,7 +121,7 @@ def test_stubs_fail_until_they_are_filled(checkout: Checkout) -> None:
         capture_output=True,
         text=True,
     )
-    assert tests.returncode == 1 and "2 failed" in tests.stdout
+    assert tests.returncode == 1 and "3 failed" in tests.stdout
 
 
 @pytest.mark.parametrize(

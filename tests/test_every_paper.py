@@ -79,11 +79,13 @@ def test_every_departure_has_a_test(one: Paper) -> None:
     here = ROOT / "papers" / one.slug
     header = ast.get_docstring(ast.parse((here / "method.py").read_text()))
     numbers = [int(n) for n in re.findall(r"^ *D(\d+) ", header, re.M)]
-    assert numbers == list(range(1, len(numbers) + 1)) and numbers
+    assert numbers, "the header of method.py has no numbered line D1: say what departs from the paper"
+    assert numbers == list(range(1, len(numbers) + 1)), f"the departures are numbered {numbers}, not 1, 2, ..."
     tests = (here / "test_method.py").read_text()
     for number in numbers:
         assert re.search(rf"def test_d{number}_", tests), f"no test of departure D{number}"
-    assert "mutant" in tests.lower()
+    wanted = "test_method.py has no test of mutants: wrong versions that the tests must catch (repro.testing.mutation)"
+    assert "mutant" in tests.lower(), wanted
 
 
 def test_claims_have_rules_controls_and_places(one: Paper) -> None:

@@ -186,6 +186,14 @@ def test_a_paper_that_cannot_be_read_stops_no_question(tree):
     assert "cannot be shown" in page and "has no rows beside it" in page
 
 
+def test_a_paper_yaml_that_cannot_be_read_stops_no_question(tree):
+    path = tree / "papers" / "rmsnorm" / "paper.yaml"
+    path.write_text(path.read_text().replace("headline:", "headlines:", 1))
+    assert files.read_question(tree, "demo")["claims"]
+    (found,) = questions.answers(tree, only="demo")
+    assert "headlines: unknown key" in found["faults"]["rmsnorm"]
+
+
 def test_the_command_answers_one_question_or_all_and_refuses_an_unknown_one() -> None:
     def ask(*words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "repro", "ask", *words]

@@ -381,7 +381,8 @@ def swap(
     for encoder in model.modules():
         if isinstance(encoder, nn.TransformerEncoder):
             encoder.use_nested_tensor = False  # only torch's fused LayerNorm takes nested tensors
-    report.notes += [f"{count} {name}s have no place in {report.replaced[0][2]}" for name, count in lost.items()]
+    plural = {name: name + ("es" if name.endswith("s") else "s") for name in lost}
+    report.notes += [f"{count} {plural[name]} have no place in {report.replaced[0][2]}" for name, count in lost.items()]
     if not quiet:
         print(report)
     return report

@@ -203,7 +203,11 @@ def recommend(
         raise ReproError(f"--model {model}: no such track; write one of {', '.join(protocol.tracks(root))}")
     made = next((t for p in reversed(JUDGED) if (t := protocol.read(root, model, p, "table"))), None)
     if made is None:
-        raise Failed(f"no evidence: the track {model} has not been run; `repro arena --track {model}` measures it")
+        profile = next(p for p in JUDGED if p in protocol.tracks(root)[model])
+        raise Failed(
+            f"no evidence: the track {model} has not been run; `repro arena --track {model} --profile {profile}` "
+            "measures it in some hours (docs/arena.md)"
+        )
     margin = made["margin"] if margin is None else margin
     cell, place = advice.nearest_cell(made, depth, batch)
     if cell is None:
@@ -213,8 +217,10 @@ def recommend(
         place = f"{place} {advice.under(cell, optimizer)}"
     chosen = {slot: advice.recommended(one, margin) for slot, one in cell["slots"].items()}
     trials = {m["arm"]: m["trials"] for m in made["methods"]}
+    here = {**made["settings"], **cell["at"]}
+    absent = [slot for one in made["absent"] if {**made["settings"], **one["at"]} == here for slot in one["slots"]]
     if as_json:
-        answer = {"track": model, "profile": made["profile"], "measured_at": cell["at"], "about": place}
+        answer = {"track": model, "profile": made["profile"], "measured_at": here, "about": place}
         why = {slot: one["why"] for slot, one in cell["slots"].items()}
         return dump(
             {
@@ -223,13 +229,11 @@ def recommend(
                 "measure": made["measure"],
                 "methods": chosen,
                 "why_not": why,
+                "not_measured": absent,
                 "trials": trials,
             }
         )
-    say(
-        f"Measured: {made['what']}, {levels({**made['settings'], **cell['at']})}, {made['seeds']} seeds, on "
-        f"{made['device']} ({made['profile']})."
-    )
+    say(f"Measured: {made['what']}, {levels(here)}, {made['seeds']} seeds, on {made['device']} ({made['profile']}).")
     say(place)
     say(
         f"As good as the tuned base: the {made['level']:.0%} interval of the difference in {made['measure']}, holding "
@@ -237,6 +241,8 @@ def recommend(
     )
     for slot, lines in chosen.items():
         _advice(slot, lines, cell["slots"][slot], trials)
+    if absent:
+        say(f"\nNot measured here, and so no advice: {', '.join(absent)}.")
 
 
 def _advice(slot: str, lines: list[dict], compared: dict, trials: dict[str, list[str]]) -> None:

@@ -189,6 +189,16 @@ def results(slug: str, profile: str, kind: str) -> Path:
     return paths.results(slug, profile, kind, root())
 
 
+def staleness(paper, profile: str) -> str | None:
+    """Why the rows of a profile no longer describe the source, as people read it; None while they do."""
+    from repro.files.rows import read_rows
+    from repro.report import staleness as compared
+
+    path, again = results(paper.slug, profile, "rows"), f"`repro run {paper.slug} --profile {profile}`"
+    why = compared(paper, profile, read_rows(path, f"run {again} again")) if path.is_file() else None
+    return why and f"{why}. {again} measures again, `repro refresh` keeps rows that an edit has not changed."
+
+
 def verdict_table(paper, verdict: dict) -> None:
     """Print the claims and identities of a verdict."""
     from repro.publish.evidence import ours
@@ -211,6 +221,10 @@ def verdict_table(paper, verdict: dict) -> None:
         table(["identity", ""], [[name, verdict_words(one["state"])] for name, one in identities.items()])
     if verdict["post_hoc"]:
         say("Post hoc: rules, headline or seeds were changed after these rows were measured.")
+    if why := staleness(paper, verdict["profile"]):
+        paragraph(f"Stale: {why}")
+    if any(judged["estimate"] is None and judged["state"] == "inconclusive" for judged in verdict["claims"].values()):
+        say(f"`repro show {paper.slug}` says why a claim without a number is not decided.")
 
 
 def short(text: str, most: int = 60) -> str:

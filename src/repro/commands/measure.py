@@ -154,10 +154,11 @@ def rehearse(
     except ImportError:
         raise Failed("this checkout has no rehearsal (src/repro/run/rehearse.py)") from None
     faults, lines, profile = common.Faults(), [], common.profile_of(profile)
-    for one in common.papers(slugs, every, faults):
-        if every and profile not in one.profiles:
-            continue
+    chosen = [one for one in common.papers(slugs, every, faults) if not every or profile in one.profiles]
+    for i, one in enumerate(chosen, 1):
         common.needs(one, profile)
+        if len(chosen) > 1:
+            print(f"[{i}/{len(chosen)}] {one.slug}", file=sys.stderr, flush=True)
         try:
             lines += rehearsal.rehearse(one, profile)
         except ReproError as error:
@@ -203,13 +204,18 @@ def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None
         say(f"no paper has a profile {profile}" if not chosen else f"no paper's cost at profile {profile} can be read")
         return faults.end()
     table(["paper", "experiment", "trials", "path", "work", "rate"], lines)
-    work = common.duration(sum(cost.seconds or 0.0 for cost in costs))
-    unknown = sum(cost.seconds is None for cost in costs)
-    say(
-        f"{sum(cost.trials for cost in costs)} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"  # noqa: E501
-        + (f"; {unknown} experiments have no rate yet" if unknown else "")
-    )
+    say(_total(costs))
     faults.end()
+
+
+def _total(costs: list) -> str:
+    """The sum of the costs in one line; what is unknown is not counted as nothing."""
+    trials, unknown = sum(cost.trials for cost in costs), sum(cost.seconds is None for cost in costs)
+    if unknown == len(costs):
+        return f"{trials} trials, of which no cost is known"
+    work = common.duration(sum(cost.seconds or 0.0 for cost in costs))
+    told = f"{trials} trials, {work} of work for one {'GPU' if costs[0].of == 'gpu' else 'process'}"
+    return told + (f", and {unknown} of {len(costs)} experiments whose cost is unknown" if unknown else "")
 
 
 def _costs(one, profile: str, seeds: int | None) -> list:

@@ -103,6 +103,10 @@ def test_against_the_equation() -> None:
 
 def test_d1_says_what_the_departure_changes() -> None:
     raise AssertionError("write a test for each departure of papers/{slug}/method.py")
+
+
+def test_mutants_are_caught() -> None:
+    raise AssertionError("write wrong versions that the tests must catch; repro.testing.mutation makes tests of them")
 """
 
 NOTES = """# Notes on {slug}

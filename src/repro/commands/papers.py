@@ -17,6 +17,7 @@ from repro.commands.common import (
     profile_of,
     root,
     say,
+    staleness,
     table,
     verdict_table,
 )
@@ -79,10 +80,13 @@ def show(
     one = load(slug)
     profiles = [profile_of(profile)] if profile or verdict else [p for p in JUDGED if p in one.profiles]
     verdicts = {p: read_verdict(one, p) for p in profiles}
-    if as_json:
-        return dump(verdicts if verdict else {"paper": as_dict(one), "verdicts": verdicts})
+    if verdict and as_json:
+        return dump(verdicts)
     if not verdict:
-        return _show(one, verdicts)
+        stale = {p: why for p in verdicts if (why := staleness(one, p))}
+        if as_json:
+            return dump({"paper": as_dict(one), "verdicts": verdicts, "stale": stale})
+        return _show(one, verdicts, stale)
     for p, stored in verdicts.items():
         if stored is None:
             raise ReproError(
@@ -91,7 +95,7 @@ def show(
         verdict_table(one, stored)
 
 
-def _show(one, verdicts: dict[str, dict | None]) -> None:
+def _show(one, verdicts: dict[str, dict | None], stale: dict[str, str]) -> None:
     """Print everything about a paper that people read."""
     from repro.publish.plaintext import equation
 
@@ -103,6 +107,9 @@ def _show(one, verdicts: dict[str, dict | None]) -> None:
     say()
     page = f"reports/papers/{one.slug}.html"
     paragraph(equation(one.equation) or f"The equation is in papers/{one.slug}/method.py and on {page}.", "  ")
+    for p, why in stale.items():
+        say()
+        paragraph(f"{p} is stale: {why}")
     for name, claim in one.claims.items():
         say()
         headline = ", headline" if name == one.headline else ""
@@ -138,7 +145,8 @@ def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
         judged = (verdict or {"claims": {}})["claims"].get(name)
         if judged:
             state = words.verdict_words(judged["state"], judged.get("mark"), claim.fidelity)
-            paragraph(f"{state}. {ours(judged)}. {words.sentence(judged['why'])}", f"  {p:<8} ")
+            here = f"{ours(judged)}. " if judged["estimate"] is not None else ""
+            paragraph(f"{state}. {here}{words.sentence(judged['why'])}", f"  {p:<8} ")
         elif one.rules(name, p):
             say(f"  {p:<8} not run")
         for text in [words.rule_text(as_dict(rule), measures) for rule in one.rules(name, p)]:

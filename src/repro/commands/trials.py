@@ -30,10 +30,27 @@ def find(key: str, root: Path) -> list[dict]:
             for row, full in zip(document["rows"], document["provenance"].get("trials", ()), strict=False):
                 if full.removeprefix("sha256:").startswith(wanted):
                     found.append({"key": full, "in": results_name(slug, profile, "rows"), "row": row})
+    found += _of_arena(wanted, root)
     known = {one["key"] for one in found}
     for path in sorted((root / ".repro" / "trials").glob(f"{wanted[:2]}/{wanted}*.json")):
         full = "sha256:" + path.stem
         if full not in known:
             record = Store(root / ".repro" / "trials").get(full)
             found += [{"key": full, "in": str(path.relative_to(root)), "row": record["row"]}] if record else []
+    return found
+
+
+def _of_arena(wanted: str, root: Path) -> list[dict]:
+    """The trials of the arena whose keys begin so; `repro recommend` prints them."""
+    from repro.arena import protocol
+
+    found = []
+    for path in sorted((root / "arena").glob("*.rows.json")):
+        track, profile = path.name.split(".")[:2]
+        if wanted.encode() not in read_regular(path):
+            continue
+        document = protocol.read(root, track, profile, "rows")
+        for row, full in zip(document["rows"], document["provenance"]["trials"], strict=False):
+            if full.removeprefix("sha256:").startswith(wanted):
+                found.append({"key": full, "in": f"arena/{path.name}", "row": row})
     return found

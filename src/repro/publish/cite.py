@@ -8,6 +8,7 @@ from typing import Any
 
 import repro
 from repro.store import digest
+from repro.words import verdict_words
 
 _VENUES = {
     "AAAI": "Proceedings of the AAAI Conference on Artificial Intelligence",
@@ -202,8 +203,9 @@ def implementation_bibtex(paper: Any, verdict: Mapping | None = None) -> str:
         head = verdict.get("claims", {}).get(verdict.get("headline") or "")
         if head:
             n = f", n = {head['n']}" if head.get("n") else ""
-            state = str(head["state"]).replace("_", " ")
-            note += f"; claim {verdict['headline']} on profile {verdict['profile']}: {state}{n}"
+            claim = (_field(paper, "claims") or {}).get(verdict["headline"])
+            words = verdict_words(str(head["state"]), head.get("mark"), claim and _field(claim, "fidelity"))
+            note += f"; claim {verdict['headline']} on profile {verdict['profile']}: {words}{n}"
         note += f"; verdict {digest(dict(verdict))}"
     return _entry(
         "software",

@@ -172,11 +172,11 @@ def check(root: Path, only: str | None = None) -> list[str]:
         files = {path: text for path, text in files.items() if path.parent == root / "papers" / only}
         faults = {slug: why for slug, why in faults.items() if slug == only}
     lines = [line for path, text in files.items() if (line := _difference(path, text, root))]
-    return lines + list(faults.values()) + ([] if only else stray_stages(root, files))
+    return lines + list(faults.values()) + ([] if only else stray_stages(root, files, faults))
 
 
-def stray_stages(root: Path, files: Container[Path]) -> list[str]:
-    """One line per file of DVC that is not generated.
+def stray_stages(root: Path, files: Container[Path], unread: Container[str] = ()) -> list[str]:
+    """One line per file of DVC that is not generated; that of an unread paper can be compared with nothing.
 
     DVC reads every one in the checkout, and runs a stage of it for any other stage that depends on what it makes.
     """
@@ -187,9 +187,14 @@ def stray_stages(root: Path, files: Container[Path]) -> list[str]:
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in (".git", ".dvc", *ignored)]
         found += [Path(folder, name) for name in names if name == "dvc.yaml" or name.endswith(".dvc")]
+    uncompared = "cannot be compared while its paper cannot be read; run no `dvc repro` before"
+    stray = "holds stages of DVC that `repro index` did not write, and `dvc repro` may run them; delete it"
+
+    def of_unread(path: Path) -> bool:
+        return path.name == "dvc.yaml" and path.parent.parent == root / "papers" and path.parent.name in unread
+
     return [
-        f"{path.relative_to(root)}: holds stages of DVC that `repro index` did not write, and `dvc repro` may run "
-        "them; delete it"
+        f"{path.relative_to(root)}: {uncompared if of_unread(path) else stray}"
         for path in sorted(found)
         if path not in files
     ]
