@@ -206,7 +206,8 @@ def implementation_bibtex(paper: Any, verdict: Mapping | None = None) -> str:
             claim = (_field(paper, "claims") or {}).get(verdict["headline"])
             words = verdict_words(str(head["state"]), head.get("mark"), claim and _field(claim, "fidelity"))
             note += f"; claim {verdict['headline']} on profile {verdict['profile']}: {words}{n}"
-        note += f"; verdict {digest(dict(verdict))}"
+        decided = {k: v for k, v in verdict.items() if k != "rows_file"}  # which holds the seconds of the rows too
+        note += f"; verdict {digest(decided)}"
     return _entry(
         "software",
         re.sub(r"[^A-Za-z0-9_-]", "", f"repro_{slug}"),
