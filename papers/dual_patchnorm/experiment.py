@@ -1,7 +1,7 @@
 """What papers/dual_patchnorm measures: what the stem is invariant to, and a ViT trained with and without it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
 
@@ -34,6 +34,7 @@ class Crushed(DualPatchEmbed):
 
 STEMS: dict[str, Callable[..., nn.Module]] = {
     "none": partial(DualPatchEmbed, pre=False, post=False),
+    "longer": partial(DualPatchEmbed, pre=False, post=False),
     "pre": partial(DualPatchEmbed, post=False),
     "post": partial(DualPatchEmbed, pre=False),
     "dpn": DualPatchEmbed,
@@ -150,6 +151,7 @@ def root_mean_square(p: nn.Parameter) -> float:
 def training(arm: str, seed: int, config: Training, device: torch.device) -> Measures:
     """A ViT on pictures: test accuracy at the end, and the gradient of the stem's matrix over those of the blocks."""
     steps, shares, source = [], [], generator("dual_patchnorm training", seed)
+    config = replace(config, steps=2 * config.steps) if arm == "longer" else config
     model = model_of(STEMS[arm], config, source, side=config.side, channels=config.channels, scaled=config.scaled)
 
     def look(step: int, model: nn.Module, loss: Tensor) -> None:
