@@ -247,3 +247,15 @@ def test_the_plan_of_a_tuned_claim(checkout: Checkout) -> None:
 
 
 EXPERIMENT = "papers/demo/experiment.py"
+
+
+def test_equal_scores_at_all_levels_have_no_edge() -> None:
+    """A network that takes no step is the same at every rate."""
+    rows = [
+        {"arm": "a", "seed": 1000, "factors": {"lr": lr}, "measures": {"loss": 1.5}, "status": "ok"}
+        for lr in (0.1, 1.0)
+    ]
+    options = {"arm": "a", "cell": {}, "factor": "lr", "seeds": [1000], "measure": "loss", "better": "lower"}
+    assert choose(rows, levels=[0.1, 1.0], **options).edge is False
+    rows[1]["measures"] = {"loss": 1.4}
+    assert choose(rows, levels=[0.1, 1.0], **options).edge is True

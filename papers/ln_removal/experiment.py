@@ -155,19 +155,20 @@ def attribution_error(model: GPT, x: Tensor, y: Tensor) -> float:
 
 
 def removal(arm: str, seed: int, config: Removal, device: torch.device) -> tasks.Measures:
-    """Held-out loss of one pre-trained model after: fine-tuning alone (vanilla), with removal (one_by_one, at_once),
-    and removal without fine-tuning (untuned; all_but_final; tripled, where sigma_avg is three times too large)."""
+    """Held-out loss of one pre-trained model after fine-tuning alone (vanilla), after fine-tuning with removal
+    (one_by_one, at_once; first_block: of the norms of one block), and after removal alone (untuned; all_but_final;
+    tripled, where sigma_avg is three times too large).
+    """
     corpus, (first, begun) = config.load(device), pretrained(seed, config, device)
     model, hook, loss = copy.deepcopy(first), None, cross_entropy
     if arm != "vanilla":
         gaps = dict(zip(("gap_mlp", "gap_qk", "gap_v"), config.gaps, strict=True))
         schedule = method.removal_schedule(config.depth, start=config.start, **gaps)
-        hook = method.remove_layernorm(
-            model, schedule if arm == "one_by_one" else [(config.start, s) for _, s in schedule]
-        )
+        some = {"one_by_one": schedule, "first_block": [(t, s) for t, s in schedule if s.endswith(".0")]}
+        hook = method.remove_layernorm(model, some.get(arm, [(config.start, s) for _, s in schedule]))
         loss = tracked_loss(model, config.auxiliary)
     evaluate = partial(evaluate_lm, tokens=corpus.valid, context=config.context, windows=config.windows)
-    steps = config.tuning_steps if arm in ("vanilla", "one_by_one", "at_once") else 0
+    steps = config.tuning_steps if arm in ("vanilla", "one_by_one", "first_block", "at_once") else 0
     history = tasks.trained(
         model,
         corpus.train,

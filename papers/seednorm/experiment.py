@@ -164,6 +164,7 @@ def alpha_gradient(arm: str, seed: int, config: AlphaGradient, device: torch.dev
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "rmsnorm": partial(nn.RMSNorm, eps=1e-6),
     "seednorm": SeeDNorm,
+    "normalised_dot": LAYERS["normalised_dot"],
     "alpha_ten": partial(SeeDNorm, alpha_init=10.0),
     "alpha_tenth": partial(SeeDNorm, alpha_init=0.1),
 }

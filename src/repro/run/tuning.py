@@ -18,7 +18,8 @@ class Chosen:
 
     level: the best one, None where every level diverged.  scores: the mean over the tuning seeds of each level, None
     where a run diverged.  edge: the best level is the first or the last of the grid and nothing beyond it was seen to
-    fail, so that a better one may lie outside; never the level 0, beyond which there is nothing.
+    fail, so that a better one may lie outside; never the level 0, beyond which there is nothing, and not where all
+    levels are equal, to the last bit, as without training.
     """
 
     level: Level | None
@@ -55,7 +56,8 @@ def choose(
     best = ranked.index(min(ranked))
     # The neighbour beyond the best level bounds the grid, also where it diverged: only the outermost levels are edges,
     # and a level of 0 (no decay, no noise) is none, since nothing lies beyond it.
-    return Chosen(levels[best], scores, edge=best in (0, len(levels) - 1) and levels[best] != 0)
+    outer = best in (0, len(levels) - 1) and levels[best] != 0
+    return Chosen(levels[best], scores, edge=outer and len(set(ranked)) > 1)
 
 
 def level_to_run(chosen: Chosen) -> Level:
