@@ -1,4 +1,5 @@
-"""Everything marked GENERATED: the DVC stages, the papers' READMEs and package files, the table of verdicts.
+"""Everything marked GENERATED: the DVC stages, the papers' READMEs and package files, the table of verdicts; and
+docs/paper_yaml.md, the keys of paper.yaml.
 
 `build(root)` gives path -> text for all of it; `write` puts it on disk, `check` names what differs.
 """
@@ -16,6 +17,7 @@ from repro.files.strict import plain, read_regular
 from repro.publish import evidence, namespaces, readme, stages
 from repro.publish.stages import MARK
 from repro.run import provenance
+from repro.spec import describe
 from repro.spec import load as papers
 from repro.store import write_file
 
@@ -120,6 +122,9 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
     table = readme.verdict_table([evidence.evidence(slug, verdicts.get(slug)) for slug in slugs])
     page = root / "README.md"
     files[page] = spliced(plain(page, "README.md"), table)
+    keys = root / "docs" / "paper_yaml.md"
+    if keys.is_file():
+        files[keys] = describe.markdown()
     return files, faults
 
 

@@ -410,7 +410,8 @@ class Claim(_Strict):
     controls: list[Control] = field(default_factory=list)
     """Broken arms that the same rule must reject."""
     positive: ArmOrSwaps | None = None
-    """Arm that is known to show the effect, or what takes the place of which arm; nothing is not reproduced where it fails."""
+    """Arm that is known to show the effect, or what takes the place of which arm; nothing is not reproduced where it
+    fails, or where every rule would compare it with itself."""
     tune: TuneOrShared | None = None
     """How every arm gets its own level of a factor; `shared` where one recipe for all is the paper's point."""
     trivial: NameOrTrivial | None = None
