@@ -110,6 +110,7 @@ def prepare(root: Path) -> None:
         for one in [*stage.get("deps", ()), *stage.get("outs", ())]:
             name = one if isinstance(one, str) else next(iter(one))
             empty(root / name.replace("${profile}", "cpu"), "<p>a page</p>\n")
+    run(["repro", "index"], root)  # which lists the metrics that there are
     subprocess.run(["git", "add", "-A"], cwd=root, check=True, capture_output=True)
     run(["dvc", "commit", "-q", "-f"], root)
 
