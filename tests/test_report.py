@@ -693,7 +693,7 @@ def test_what_surrounds_the_numbers(paper_page):
         "authors’ code: bzhangGo/rmsnorm@2e726f1",
         "@inproceedings{zhang2019root,",
         "@software{repro_demo,",
-        "claim running-time on profile gpu: reproduced, n = 5",
+        "claim running-time on profile gpu: supported at small scale, n = 5",
         "NVIDIA H100 80GB HBM3",
         "ours 0.805 , the paper’s 0.753 , ratio 1.07",
         "from repro.papers.demo import RMSNorm",
