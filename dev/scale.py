@@ -20,9 +20,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from repro.publish.evidence import file_digest
 from repro.run import provenance
-from repro.store import rows_digest, sealed
+from repro.store import file_digest, rows_digest, sealed
 
 COMMANDS = {  # as docs/scale.md names them -> (words, seconds allowed with 345 papers)
     "`repro list`, first call": (["repro", "list"], 3.0),

@@ -9,7 +9,7 @@ from scipy import stats
 from synthetic import DEPTHS, MEASURES, judged, row, rows_of, rule, state
 
 from repro.judge import decide as deciding
-from repro.judge.decide import Region, decide, decide_rate, needed_unlike
+from repro.judge.decide import Region, decide, decide_rate
 from repro.judge.rules import region_of
 
 # ---- the sign test ------------------------------------------------------------------------------------------------
@@ -223,10 +223,16 @@ def test_needed_runs_of_a_failure_rate_decide_four_times_in_five(failed, n, high
 
 def test_needed_pairs_of_a_failure_rate_count_those_that_do_not_differ():
     """At one pair in five that differs, 33 pairs give five such pairs four times out of five."""
-    m = needed_unlike(1, 0, 5, 0.95, 0.95)
+
+    def needed(*values):
+        found = decide(list(values), Region(high=0.0), 0.95, least=0, sign=True, pairs=5)
+        assert found.state == "inconclusive" and f"about {found.needed} fresh seeds in place of these 5" in found.why
+        return found.needed
+
+    m = needed(-1.0)
     few, enough = (np.mean(np.random.default_rng(8).binomial(pairs, 0.2, 100_000) >= 5) for pairs in (m - 1, m))
     assert m == 33 and few < 0.8 < enough
-    assert needed_unlike(3, 1, 5, 0.95, 0.95) > needed_unlike(4, 0, 5, 0.95, 0.95) > 5
+    assert needed(-1.0, -1.0, -1.0, 1.0) > needed(-1.0, -1.0, -1.0, -1.0) > 5
 
 
 def test_what_no_seeds_would_decide():

@@ -28,6 +28,11 @@ def digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(canonical(value)).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """`sha256:<hex>` of a file as it is on the disk."""
+    return "sha256:" + hashlib.sha256(read_regular(path)).hexdigest()
+
+
 def rows_digest(rows: list[dict]) -> str:
     """Digest of rows without their seconds: what a verdict is bound to."""
     return digest([{k: v for k, v in row.items() if k != "seconds"} for row in rows])

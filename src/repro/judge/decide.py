@@ -25,7 +25,7 @@ from statistics import median
 LEAST_SEEDS = 3
 LEAST_TRAINED = 5  # of a claim about trained arms
 POWER = 0.8
-MOST_RUNS = 300  # where more would be needed to tell failure rates, needed_seeds is None
+MOST_RUNS = 500  # where as many would be needed by a test that counts, needed_seeds is None
 MOST_SEEDS = 100_000  # where more would be needed, needed_seeds is None
 INF = math.inf
 
@@ -103,12 +103,14 @@ def decide(
     no_level: float | None = None,
     least: int = LEAST_SEEDS,
     sign: bool = False,
+    pairs: int | None = None,
 ) -> Decision:
     """Decide on one parameter: `values` per seed, or two unpaired samples whose difference it is (Welch).
 
     `out`: seeds that count as outside R whatever their value; where all do, nothing is left to test.
     `level` is for reproduced, `no_level` (the same unless
     given) for not_reproduced.  `least`: with fewer seeds nothing is decided.  `sign`: the sign test in place of t.
+    `pairs`: the values are those of so many pairs that differ, and what would decide is said in pairs.
     """
     n, no_level = len(values), level if no_level is None else no_level
     if n < least:
@@ -118,7 +120,7 @@ def decide(
         return Decision("not_reproduced", why, level=no_level, n=n, slack=-INF, p=1.0)
     if sign or out or not all(map(math.isfinite, [*values, *(other or ())])):
         paired = values if other is None else [a - b for a, b in zip(values, other, strict=True)]
-        return _sign_decision(paired, region, level, no_level, out)
+        return _sign_decision(paired, region, level, no_level, out, pairs)
     mean, variance = _moments(values)
     df = n - 1.0
     if other is not None:
@@ -247,37 +249,22 @@ def _needed_rate(failed: int, n: int, low: float, high: float, level: float, no_
     """The least number of runs above n that decide with a chance of POWER, at the failure rate that was seen."""
     from scipy.stats import binom
 
-    for m in range(n + 1, MOST_RUNS + 1):
+    def power(m: int) -> float:
         chances = binom.pmf(range(m + 1), m, failed / n)
         likely = [k for k in range(m + 1) if chances[k] > 1e-4]
-        decides = (k for k in likely if _rate_state(k, m, low, high, level, no_level) != "inconclusive")
-        if sum(chances[k] for k in decides) >= POWER:
-            return m
-    return None
+        return sum(chances[k] for k in likely if _rate_state(k, m, low, high, level, no_level) != "inconclusive")
+
+    return _first(power, n)
 
 
-@functools.lru_cache(maxsize=1024)
-def needed_unlike(ahead: int, behind: int, n: int, level: float, no_level: float) -> int | None:
-    """The least number of pairs above n at which a sign test of those that differ decides with a chance of POWER.
-
-    ahead, behind: of the n pairs that were seen, how many differ in either direction.
-    """
-    from scipy.stats import binom
-
-    at = level if ahead >= behind else no_level
-    share, one_way = (ahead + behind) / n, max(ahead, behind) / (ahead + behind)
-    for m in range(n + 1, MOST_RUNS + 1):
-        differ = binom.pmf(range(m + 1), m, share)
-        power = 0.0
-        for k in (k for k in range(1, m + 1) if differ[k] > 1e-6):
-            least = next((j for j in range(k // 2, k + 1) if sign_p(j, k) <= 1 - at + 1e-12), None)
-            power += 0.0 if least is None else differ[k] * binom.sf(least - 1, k, one_way)
-        if power >= POWER:
-            return m
-    return None
-
-
-def _sign_decision(values: list[float], region: Region, level: float, no_level: float, out: frozenset[int]) -> Decision:
+def _sign_decision(
+    values: list[float],
+    region: Region,
+    level: float,
+    no_level: float,
+    out: frozenset[int],
+    pairs: int | None,
+) -> Decision:
     n = len(values)
     inside = sum(i not in out and region.holds(x) for i, x in enumerate(values))
     below = sum(i in out or x < region.low for i, x in enumerate(values))
@@ -291,7 +278,8 @@ def _sign_decision(values: list[float], region: Region, level: float, no_level: 
     needed = None
     if state == "inconclusive":
         at = level if inside >= outside else no_level
-        needed = _needed_sign(max(inside, outside) / n, at, n)
+        share = max(inside, outside) / n
+        needed = _needed_sign(share, at, n) if pairs is None else _needed_pairs(share, at, n, pairs)
     count, side = (inside, "inside") if state == "reproduced" or inside > outside else (outside, "outside")
     at_most = 1 - (level if side == "inside" else no_level)
     why = f"{count} of {n} seeds lie {side} {region.text} (exact sign test, p = {sign_p(count, n):.2g}"
@@ -299,7 +287,7 @@ def _sign_decision(values: list[float], region: Region, level: float, no_level: 
     if out or not all(map(math.isfinite, values)):
         why += " The sign test is used because a run diverged or never reached its target."
     if state == "inconclusive":
-        why += f" {advice(n, needed)}"
+        why += f" {advice(pairs or n, needed)}"
     lows = sorted(-INF if math.isnan(x) else x for x in values)
     highs = sorted(INF if math.isnan(x) else x for x in values)
     cut = max((k for k in range(n) if 1 - sign_p(k + 1, n) <= 1 - used + 1e-12), default=None)  # order statistics
@@ -372,13 +360,32 @@ def _needed_t(
 
 @functools.lru_cache(maxsize=1024)
 def _needed_sign(share: float, level: float, n: int) -> int | None:
-    if share <= 0.5:
-        return None
+    return None if share <= 0.5 else _first(lambda m: _sign_power(m, share, level), n)
+
+
+@functools.lru_cache(maxsize=1024)
+def _needed_pairs(share: float, level: float, differ: int, pairs: int) -> int | None:
+    """The least number of pairs at which a sign test of those that differ decides with a chance of POWER.
+
+    differ: of the `pairs` that were seen, so many differ, of which this share in one direction.
+    """
+    from scipy.stats import binom
 
     def power(m: int) -> float:
-        from scipy.special import bdtrc
+        chances = binom.pmf(range(m + 1), m, differ / pairs)
+        return sum(chances[k] * _sign_power(k, share, level) for k in range(1, m + 1) if chances[k] > 1e-6)
 
-        k = next((k for k in range(m // 2, m + 1) if sign_p(k, m) <= 1 - level + 1e-12), None)
-        return 0.0 if k is None else share**m if k == m else float(bdtrc(k - 1, m, share))
+    return _first(power, pairs)
 
-    return next((m for m in range(n + 1, 500) if power(m) >= POWER), None)
+
+def _sign_power(n: int, share: float, level: float) -> float:
+    """The chance that a sign test of n values decides, of which this share lies on one side in the long run."""
+    from scipy.special import bdtrc
+
+    k = next((k for k in range(n // 2, n + 1) if sign_p(k, n) <= 1 - level + 1e-12), None)
+    return 0.0 if k is None else share**n if k == n else float(bdtrc(k - 1, n, share))
+
+
+def _first(power: Callable[[int], float], above: int) -> int | None:
+    """The least m > above with power(m) >= POWER, where power rises in steps and falls between them."""
+    return next((m for m in range(above + 1, MOST_RUNS) if power(m) >= POWER), None)

@@ -19,18 +19,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from repro.judge.decide import (
-    INF,
-    LEAST_SEEDS,
-    Decision,
-    Region,
-    advice,
-    decide,
-    decide_rate,
-    few,
-    needed_unlike,
-    number,
-)
+from repro.judge.decide import INF, LEAST_SEEDS, Decision, Region, advice, decide, decide_rate, few, number
 from repro.judge.values import CannotJudge, Values
 from repro.spec.model import Measure, Rule, Settings, Tuning
 
@@ -320,15 +309,10 @@ def _failures(data: Values, cell: dict[str, Any], level: float, no_level: float,
             "inconclusive", f"{counts}, at the same seeds.", rate, level=level, n=n, inside=False, p=1.0
         )
     else:
-        found, needed = decide(unlike, region, level, no_level=no_level, least=0, sign=True), None
-        told = found.why
-        if found.state == "inconclusive":  # what that test says of further seeds is of seeds at which only one fails
-            fewer = sum(x < 0 for x in unlike)
-            needed = needed_unlike(fewer, len(unlike) - fewer, n, level, no_level)
-            told = f"{told.partition('decides).')[0]}decides). {advice(n, needed)}"
-        why = f"{counts}: of the {len(unlike)} seeds at which only one failed, {told}"
+        found = decide(unlike, region, level, no_level=no_level, least=0, sign=True, pairs=n)
+        why = f"{counts}: of the {len(unlike)} seeds at which only one failed, {found.why}"
         decision = Decision(
-            found.state, why, rate, level=found.level, n=n, needed=needed, slack=0.0, inside=rate < 0, p=found.p
+            found.state, why, rate, level=found.level, n=n, needed=found.needed, slack=0.0, inside=rate < 0, p=found.p
         )
     return Part(cell, decision, level, no_level)
 

@@ -1,17 +1,15 @@
 """What a paper's headline stands on: the verdict of the largest profile that has run, derived from its rows."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from repro.errors import ReproError
 from repro.files.paths import JUDGED, results, results_name
-from repro.files.strict import read_regular
 from repro.files.verdict import read_verdict as verdict_file
 from repro.files.verdict import stored
 from repro.spec.load import load
 from repro.spec.model import Paper
+from repro.store import file_digest
 from repro.words import number, percent, rules, verdict_words
 
 STRONGEST = JUDGED[::-1]
@@ -100,17 +98,10 @@ def _shown(paper: Paper, profile: str) -> dict[str, Any] | None:
     again, name = f"run `repro judge {paper.slug} --profile {profile}`", results_name(paper.slug, profile, "verdict")
     if path.is_file():
         verdict = verdict_file(path, again, name, {*paper.claims}, identities={*paper.identities})
-        if verdict.get("rows_file") == file_digest(results(paper.slug, profile, "rows")):
+        rows = results(paper.slug, profile, "rows")
+        if rows.is_file() and verdict.get("rows_file") == file_digest(rows):
             return verdict
     return read_verdict(paper, profile)
-
-
-def file_digest(path: Path) -> str | None:
-    """`sha256:<hex>` of a file; None where it cannot be read."""
-    try:
-        return "sha256:" + hashlib.sha256(read_regular(path)).hexdigest()
-    except OSError:
-        return None
 
 
 def evidence(slug: str, verdicts: dict[str, dict[str, Any] | None] | None = None) -> Evidence:
