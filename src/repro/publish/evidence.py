@@ -28,11 +28,9 @@ QUANTITIES = {
 def measured(judged: dict[str, Any]) -> str:
     """The name of what was estimated: `ratio of seconds`."""
     first = next(iter(rules(judged.get("rule"))), {})
-    measure = first.get("measure", "")
-    if first.get("steps_to"):
-        measure = first["steps_to"]["axis"]
+    measure = first["steps_to"].get("axis") if first.get("steps_to") else first.get("measure")
     kind = "ratio" if first.get("ratio") or (first.get("contrast") or {}).get("as") == "ratio" else first.get("kind")
-    return QUANTITIES.get(kind, "{}").format(measure.replace("_", " "))
+    return QUANTITIES.get(kind, "{}").format(str(measure or "").replace("_", " "))
 
 
 def estimate(judged: dict[str, Any]) -> str:
