@@ -76,6 +76,17 @@ def test_the_whole_way_of_a_paper(checkout: Checkout) -> None:
     assert "DIFFERS in claims" in checkout.run("verify", "demo").stdout
 
 
+def test_a_method_file_with_a_byte_order_mark_is_read_as_python_reads_it(checkout: Checkout) -> None:
+    checkout.ok("index")
+    method = checkout.paper / "method.py"
+    method.write_bytes("\ufeff".encode() + method.read_bytes())
+    checkout.ok("index", "--check")  # the same syntax, so the same digest
+    checkout.ok("run", "demo")
+    key = json.loads((checkout.paper / "results" / "cpu.rows.json").read_text())["provenance"]["trials"][0]
+    checkout.ok("trial", key, "--script", str(checkout.root / "one.py"))
+    assert "\ufeff" not in (checkout.root / "one.py").read_text()
+
+
 def test_refresh_keeps_rows_only_if_they_are_bitwise_equal(checkout: Checkout) -> None:
     checkout.ok("run", "demo")
     checkout.ok("judge", "demo")
@@ -86,6 +97,9 @@ def test_refresh_keeps_rows_only_if_they_are_bitwise_equal(checkout: Checkout) -
     assert "cpu is stale: the source of main changed" in checkout.ok("show", "demo")
     assert "main changed" in json.loads(checkout.ok("show", "demo", "--json"))["stale"]["cpu"]
     assert "Stale: the source of main changed" in checkout.ok("judge", "demo")
+    assert "stale" in checkout.ok("list", "--stale") and "stale" not in checkout.ok("list")
+    (listed,) = json.loads(checkout.ok("list", "--stale", "--json"))
+    assert "the source of main changed" in listed["stale"]
     assert "bitwise equal" in checkout.ok("refresh", "demo")
     path = checkout.paper / "results" / "cpu.rows.json"
     before = path.read_bytes()

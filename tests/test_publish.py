@@ -190,6 +190,8 @@ def test_a_draft_of_a_killed_process_is_no_paper_and_goes(tmp_path: Path, monkey
 def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> None:
     checkout.ok("new", "shiny_norm")
     path = checkout.root / "papers" / "shiny_norm" / "paper.yaml"
+    checkout.ok("index")
+    pipeline = (checkout.root / "dvc.yaml").read_text()
     path.write_text(path.read_text().replace("year: 2020", "year: twenty"))
     for words in (
         ["list"],
@@ -207,6 +209,7 @@ def test_one_paper_that_cannot_be_read_stops_no_other(checkout: Checkout) -> Non
     assert "demo" in checkout.run("list").stdout and "cannot be read" in checkout.run("list").stdout
     assert "cannot be read" in (checkout.root / "README.md").read_text()
     assert "everything" not in checkout.run("index", "--check").stdout
+    assert (checkout.root / "dvc.yaml").read_text() == pipeline and "papers/shiny_norm/method.py" in pipeline
     checkout.ok("show", "demo")
 
 

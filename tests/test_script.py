@@ -70,3 +70,15 @@ def test_lazily_imported_modules_and_foreign_libraries_are_found() -> None:
 def test_an_arm_without_rows_is_refused() -> None:
     with pytest.raises(ReproError, match="no measured trial of arm"):
         script.of_arm("rmsnorm", "nothing", ROOT)
+
+
+def test_a_trial_of_the_arena_is_written_with_its_own_unit() -> None:
+    document = json.loads((ROOT / "arena/gpt.long.rows.json").read_text())
+    at = next(i for i, row in enumerate(document["rows"]) if row["arm"] != "base" and row["experiment"] == "gpt")
+    key, row = document["provenance"]["trials"][at], document["rows"][at]
+    text = script.script(key, "arena/gpt.long.rows.json", ROOT)
+    program = {}
+    exec(compile(text.partition("# --- the modules above")[0], "trial.py", "exec"), program)
+    trial = program["UNIT"]["trials"][program["TRIAL"]]
+    assert {name: row[name] for name in trial} == trial and program["ROW"]["measures"] == row["measures"]
+    assert {"repro.experiments.arena", "repro.models.gpt"} <= set(program["SOURCES"])

@@ -158,6 +158,15 @@ def _entry(plan: dict, trials: list[Trial]) -> dict:
     }
 
 
+def entry_of(root: Path, document: dict) -> dict:
+    """The plan that measures the rows of a track again."""
+    track, profile = document["paper"].removeprefix("arena-"), document["profile"]
+    trials = [{name: row[name] for name in run.IDENTITY} for row in document["rows"]]
+    arms = list(dict.fromkeys(trial["arm"] for trial in trials))
+    settings = track_of(root, track, profile)
+    return _entry({"track": track, "profile": profile, "settings": settings, "arms": arms}, trials)
+
+
 def full(settings: dict, cell: dict) -> dict:
     """A cell's own levels, and those of the track that other cells change."""
     varied = dict.fromkeys(name for one in settings["cells"] for name in one)

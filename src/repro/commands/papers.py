@@ -32,6 +32,9 @@ def list_papers(
     verdict: Annotated[
         str | None, typer.Option(help="List the papers whose headline has this verdict in some profile.")
     ] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Say whose source changed after its rows, which takes some seconds more.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List every paper with its verdict, of the strongest evidence."""
@@ -51,6 +54,8 @@ def list_papers(
             faults.add(ReproError(one.fault))
         chosen = family in (None, one.family) and state in (None, *(one.states or {}).values())
         shown += [one] if chosen else []
+    if stale:
+        _mark_stale(shown)
     if as_json:
         dump([vars(one) for one in shown])
     else:
@@ -59,11 +64,22 @@ def list_papers(
     faults.end()
 
 
+def _mark_stale(lines: list[SimpleNamespace]) -> None:
+    """Add to each line why its rows no longer describe the source, or None."""
+    from repro.run import provenance
+    from repro.spec.load import load
+
+    with provenance.steady():
+        for one in lines:
+            one.stale = staleness(load(one.slug), one.profile) if one.judged and not one.fault else None
+
+
 def _line(one) -> list[str]:
     slug = one.slug + " (withdrawn)" * bool(one.withdrawn)
     if one.fault:
         return [slug, "cannot be read", one.headline, "", one.title]
-    return [slug, one.words.replace("`", ""), one.headline, one.estimate if one.judged else "", one.title]
+    words = one.words.replace("`", "") + ", stale" * bool(getattr(one, "stale", None))
+    return [slug, words, one.headline, one.estimate if one.judged else "", one.title]
 
 
 def show(
@@ -223,9 +239,8 @@ def trial(
         raise Failed(f"{key[:80]}: no trial with such a key is stored or committed here")
     if script is None:
         return dump(found)
-    rows = [one for one in found if one["in"].startswith("papers/")]
+    rows = [one for one in found if one["in"].startswith(("papers/", "arena/"))]
     if len({one["key"] for one in found}) > 1 or not rows:
         raise ReproError(f"{key[:80]}: names {'several trials' if rows else 'no committed row'}; write its whole key")
-    _, slug, _, name = rows[0]["in"].split("/")
-    write_file(script, scripts.script(rows[0]["key"], slug, name.partition(".")[0], root(), script.name))
+    write_file(script, scripts.script(rows[0]["key"], rows[0]["in"], root(), script.name))
     say(f"wrote {script}")

@@ -118,7 +118,8 @@ def _build(root: Path) -> tuple[dict[Path, str], dict[str, str]]:
         files |= {root / path: text for path, text in namespaces.build(loaded).items()}
     digests = {slug: digests[slug] for slug in slugs if slug in digests}
     files[root / stages.SOURCES] = json.dumps(digests, indent=1) + "\n"
-    files[root / "dvc.yaml"] = stages.root_stages(root, slugs, loaded)
+    pipeline = root / "dvc.yaml"  # its first stage depends on the source of every paper: kept while one is unread
+    files[pipeline] = _current(pipeline) if faults else stages.root_stages(root, slugs, loaded)
     table = readme.verdict_table([evidence.evidence(slug, verdicts.get(slug)) for slug in slugs])
     page = root / "README.md"
     files[page] = spliced(plain(page, "README.md"), table)

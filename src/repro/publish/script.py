@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from repro.arena import protocol
 from repro.errors import ReproError
 from repro.files.paths import JUDGED, results
 from repro.files.rows import read_rows
@@ -101,35 +102,44 @@ def of_arm(slug: str, arm: str, root: Path) -> str:
     raise ReproError(f"{slug}: no measured trial of arm {arm}; its arms are {', '.join(known)}")
 
 
-def script(key: str, slug: str, profile: str, root: Path, file: str = "trial.py") -> str:
-    """The program of one trial of a paper's rows."""
-    paper, path = load(slug), results(slug, profile, "rows", root)
-    document = read_rows(path, f"run `repro run {slug} --profile {profile}`")
-    keys = document["provenance"]["trials"]
-    row = document["rows"][keys.index(key)]
-    named = ("experiment", "arm", "seed", "factors")
-    trials = [{name: one[name] for name in named} for one in document["rows"]]
-    mine = {name: row[name] for name in named}
-    entry = plan.entry(paper, profile)
-    if row["experiment"] not in entry["experiments"]:
-        raise ReproError(f"{slug}: experiment {row['experiment']} is not in profile {profile} any more; run it again")
-    trials = [one for one in trials if one["experiment"] == row["experiment"]]
-    units = measure.units_of(entry, "cpu", trials=trials)
-    unit = next(u for u in units if any({k: t[k] for k in named} == mine for t in u["trials"]))
-    place = next(i for i, t in enumerate(unit["trials"]) if {k: t[k] for k in named} == mine)
-    unit = {**unit, "trials": [{k: t[k] for k in named} for t in unit["trials"]]}
+def script(key: str, place: str, root: Path, file: str = "trial.py") -> str:
+    """The program of one trial of committed rows.
+
+    place: the file that holds its row, such as papers/rmsnorm/results/cpu.rows.json or arena/gpt.long.rows.json.
+    """
+    if place.startswith("arena/"):
+        track, profile = Path(place).name.split(".")[:2]
+        document = protocol.read(root, track, profile, "rows")
+        whole, name, title = protocol.entry_of(root, document), f"arena, {track}", protocol.track_of(root, track, profile)["what"]
+    else:
+        _, name, _, rows = place.split("/")
+        profile = rows.partition(".")[0]
+        paper = load(name)
+        document = read_rows(results(name, profile, "rows", root), f"run `repro run {name} --profile {profile}`")
+        whole, title = plan.entry(paper, profile), paper.title
+    row = document["rows"][document["provenance"]["trials"].index(key)]
+    if row["experiment"] not in whole["experiments"]:
+        raise ReproError(f"{name}: experiment {row['experiment']} is not in profile {profile} any more; run it again")
+    mine = _identity(row)
+    trials = [_identity(one) for one in document["rows"] if one["experiment"] == row["experiment"]]
+    unit = next(u for u in measure.units_of(whole, "cpu", trials=trials) if mine in map(_identity, u["trials"]))
+    unit = {**unit, "trials": [_identity(trial) for trial in unit["trials"]]}
     sources, foreign = everything(unit["module"], *_of_arms(unit), "repro.run.execute", "repro.store")
     head = HEAD.format(
-        about=f"{slug}, {profile}, {row['experiment']}, {row['arm']}, seed {row['seed']}",
-        title=paper.title,
+        about=f"{name}, {profile}, {row['experiment']}, {row['arm']}, seed {row['seed']}",
+        title=title,
         file=file,
         needs=" and ".join(sorted({"torch", "numpy"} | foreign)),
         commit=document["provenance"].get("commit") or "unknown",
         unit=repr(json.dumps(unit)),
-        trial=place,
-        row=repr(json.dumps({k: row[k] for k in ("status", "measures")})),
+        trial=unit["trials"].index(mine),
+        row=repr(json.dumps({part: row[part] for part in ("status", "measures")})),
     )
     return head + "".join(f"\nSOURCES[{name!r}] = {_quoted(text)}\n" for name, text in sources.items()) + TAIL
+
+
+def _identity(trial: dict[str, Any]) -> dict[str, Any]:
+    return {part: trial[part] for part in measure.IDENTITY}
 
 
 def _of_arms(unit: dict[str, Any]) -> list[str]:
@@ -144,7 +154,7 @@ def everything(*modules: str) -> tuple[dict[str, str], set[str]]:
         path = provenance.module_file(module)
         if path is None or module in found:
             continue
-        found[module] = path.read_text(encoding="utf-8")
+        found[module] = path.read_text(encoding="utf-8-sig")
         imported = provenance.imports(path, module)
         foreign |= {name for name in LIBRARIES if name in imported and module.startswith("repro.papers.")}
         todo += imported
