@@ -860,7 +860,7 @@ def test_the_first_screen_says_what_to_believe(paper_page):
     assert "1 of 1 negative controls come out as expected." in text_
     assert (
         "1 of 1 exact statements about the method are verified" in text_
-        and "of 1 measurements elsewhere 1 agree" in text_
+        and "of 1 measurement elsewhere 1 agrees" in text_
     )
     assert (
         "below 1 means that rmsnorm is better" in text_

@@ -53,7 +53,8 @@ def _profile(paper: Paper, profile: str, verdict: dict | None) -> list[str]:
     lines = [f"## Profile `{profile}`", ""]
     if verdict is None:
         return [*lines, f"Not run. `repro run {paper.slug} --profile {profile}` measures it.", ""]
-    lines += ["| claim | where | the paper | ours | control | verdict |", "|---|---|---|---|---|---|"]
+    if verdict["claims"]:
+        lines += ["| claim | where | the paper | ours | control | verdict |", "|---|---|---|---|---|---|"]
     for name, judged in verdict["claims"].items():
         claim = paper.claims[name]
         controls = "; ".join(f"{escape(control_text(c))}: {verdict_words(c['state'])}" for c in judged["controls"])
@@ -63,7 +64,7 @@ def _profile(paper: Paper, profile: str, verdict: dict | None) -> list[str]:
             f"| {code(name)}{headline}: {escape(claim.statement)} | {escape(claim.where)} "
             f"| {escape(paper_value(claim))} | {escape(ours(judged))} | {controls} | {state} |"
         )
-    lines.append("")
+    lines += [""] * bool(verdict["claims"])
     if verdict["post_hoc"]:
         lines += ["**Post hoc**: rules or seeds were changed after these rows were measured.", ""]
     if identities := verdict.get("identities"):

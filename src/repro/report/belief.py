@@ -75,11 +75,12 @@ def _beside(one: Record) -> str:
     if elsewhere:
         agree = {a: sum(e["agrees"] == a for e in elsewhere) for a in ("yes", "partly", "no")}
         told = [
-            f"{n} {word}"
-            for (a, word) in (("yes", "agree"), ("partly", "agree in part"), ("no", "disagree"))
+            f"{n} {word}{'s' * (n == 1)}{more}"
+            for (a, word, more) in (("yes", "agree", ""), ("partly", "agree", " in part"), ("no", "disagree", ""))
             if (n := agree[a])
         ]
-        parts.append(f"of {len(elsewhere)} measurements elsewhere {words.listed(told)}")
+        several = len(elsewhere) != 1
+        parts.append(f"of {len(elsewhere)} measurement{'s' * several} elsewhere {words.listed(told)}")
     text = "; ".join(parts) or "nothing else was measured"
     return f"{text[0].upper()}{text[1:]}."
 
