@@ -76,15 +76,23 @@ def test_the_whole_way_of_a_paper(checkout: Checkout) -> None:
     assert "DIFFERS in claims" in checkout.run("verify", "demo").stdout
 
 
-def test_a_method_file_with_a_byte_order_mark_is_read_as_python_reads_it(checkout: Checkout) -> None:
+def test_source_files_are_read_in_the_encoding_that_python_sees(checkout: Checkout) -> None:
     checkout.ok("index")
-    method = checkout.paper / "method.py"
-    method.write_bytes("\ufeff".encode() + method.read_bytes())
+    files = [checkout.paper / name for name in ("method.py", "experiment.py")]
+    texts = [path.read_text("utf-8") for path in files]
+    for path, text in zip(files, texts, strict=True):
+        path.write_bytes(f"\ufeff{text}".encode())
     checkout.ok("index", "--check")  # the same syntax, so the same digest
     checkout.ok("run", "demo")
     key = json.loads((checkout.paper / "results" / "cpu.rows.json").read_text())["provenance"]["trials"][0]
-    checkout.ok("trial", key, "--script", str(checkout.root / "one.py"))
-    assert "\ufeff" not in (checkout.root / "one.py").read_text()
+    program = checkout.root / "one.py"
+    checkout.ok("trial", key, "--script", str(program))
+    assert "\ufeff" not in program.read_text("utf-8")
+    files[1].write_bytes(f"# -*- coding: latin-1 -*-\n# \xe9\n{texts[1]}".encode("latin-1"))
+    checkout.ok("trial", key, "--script", str(program))
+    assert "# \xe9" in program.read_text("utf-8")
+    files[1].write_bytes(f"# \xe9\n{texts[1]}".encode("latin-1"))
+    assert "experiment.py" in checkout.refused("trial", key, "--script", str(program))
 
 
 def test_refresh_keeps_rows_only_if_they_are_bitwise_equal(checkout: Checkout) -> None:
@@ -178,20 +186,30 @@ def test_no_hint_names_the_stranger() -> None:
 
 
 @pytest.mark.parametrize(
-    "code, said, words",
+    "code, out, said, words",
     [
-        (0, "", "everything is up to date"),
-        (1, "", "some stages are out of date"),
-        (1, "ERROR: unexpected error - no", "dvc status failed: ERROR: unexpected error - no"),
-        (255, "ERROR: you are not inside of a git repository", "dvc config core.no_scm true"),
+        (0, "{}", "", "everything is up to date"),
+        (0, '{"papers/demo": []}', "", "some stages are out of date"),
+        (1, "", "ERROR: unexpected error - no", "dvc status failed: ERROR: unexpected error - no"),
+        (255, "", "ERROR: you are not inside of a git repository", "dvc config core.no_scm true"),
     ],
 )
-def test_doctor_says_what_dvc_said(tmp_path, monkeypatch: pytest.MonkeyPatch, code: int, said: str, words: str) -> None:
+def test_doctor_says_what_dvc_said(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, code: int, out: str, said: str, words: str
+) -> None:
     """In a folder without git: stages out of date, and an error of DVC's own, are two things."""
-    done = subprocess.CompletedProcess([], code, "", said)
+    done = subprocess.CompletedProcess([], code, out, said)
     monkeypatch.setattr(doctor.subprocess, "run", lambda *a, **k: done)
     check = doctor.dvc_status(tmp_path)
-    assert words in str(check) and (check.ok is True) == (code == 0)
+    assert words in str(check) and (check.ok is True) == (out == "{}")
+
+
+def test_doctor_tells_a_broken_pipeline_from_one_that_is_out_of_date(tmp_path) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    assert doctor.dvc_status(tmp_path).ok is True
+    (tmp_path / "dvc.yaml").write_text("stages: [1]\n")
+    check = doctor.dvc_status(tmp_path)
+    assert "dvc status failed" in str(check) and "dvc.yaml" in str(check)
 
 
 def test_a_table_keeps_its_first_column_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -108,7 +108,7 @@ def test_a_ratio_and_a_slope_hold_at_every_seed(paper):
 def test_a_list_names_the_rule_that_fails(paper):
     rules = f"[{EXACT}, {{kind: identity, measure: loss, arm: b, min: 0.5, name: large}}]"
     rows = rows_of(a=SMALL, d=[1.0] * 5)
-    assert exact(paper(rules), rows + rows_of(b=[1.0] * 5))["why"] == "All 2 rules hold."
+    assert exact(paper(rules), rows + rows_of(b=[1.0] * 5))["why"] == "Both rules hold."
     assert exact(paper(rules), rows + rows_of(b=[0.1] * 5))["why"].startswith(
         "Large: the value farthest outside is 0.1"
     )

@@ -140,7 +140,7 @@ def test_a_stale_verdict_speaks_for_nothing(tree):
 )
 def test_a_line_of_the_arena_speaks_by_its_standing_and_its_steps(tree, standing, steps, usable, answer):
     asked = {**files.read_question(tree, "demo"), "claims": []}
-    one = {"arm": "norm:rmsnorm.RMSNorm", "standing": standing, "steps_to_target": steps}
+    one = {"arm": "norm:rmsnorm.RMSNorm", "standing": standing, "steps_to_target": steps, "gap": [0.0, -0.1, 0.1]}
     slots = {"norm": {"usable": usable, "lines": [one]}}
     cell = {"at": {"depth": 2, "steps": 300}, "slots": slots, "interactions": []}
     table = {"track": "gpt", "profile": "long", "settings": {}, "cells": [cell]}

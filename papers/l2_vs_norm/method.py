@@ -79,7 +79,8 @@ class UnitNorm(torch.optim.Optimizer):
 
     weights: those in front of a norm; every parameter of two axes or more, unless given.  They are put to norm 1 at
     once.  Parameter groups, state, state dict and everything else are those of the wrapped `optimizer`.  TypeError if
-    `optimizer` is none, ValueError where `weights` holds what it does not train, or a vector.
+    `optimizer` is none, ValueError where `weights` holds what it does not train, or a vector, RuntimeError for complex
+    parameters.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, weights: Sequence[Tensor] | None = None):
@@ -90,6 +91,8 @@ class UnitNorm(torch.optim.Optimizer):
         known = {id(p) for p in trained}
         if any(id(p) not in known or p.dim() < 2 for p in weights):
             raise ValueError("weights holds what the optimizer does not train, or a vector; write [layer.weight]")
+        if any(p.is_complex() for p in weights):
+            raise RuntimeError("UnitNorm takes no complex parameters: write torch.view_as_real(parameter)")
         self.optimizer, self.weights = optimizer, weights
         for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
             setattr(self, name, getattr(optimizer, name))

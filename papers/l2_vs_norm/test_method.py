@@ -147,6 +147,8 @@ def test_unit_norm_is_an_optimizer():
     assert torch.is_tensor(optimizer.step(lambda: model(torch.ones(1, 3)).sum()))
     with pytest.raises(TypeError, match="Linear is no optimizer"):
         UnitNorm(model)
+    with pytest.raises(RuntimeError, match="no complex parameters: write torch.view_as_real"):
+        UnitNorm(torch.optim.SGD([nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))], lr=0.1))
     for wrong in ([nn.Parameter(torch.ones(2, 2))], [model.bias]):
         with pytest.raises(ValueError, match="what the optimizer does not train, or a vector"):
             UnitNorm(optimizer.optimizer, wrong)

@@ -12,8 +12,9 @@ gradient.  A step costs two gradients.  Without parameters or state of its own.
     loss = closure()              # zero_grad, forward, backward
     optimizer.step(closure)       # calls it once more, at w + e
 
-`ascend` and `descend` are the two halves, for loops that accumulate gradients or scale losses.  In the paper each part
-of m examples has an e of its own ("m-sharpness"): call `ascend` for each part.
+With a GradScaler the closure scales its loss too: `scaler.step(optimizer, closure)`.  `ascend` and `descend` are the
+two halves, for loops that accumulate gradients.  In the paper each part of m examples has an e of its own
+("m-sharpness"): call `ascend` for each part.  Where a group of the optimizer has `maximize`, e goes downhill.
 
 The authors' code (google-research/sam) departs from the equations or is silent in these places:
   D1  a gradient of 0 gives e = 0.
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.models.affine import wide
+from repro.models.optimizer import refuse
 
 __all__ = ["SAM", "keep_running_statistics"]
 
@@ -54,11 +56,11 @@ class SAM(torch.optim.Optimizer):
 
     Parameter groups, state, state dict and everything else are those of the wrapped `optimizer`.  model: that whose
     BatchNorm statistics the second pass leaves alone (D2).  TypeError if `optimizer` is none, ValueError where rho is
-    negative, RuntimeError where `step` gets no closure.
+    negative, RuntimeError where `step` gets no closure, and for sparse gradients and complex parameters.
     """
 
     needs_closure = True
-    _step_supports_amp_scaling = False  # so that GradScaler unscales before e is computed
+    _step_supports_amp_scaling = True  # GradScaler hands over its scale, since the closure's gradients have it too
 
     def __init__(self, optimizer: torch.optim.Optimizer, rho: float = 0.05, *, model: nn.Module | None = None):
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -88,12 +90,16 @@ class SAM(torch.optim.Optimizer):
     def ascend(self) -> None:
         """Move to w + e; the gradients must be there."""
         self.restore()
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters:
-            return
-        for p, e in zip(parameters, self.directions(parameters), strict=True):
+        self.move([p for group in self.param_groups for p in group["params"] if p.grad is not None])
+
+    def move(self, parameters: list[Tensor]) -> None:
+        """Move these parameters by their e."""
+        for p in parameters:
+            refuse(self, p)
+        downhill = {id(p) for group in self.param_groups if group.get("maximize") for p in group["params"]}
+        for p, e in zip(parameters, self.directions(parameters) if parameters else [], strict=True):
             self.before.append((p, p.detach().clone()))
-            p.add_(e)
+            p.add_(-e if id(p) in downhill else e)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -107,13 +113,20 @@ class SAM(torch.optim.Optimizer):
         self.restore()
         self.optimizer.step()
 
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Step with the gradients at w + e, which `closure` computes; those at w must be there.  Return the loss there.
 
-        closure: zeroes the gradients, computes the loss of the same batch and its gradients.
+        closure: zeroes the gradients, computes the loss of the same batch and its gradients.  Under a GradScaler a
+        step is left out where gradients at w or at w + e are not finite.
         """
         if closure is None:
             raise RuntimeError("SAM needs the gradients at w + e too: write optimizer.step(closure)")
+        scale, overflow = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")  # a GradScaler's
+        if overflow is not None and scale is None:
+            raise RuntimeError("SAM unscales the gradients at w and at w + e itself: leave out scaler.unscale_")
+        if overflow is not None and overflow.item():
+            return None
+        self.unscale(scale)
         self.ascend()
         try:
             if self.model is None:
@@ -124,8 +137,19 @@ class SAM(torch.optim.Optimizer):
                     loss = closure()
         finally:
             self.restore()
-        self.optimizer.step()
+        if self.unscale(scale):
+            self.optimizer.step()
         return loss
+
+    @torch.no_grad()
+    def unscale(self, scale: Tensor | None) -> bool:
+        """Divide all gradients by the scale of a GradScaler, if there is one; return whether they are finite."""
+        if scale is None:
+            return True
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for g in gradients:
+            g.div_(scale)
+        return all(bool(torch.isfinite(g).all()) for g in gradients)
 
 
 def _rebuild(kind: type[SAM], optimizer: torch.optim.Optimizer, rho: float, model: nn.Module | None) -> SAM:

@@ -183,6 +183,79 @@ def test_halves_under_accumulated_gradients():
     assert_near(models[1].weight.detach(), models[0].weight.detach(), rel=1e-5)
 
 
+def scaled_steps(scale, steps=3):
+    """A linear model after steps of SAM, under a GradScaler if there is a scale."""
+    model = nn.Linear(3, 1)
+    nn.init.ones_(model.weight), nn.init.zeros_(model.bias)
+    optimizer = SAM(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), 0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(draw(8, 3).float()).square().mean()
+        scaler.scale(loss).backward()
+        return loss
+
+    for _ in range(steps):
+        closure()
+        scaler.step(optimizer, closure)
+        scaler.update()
+    return model, optimizer, scaler, closure
+
+
+def test_under_a_gradient_scaler_it_steps_as_without():
+    plain, scaled = scaled_steps(None)[0], scaled_steps(1024.0)[0]
+    assert not torch.equal(plain.weight.detach(), torch.ones(1, 3))
+    assert_near(scaled.weight.detach(), plain.weight.detach(), rel=1e-5)
+
+
+def test_a_step_whose_gradients_overflow_is_left_out():
+    model, optimizer, scaler, closure = scaled_steps(1024.0, steps=1)
+    before = model.weight.detach().clone()
+    closure()
+    model.weight.grad[0, 0] = float("inf")
+    scaler.step(optimizer, closure)
+    scaler.update()
+    assert torch.equal(model.weight, before) and scaler.get_scale() == 512
+
+    def overflows():
+        loss = closure()
+        model.weight.grad[0, 0] = float("inf")
+        return loss
+
+    closure()
+    scaler.step(optimizer, overflows)
+    assert torch.equal(model.weight, before), "that at w + e counts too"
+    scaler.update()
+    closure()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="leave out scaler.unscale_"):
+        scaler.step(optimizer, closure)
+
+
+def test_where_the_optimizer_maximizes_the_worst_point_lies_downhill():
+    p = nn.Parameter(torch.ones(1))
+    optimizer = SAM(torch.optim.SGD([p], lr=0.1, maximize=True), 0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        value = -(p**4).sum()
+        value.backward()
+        return value
+
+    closure()
+    assert optimizer.step(closure).item() == -(1.5**4)  # at 1.5 the value is the least within 0.5
+
+
+def test_sparse_gradients_and_complex_parameters_are_refused():
+    table, z = nn.Embedding(4, 2, sparse=True), nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    table(torch.tensor([1])).sum().backward()
+    z.abs().sum().backward()
+    for p, told in ((table.weight, "sparse=False"), (z, "view_as_real")):
+        with pytest.raises(RuntimeError, match=f"SAM takes no .*{told}"):
+            SAM(torch.optim.SGD([p], lr=0.1)).ascend()
+
+
 def test_d1_a_gradient_of_zero():
     p = nn.Parameter(torch.ones(3))
     optimizer = SAM(torch.optim.SGD([p], lr=0.1), 0.5)

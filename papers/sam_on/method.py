@@ -87,10 +87,7 @@ class SAMON(SAM):
     def ascend(self) -> None:
         """Move the norms to w + e; their gradients must be there."""
         self.restore()
-        parameters = [p for p in self.perturbed() if p.grad is not None]
-        for p, e in zip(parameters, self.directions(parameters) if parameters else [], strict=True):
-            self.before.append((p, p.detach().clone()))
-            p.add_(e)
+        self.move([p for p in self.perturbed() if p.grad is not None])
 
 
 def _rebuild(kind: type[SAMON], optimizer: torch.optim.Optimizer, rho: float, model: nn.Module | None, *rest) -> SAMON:

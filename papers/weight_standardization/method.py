@@ -91,7 +91,9 @@ class EstBN(BatchNorm):
     BCN).
 
     x: (N, C, *).  `momentum` is the first value of the buffer r; change it by `norm.estbn_moving_speed.fill_(r)`.
-    The state dict is that of the authors' EstBN.  TypeError for integers, ValueError for another number of channels.
+    With momentum None the estimates are averages over all batches, each variance around its own batch's mean, as
+    `torch.optim.swa_utils.update_bn` wants them.  `convert_sync_batchnorm` would make a batch norm of it.  The state
+    dict is that of the authors' EstBN.  TypeError for integers, ValueError for another number of channels.
     """
 
     def __init__(self, *args: Any, **options: Any):
@@ -115,7 +117,10 @@ class EstBN(BatchNorm):
         """Return the running estimates with this batch (C, values), and keep them."""
         now, buffers, r = channels.mean(1), (self.running_mean, self.running_var), self.estbn_moving_speed
         old_mean, old_var = self.before(lambda: now, buffers)
-        around = (channels - old_mean[:, None]).square().mean(1)  # D3
+        centre = old_mean  # D3
+        if self.momentum is None:
+            r, centre = 1 / (self.num_batches_tracked + 1), now
+        around = (channels - centre[:, None]).square().mean(1)
         new = ((1 - r) * old_mean + r * now, (1 - r) * old_var + r * around)
         if not recomputing():
             for buffer, value in zip(buffers, new, strict=True):

@@ -118,11 +118,11 @@ def _checkout(root: Path) -> Iterator[Check]:
 
 def dvc_status(root: Path) -> Check:
     """What `dvc status` says: nothing to do, stages out of date, or its own error."""
-    command = [sys.executable, "-m", "dvc", "status", "-q"]
+    command = [sys.executable, "-m", "dvc", "status", "--json"]  # with -q it would say no error either
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace")
-    if done.returncode == 0:
+    if done.returncode == 0 and done.stdout.strip() == "{}":
         return Check(True, "dvc status: everything is up to date")
-    if done.returncode == 1 and not done.stderr.strip():
+    if done.returncode == 0:
         return Check(None, "dvc status: some stages are out of date", "`dvc status` names them, `dvc repro` runs them")
     lines = done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"]
     hint = "in a folder without git, run `dvc config core.no_scm true`" if not (root / ".git").exists() else ""

@@ -140,7 +140,7 @@ def kept(lines: list[str], merges: int, folder: Path) -> Pieces:
     key = hashlib.sha256("\n".join([__doc__, str(merges), *lines]).encode()).hexdigest()
     path = folder / f"bpe-{merges}-{key[:16]}.txt"
     if path.is_file():
-        head, _, body = path.read_text().partition("\n")
+        head, _, body = path.read_text(encoding="utf-8").partition("\n")
         if head == hashlib.sha256(body.encode()).hexdigest():
             return Pieces.load(body)
     pieces = Pieces.learnt(lines, merges)

@@ -134,7 +134,8 @@ class Case:
         why = telling["why"]
         if len(self.rules) > 1:
             rule = self.rules[states.index(state)]
-            why = f"all {len(results)} rules hold." if state == "reproduced" else f"{rule.name or rule.kind}: {why}"
+            every = "both" if len(results) == 2 else f"all {len(results)}"
+            why = f"{every} rules hold." if state == "reproduced" else f"{rule.name or rule.kind}: {why}"
         open_ = [r["needed_seeds"] for r in results if r["state"] == "inconclusive"]
         return Outcome(
             state=state,

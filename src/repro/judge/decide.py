@@ -26,6 +26,7 @@ LEAST_SEEDS = 3
 LEAST_TRAINED = 5  # of a claim about trained arms
 POWER = 0.8
 MOST_RUNS = 500  # where as many would be needed by a test that counts, needed_seeds is None
+MOST_ADVISED = 1000  # where more would be needed, nobody is told to run them
 MOST_SEEDS = 100_000  # where more would be needed, needed_seeds is None
 INF = math.inf
 
@@ -166,6 +167,8 @@ def advice(n: int, needed: int | None) -> str:
     """Say what would decide, in words that do not invite to add seeds until it does."""
     if needed is None:
         return f"More seeds than these {n} would hardly decide it."
+    if needed > MOST_ADVISED:
+        return f"Some {needed} seeds would be needed to decide it, so small is what is seen against the spread."
     return (
         f"A new registration with about {needed} fresh seeds in place of these {n} would decide it four times out of "
         "five, if effect and spread are as they seem here."

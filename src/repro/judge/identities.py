@@ -62,7 +62,8 @@ def _outcome(
     telling = parts[states.index(state)]
     why = telling["why"]
     if len(parts) > 1:
-        why = f"all {len(parts)} rules hold." if state == "verified" else f"{telling['name']}: {why}"
+        every = "both" if len(parts) == 2 else f"all {len(parts)}"
+        why = f"{every} rules hold." if state == "verified" else f"{telling['name']}: {why}"
     return state, why, [{**part, "why": sentence(part["why"])} for part in parts]
 
 

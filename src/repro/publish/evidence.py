@@ -35,12 +35,16 @@ def measured(judged: dict[str, Any]) -> str:
 
 def estimate(judged: dict[str, Any]) -> str:
     """An estimate as every table prints it: `0.43 nats [0.41, 0.45] (95 %), n = 5`."""
-    if judged.get("estimate") is None:
-        return "–"
     low, high = judged.get("interval") or (None, None)
-    value, unit = judged["estimate"], str(judged.get("unit") or "")
-    if unit.startswith("of "):  # a count of conditions or cells has no interval that tells more
-        return f"{value:g} {unit}, n = {judged['n']}"
+    value, unit = judged.get("estimate"), str(judged.get("unit") or "")
+    if value is None and low is None and high is None:
+        return "–"
+    if unit.startswith("of "):  # a count of cells: those that hold, to those that are not shown to fail
+        counted = f"{low:g} to {high:g}" if None not in (low, high) and low != high else f"{value:g}"
+        return f"{counted} {unit}, n = {judged['n']}"
+    if value is None and None in (low, high):  # a run that never reached its target leaves an end alone
+        text = f"below {number(high)}" if low is None else f"above {number(low)}"
+        return text + (f" ({percent(judged['level'])})" if judged.get("level") else "") + f", n = {judged['n']}"
     text = number(value) + (f" {unit}" if unit not in ("", "ratio") else "")
     if low is not None or high is not None:
         level = f" ({percent(judged['level'])})" if judged.get("level") else ""

@@ -29,7 +29,7 @@ def method_files(slug: str) -> list[str]:
     folder = papers.paper_dirs() / slug
     others = sorted(path for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
     others = [path.stem for path in others if path.stem not in ("method", "experiment")]
-    return ["method", *(name for name in others if "__all__" in (folder / f"{name}.py").read_text(encoding="utf-8"))]
+    return ["method", *(name for name in others if b"__all__" in (folder / f"{name}.py").read_bytes())]
 
 
 def names_of(slug: str, file: str) -> list[str]:

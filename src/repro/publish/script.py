@@ -5,6 +5,7 @@ the trial again and prints both.  Modules of papers that need timm or pandas nee
 """
 
 import json
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,11 @@ def script(key: str, place: str, root: Path, file: str = "trial.py") -> str:
     if place.startswith("arena/"):
         track, profile = Path(place).name.split(".")[:2]
         document = protocol.read(root, track, profile, "rows")
-        whole, name, title = protocol.entry_of(root, document), f"arena, {track}", protocol.track_of(root, track, profile)["what"]
+        whole, name, title = (
+            protocol.entry_of(root, document),
+            f"arena, {track}",
+            protocol.track_of(root, track, profile)["what"],
+        )
     else:
         _, name, _, rows = place.split("/")
         profile = rows.partition(".")[0]
@@ -154,7 +159,11 @@ def everything(*modules: str) -> tuple[dict[str, str], set[str]]:
         path = provenance.module_file(module)
         if path is None or module in found:
             continue
-        found[module] = path.read_text(encoding="utf-8-sig")
+        try:
+            with tokenize.open(path) as file:
+                found[module] = file.read()
+        except (SyntaxError, UnicodeDecodeError) as error:
+            raise ReproError(f"{path}: {error}; write the file in UTF-8") from None
         imported = provenance.imports(path, module)
         foreign |= {name for name in LIBRARIES if name in imported and module.startswith("repro.papers.")}
         todo += imported

@@ -6,6 +6,7 @@ from typing import Any
 import repro
 from repro import words
 from repro.arena import protocol as arena
+from repro.arena import table
 from repro.errors import ReproError
 from repro.report import figures
 from repro.report.figures import Group
@@ -40,10 +41,13 @@ def tables(root: Path) -> list[dict[str, Any]]:
 
 
 def told(arm: str) -> str:
-    """`rmsnorm RMSNorm` of `norm:rmsnorm.RMSNorm`."""
+    """`rmsnorm RMSNorm` of `norm:rmsnorm.RMSNorm`; `SOAP (pytorch_optimizer)` of what no paper of the suite holds."""
     if arm == "base":
         return "unchanged model"
-    return arm.partition(":")[2].replace("control.", "control: ").replace(".", " ")
+    module, _, name = arm.partition(":")[2].partition(".")
+    if module in table.LIBRARIES:
+        return name if module == "models" else f"{name} ({module})"
+    return f"control: {name}" if module == "control" else f"{module} {name}"
 
 
 def ranks(line: dict[str, Any]) -> str:
@@ -65,7 +69,11 @@ class TrackView:
             **{k: m[k] for k in (*kept, "rows_digest")},
             "cells": [self.cell(i, cell) for i, cell in enumerate(m["cells"])],
             "map": self.map(),
-            "costs": [{**one, "told": told(one["arm"]), "slug": self.slug(one["arm"])} for one in m["methods"]],
+            "costs": [
+                {**one, "told": told(one["arm"]), "slug": self.slug(one["arm"])}
+                for one in m["methods"]
+                if one["step_seconds"] is not None
+            ],
             "out": [(told(arm), why) for arm, why in m["out"].items()],
             "settings": words.levels(m["settings"]),
             "absent": [
@@ -77,11 +85,6 @@ class TrackView:
     def slug(self, arm: str) -> str | None:
         """The paper that an arm comes from, which has a page."""
         return arm.partition(":")[2].partition(".")[0] if self.methods[arm]["source"] == "paper" else None
-
-    def source(self, arm: str) -> str | None:
-        """The library that an arm comes from where no paper of the suite holds it."""
-        source = self.methods[arm]["source"]
-        return source if source not in ("paper", "control") and arm != "base" else None
 
     def cell(self, index: int, cell: dict[str, Any]) -> dict[str, Any]:
         slots = []
@@ -113,7 +116,7 @@ class TrackView:
 
     def line(self, line: dict[str, Any]) -> dict[str, Any]:
         arm = line["arm"]
-        extra = {"told": told(arm), "ranks": ranks(line), "slug": self.slug(arm), "source": self.source(arm)}
+        extra = {"told": told(arm), "ranks": ranks(line), "slug": self.slug(arm)}
         return {
             **line,
             **extra,
@@ -165,7 +168,7 @@ class TrackView:
         )
         caption = (
             "Mean difference from the tuned base; a negative one means that the method is better. The intervals hold "
-            f"for all methods of the slot at once ({self.made['level']:.0%}); the line is the base."
+            f"for all methods of the slot at once ({words.percent(self.made['level'])}); the line is the base."
         )
         return {"svg": drawing, "caption": caption}
 

@@ -44,9 +44,10 @@ def _guards(one: Record) -> str:
         parts.append(words.MARKS[judged["mark"]])
     controls = judged.get("controls") or []
     if controls:
-        parts.append(
-            f"{sum(bool(k['ok']) for k in controls)} of {len(controls)} negative controls come out as expected"
-        )
+        came = sum(bool(k["ok"]) for k in controls)
+        alone = "the negative control comes" if came else "the negative control does not come"
+        told = f"{came} of {len(controls)} negative controls come" if len(controls) > 1 else alone
+        parts.append(f"{told} out as expected")
     if trivial := judged.get("trivial"):
         beats = "beats" if trivial["state"] == "reproduced" else "is not shown to beat"
         parts.append(f"the baseline {beats} the trivial predictor ({trivial['predictor']})")
@@ -58,6 +59,8 @@ def _guards(one: Record) -> str:
             f"the verdict cannot tell {words.listed(missed)} from the method"
             if missed
             else f"all {len(mutants)} near wrong methods are told from it"
+            if len(mutants) > 1
+            else "the near wrong method is told from it"
         )
     text = "; ".join(parts) or "no control guards this verdict"
     return f"{text[0].upper()}{text[1:]}."
@@ -67,7 +70,9 @@ def _beside(one: Record) -> str:
     parts: list[str] = []
     exact = identities.section(one)
     if exact["of"]:
-        parts.append(f"{exact['verified']} of {exact['of']} exact statements about the method are verified")
+        of = f"{exact['verified']} of {exact['of']} exact statements about the method are"
+        alone = f"the exact statement about the method is{'' if exact['verified'] else ' not'}"
+        parts.append(f"{of if exact['of'] > 1 else alone} verified")
     others = _states(one)
     if others:
         parts.append(f"of its other claims {words.listed([f'{n} {word}' for word, n in others.items()])}")

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from repro import words
 from repro.report import drawings
-from repro.report.drawings import Figure, Scene
+from repro.report.drawings import STANDS, Figure, Scene
 from repro.report.records import Record, Result
 
+MOST_RULES = 6  # of a claim, that are drawn
 SHAPES = {"method": "●", "against": "■", "control": "▲", "positive": "◆"}
 
 
@@ -19,6 +21,8 @@ class ClaimView:
         self.record, self.name, self.claim = one, name, one.paper["claims"][name]
         self.measures: dict[str, dict] = one.paper.get("measures") or {}
         self.experiment = self.claim.get("experiment")
+        tunes = [c.get("tune") for c in one.paper["claims"].values() if c.get("experiment") == self.experiment]
+        self.tuned: str | None = next((tune["factor"] for tune in tunes if isinstance(tune, Mapping)), None)
 
     def judged(self) -> list[tuple[str, Result, dict[str, Any]]]:
         """(profile, result, verdict of this claim) where there is one."""
@@ -70,10 +74,16 @@ class ClaimView:
             "tables": self.tables(),
         }
 
-    def meaning(self, profile: str) -> str | None:
-        """What the estimate is, and what its sign means."""
-        rules = self.rule(profile)
-        return " ".join(dict.fromkeys(filter(None, (meaning(rule, self.measures) for rule in rules)))) or None
+    def meaning(self, judged: Mapping[str, Any], profile: str) -> str | None:
+        """What the estimate that stands out is, and what its sign means: that of the rule which decides."""
+        rules, parts = self.rule(profile), judged.get("parts") or []
+        if not rules:
+            return None
+        telling = 0
+        if len(parts) == len(rules) > 1:
+            shown = (judged.get("estimate"), judged.get("interval"))
+            telling = next((i for i, p in enumerate(parts) if (p.get("estimate"), p.get("interval")) == shown), 0)
+        return meaning(rules[telling], self.measures, counted=is_count(judged))
 
     def guards(self) -> list[dict[str, Any]]:
         """Per profile what stands beside the rule: trivial predictor, tuned levels, positive arm, mutants, failures."""
@@ -112,7 +122,8 @@ class ClaimView:
             "post_hoc": bool(judged and (result.verdict or {}).get("post_hoc")),
             **estimate_of(told),
             **{k: told.get(k) for k in ("why", "unit", "level", "n", "needed_seeds")},
-            "meaning": self.meaning(result.profile) if judged else None,
+            "meaning": self.meaning(told, result.profile) if judged else None,
+            "counted": "tasks" if judged and [r["kind"] for r in self.rule(result.profile)] == ["ranks"] else "seeds",
             "parts": [{"text": part_name(p, i), "unit": p.get("unit"), **estimate_of(p)} for i, p in enumerate(several)]
             if len(told.get("parts") or []) > 1
             else [],
@@ -161,7 +172,7 @@ class ClaimView:
                 "profile": p,
                 "text": part_name(part, i),
                 "state": part["state"],
-                "words": words.verdict_words(part["state"], part.get("mark"), self.claim.get("fidelity")),
+                "words": STANDS[part["state"]],
                 "unit": part.get("unit"),
                 "n": part.get("n"),
                 "level": part.get("level"),
@@ -204,7 +215,7 @@ class ClaimView:
         """The figures of each profile: the decision, then the rows behind up to three rules."""
         every = []
         for profile, result, judged in self.judged():
-            found, seen = self.decisions(profile, judged), []
+            found, seen, curves = self.decisions(profile, judged), [], []
             for rule in self.rule(profile):
                 what = [rule["measure"], rule.get("at"), rule["arm"], rule.get("against")]
                 if what in seen or len(seen) == 3:
@@ -218,12 +229,20 @@ class ClaimView:
                 ]
                 unit = (self.measures.get(rule["measure"]) or {}).get("unit")
                 if rows:
-                    name = f"{self.name}-{profile}-{len(seen)}"
-                    found.append(drawings.draw(Scene(name, profile, rule, roles, rows, unit)))
-                    learning = drawings.learning(Scene(f"{name}-learning", profile, rule, roles, rows, unit))
-                    found += [learning] if learning else []
+                    scene = Scene(f"{self.name}-{profile}-{len(seen)}", profile, rule, roles, rows, unit, self.tuned)
+                    found.append(drawings.draw(scene))
+                    if [roles, rows] not in curves:
+                        curves.append([roles, rows])
+                        found += self.learning(scene)
             every += [found] if found else []
         return every
+
+    def learning(self, scene: Scene) -> list[Figure]:
+        """The learning curves behind a rule, if its rows hold some."""
+        held = drawings.curve_of(scene.rows)
+        unit = (self.measures.get(held[0]) or {}).get("unit") if held else None
+        drawn = drawings.learning(replace(scene, name=f"{scene.name}-learning"), unit)
+        return [drawn] if drawn else []
 
     def decisions(self, profile: str, judged: Mapping[str, Any]) -> list[Figure]:
         """Estimates of the method and of the controls against the region that each rule asks for."""
@@ -231,15 +250,16 @@ class ClaimView:
         if len(rules) > 1 and len(parts) != len(rules):  # some rule has parts of its own: the table tells them
             return []
         found = []
-        for i, rule in enumerate(rules[:3]):
+        told = words.verdict_words(judged["state"], judged.get("mark"), self.claim.get("fidelity"))
+        for i, rule in enumerate(rules[:MOST_RULES]):
             lines: list[tuple[str, str, Mapping[str, Any]]] = []
             if len(rules) > 1:
                 lines = [("method", rule["arm"], parts[i])]
             elif len(parts) > 1 or rule["kind"] == "count":
                 lines = [("method", f"{rule['arm']}, {part_name(p, k)}", p) for k, p in enumerate(parts)]
             else:
-                lines = [("method", rule["arm"], judged)]
-            if len(rules) == 1 and rule["kind"] != "count":
+                lines = [("method", rule["arm"], {**judged, "words": told})]
+            if len(rules) == 1 and not is_count(judged):  # controls of a count are counts, which have another axis
                 lines += [("control", words.control_text(c), c) for c in judged.get("controls") or []]
             if rule["kind"] == "identity" or not lines:  # an identity is told by its rows alone
                 continue
@@ -247,7 +267,7 @@ class ClaimView:
             if i >= len(regions):
                 continue
             span, log = (regions[i]["low"], regions[i]["high"]), bool(regions[i]["log"])
-            unit = lines[0][2].get("unit") or judged.get("unit")
+            unit = lines[0][2].get("unit") or (None if is_count(judged) else judged.get("unit"))
             figure = drawings.decision(f"{self.name}-{profile}-{i}", profile, rule, span, log, lines, unit)
             found += [figure] if figure else []
         return found
@@ -272,6 +292,11 @@ class ClaimView:
                     }
                 )
         return found
+
+
+def is_count(judged: Mapping[str, Any]) -> bool:
+    """Whether the estimate counts the cells in which a condition holds: `3 of 3 cells`."""
+    return str(judged.get("unit") or "").startswith("of ")
 
 
 def estimate_of(judged: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,29 +329,36 @@ def _row(row: Mapping[str, Any], measures: Iterable[str]) -> dict[str, Any]:
 
 
 def _lost(rows: Iterable[Mapping[str, Any]]) -> str:
-    """`3 rows diverged (identity)`, for the fine print."""
+    """`3 rows diverged (identity), 2 of them while tuning`, for the fine print."""
     told = []
     for status in ("diverged", "invalid"):
-        arms = [r["arm"] for r in rows if r["status"] == status]
-        if arms:
-            told.append(f"{len(arms)} row{'s' * (len(arms) > 1)} {status} ({', '.join(dict.fromkeys(arms))})")
+        lost = [r for r in rows if r["status"] == status]
+        if lost:
+            arms, tuning = ", ".join(dict.fromkeys(r["arm"] for r in lost)), sum(r["seed"] >= 1000 for r in lost)
+            while_ = "" if not tuning else ", all while tuning" if tuning == len(lost) else f", {tuning} while tuning"
+            told.append(f"{len(lost)} row{'s' * (len(lost) > 1)} {status} ({arms}){while_}")
     return "; ".join(told)
 
 
 # ---- in words -----------------------------------------------------------------------------------------------------
 
 
-def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What the estimate of a rule is, and what its sign or size means, as one sentence."""
-    kind, arm, against = rule["kind"], rule["arm"], rule.get("against")
+def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]], *, counted: bool = False) -> str | None:
+    """What the estimate of a rule is, and what its sign or size means, as one sentence.
+
+    counted: whether the estimate is the number of cells in which the rule's condition holds.
+    """
+    kind, arm, against = rule["kind"], f"`{rule['arm']}`", rule.get("against") and f"`{rule['against']}`"
     told = measures.get(rule["measure"]) or {}
-    measure, better = rule["measure"], told.get("better")
+    measure, better = f"`{rule['measure']}`", told.get("better")
     if steps := rule.get("steps_to"):
-        measure, better = f"the {steps['axis']} to the target", "lower"
+        measure, better = f"the `{steps['axis']}` to the target", "lower"
     if kind == "identity":
         return None
-    if kind == "count":
+    if kind == "count" or counted:
         return f"The estimate counts the cells in which the condition holds, of all cells ({measure} of {arm})."
+    if kind == "ranks" and against:
+        return f"The estimate is the mean rank of {arm} less that of {against}; 1 is the best rank."
     if kind == "ranks":
         return f"The estimate is the mean rank of {arm}; 1 is best."
     if kind == "failures":
@@ -336,17 +368,20 @@ def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]]) 
     if kind == "slope":
         less = f" less that of {against}" if against else ""
         falls = "a negative one means that it falls"
-        return f"The estimate is the slope of {measure} of {arm} over {rule['x']}{less}; {falls}."
-    if rule.get("contrast"):
-        return f"The estimate compares {measure} at two levels of {rule['contrast']['factor']}."
+        return f"The estimate is the slope of {measure} of {arm} over `{rule['x']}`{less}; {falls}."
+    if contrast := rule.get("contrast"):
+        first, second = contrast["levels"]
+        how = f"{measure} at `{contrast['factor']}` {first} {'divided by' if contrast['as'] == 'ratio' else 'less'}"
+        less = f", compared with the same of {against}" if against else ""
+        return f"The estimate is, of {arm}, {how} that at {second}{less}."
     if against is None:
         return f"The estimate is the mean of {measure} of {arm}" + (f"; {better} is better." if better else ".")
     if kind == "ratio" or rule.get("ratio") is not None:
         side = {"lower": "below", "higher": "above"}.get(better or "")
-        size = f"; {side} 1 means that {arm} is better." if side else "."
+        size = f"; {side} 1, {arm} has the {better} {measure}, which is better." if side else "."
         return f"The estimate is {measure} of {arm} divided by that of {against}{size}"
     sign = {"lower": "negative", "higher": "positive"}.get(better or "")
-    size = f"; a {sign} difference means that {arm} is better." if sign else "."
+    size = f"; where it is {sign}, {arm} has the {better} {measure}, which is better." if sign else "."
     return f"The estimate is {measure} of {arm} less that of {against}{size}"
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repro import words
@@ -11,6 +11,7 @@ from repro.report import figures
 from repro.report.figures import Estimate, Group
 
 MOST = 18  # lines of one figure
+STANDS = {"reproduced": "meets the rule", "not_reproduced": "fails the rule", "inconclusive": "open"}
 Span = tuple[float | None, float | None]
 
 
@@ -30,6 +31,7 @@ class Scene:
     roles: Mapping[str, str]  # arm -> method, against, control, ...
     rows: Sequence[Mapping[str, Any]]
     unit: str | None = None
+    tuned: str | None = None  # the factor of which every arm has a level of its own
 
     @property
     def measure(self) -> str:
@@ -37,17 +39,31 @@ class Scene:
 
     @property
     def axis(self) -> str:
-        return f"{self.measure} ({self.unit})" if self.unit else self.measure
+        return f"{self.measure} ({self.unit})" if self.unit and self.unit != self.measure else self.measure
+
+    @property
+    def chosen(self) -> str | None:
+        """The tuned factor, if each arm is drawn at its own level of it alone."""
+        if self.tuned is None:
+            return None
+        levels: dict[str, set] = {}
+        for row in self.rows:
+            others = {name: level for name, level in row["factors"].items() if name != self.tuned}
+            levels.setdefault(json.dumps([row["arm"], others], sort_keys=True), set()).add(
+                row["factors"].get(self.tuned)
+            )
+        return self.tuned if all(len(own) == 1 for own in levels.values()) else None
 
     @property
     def varying(self) -> dict[str, list]:
-        """Factor -> its levels, for factors with more than one among the rows."""
+        """Factor -> its levels, for factors with more than one among the rows; without that which each arm chose."""
         found: dict[str, list] = {}
         for row in self.rows:
             for name, level in row["factors"].items():
                 if level not in found.setdefault(name, []):
                     found[name].append(level)
-        return {name: levels for name, levels in found.items() if len(levels) > 1}
+        chosen = self.chosen
+        return {name: levels for name, levels in found.items() if len(levels) > 1 and name != chosen}
 
     def bundles(self, factors: Iterable[str]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
         """Rows by (label, arm), the levels of `factors` in their order, then the arms in the order of their roles."""
@@ -116,6 +132,7 @@ def seed_dots(scene: Scene) -> Figure:
         groups.append(Group(label, scene.roles[arm], values, lost, interval))
     caption = f"{scene.profile}: {scene.axis} by seed"
     caption += "; below the dots their mean and its interval." if any(g.interval for g in groups) else "."
+    caption += f" Each arm has its own {scene.chosen}." if scene.chosen else ""
     if limits := limits_of(rule):
         caption += " The line is what the rule sets."
     if any(g.diverged for g in groups):
@@ -155,7 +172,7 @@ def curves(scene: Scene) -> Figure:
     steps = scene.rule.get("steps_to") or {}
     keep = {f: (levels[0], levels[-1]) for f, levels in scene.varying.items()}
     rows = [r for r in scene.rows if all(r["factors"].get(f) in ends for f, ends in keep.items())]
-    shown = Scene(scene.name, scene.profile, scene.rule, scene.roles, rows, scene.unit)
+    shown = replace(scene, rows=rows)
     groups, told = [], []
     for (label, arm), some in shown.bundles(scene.varying).items():
         drawn = {r["seed"]: _curve(r["measures"], scene.measure, steps.get("axis")) for r in some}
@@ -204,7 +221,7 @@ def over_levels(scene: Scene, across: str) -> Figure:
         told,
         caption,
         marks=True,
-        log_x=scene.rule.get("scale") in ("logx", "loglog"),
+        log_x=scene.rule.get("scale") in ("logx", "loglog") or (min(levels) > 0 and figures.is_log(levels)),
         levels=sorted(levels) if len(levels) <= 8 else None,
     )
 
@@ -227,6 +244,7 @@ def _lines(scene: Scene, groups: list[Group], across: str, told: list[str], capt
     return Figure(drawing, caption)
 
 
+CURVES = {"learning_curve": "training loss"}  # what `repro.tasks` records
 AXES = ("learning_steps", "step", "steps", "eval_steps")  # measures that say when the points of a curve were taken
 
 
@@ -244,10 +262,11 @@ def curve_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     return None
 
 
-def learning(scene: Scene) -> Figure | None:
+def learning(scene: Scene, unit: str | None = None) -> Figure | None:
     """Loss against steps: per arm the mean over the seeds, and the band from the least to the greatest.
 
     None where rows hold no curve, or where the rule is about that curve, which is drawn seed by seed already.
+    unit: of the curve.
     """
     found = curve_of(scene.rows)
     if found is None or found[0] == scene.measure:
@@ -270,13 +289,15 @@ def learning(scene: Scene) -> Figure | None:
     drawing = figures.bands(
         groups[:6],
         name=scene.name,
-        axis=measure.replace("_", " "),
+        axis=CURVES.get(measure, measure.replace("_", " ")) + (f" ({unit})" if unit else ""),
         across=axis.replace("_", " "),
         title=f"Learning curves, {scene.profile}",
         description=" ".join(told),
     )
     at = f" at {words.levels(keep)}" if keep else ""
-    return Figure(drawing, f"{scene.profile}: learning curves{at}; mean over the seeds, and the band of all of them.")
+    own = f", each arm at its own {scene.chosen}" if scene.chosen else ""
+    caption = f"{scene.profile}: learning curves{at}{own}; mean over the seeds, and the band of all of them."
+    return Figure(drawing, caption)
 
 
 # --- decisions --------------------------------------------------------------------------------------------------------
@@ -296,7 +317,7 @@ def decision(
     for role, label, judged in lines[:MOST]:
         low, high = judged.get("interval") or (None, None)
         estimates.append(
-            Estimate(label, role, words.STATES.get(judged["state"], judged["state"]), judged.get("estimate"), low, high)
+            Estimate(label, role, judged.get("words") or STANDS[judged["state"]], judged.get("estimate"), low, high)
         )
     if all(e.value is None for e in estimates):
         return None

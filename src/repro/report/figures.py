@@ -217,7 +217,13 @@ def dots(
         layers.append(span.mark_tick(thickness=2, size=9).encode(x=alt.X("mean:Q", scale=scale_x, axis=None)))
     if shown := [v for v in limits if ends[0] <= v <= ends[1]]:
         layers.append(
-            data([{"x": v, "a": 0, "b": height} for v in shown])
+            data(
+                [
+                    {"x": v, "a": top + i * step + 15, "b": top + i * step + 38}
+                    for v in shown
+                    for i in range(len(groups))
+                ]
+            )
             .mark_rule(color="var(--good)", strokeWidth=1.2)
             .encode(x=alt.X("x:Q", scale=scale_x, axis=None), y=alt.Y("a:Q", scale=scale_y, axis=None), y2="b:Q")
         )
@@ -376,7 +382,7 @@ def bands(groups: Sequence[Group], *, name: str, axis: str, across: str, title: 
         ),
     )
     size = {"width": WIDTH, "height": 240 + 16 * len(groups), "autosize": {"type": "fit", "contains": "padding"}}
-    chart = alt.layer(band, line).resolve_scale(color="independent").properties(**size)
+    chart = alt.layer(band, line).resolve_scale(color="independent", strokeDash="independent").properties(**size)
     return svg(chart, name=name, title=title, description=description)
 
 
@@ -434,7 +440,7 @@ def decision(
     bars, values, arrows, texts = [], [], [], []
     for row, e in enumerate(estimates):
         y = top + row * step
-        texts.append({"y": y + 8, "text": f"{e.label}: {e.state}"})
+        texts.append({"y": y + 8, "text": f"{e.state}: {e.label}"})
         if e.value is None:
             continue
         if e.low is None and e.high is None:

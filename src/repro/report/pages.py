@@ -209,6 +209,18 @@ def times(records: Iterable[Record]) -> list[dict[str, Any]]:
     ]
 
 
+def _quantity(one: Record) -> str:
+    """What the number of a headline is, and which way is better: `difference in error, lower is better`."""
+    from repro.publish import evidence
+
+    found = one.strongest(one.headline)
+    rule = next(iter(words.rules(found[1].get("rule"))), {}) if found else {}
+    better = ((one.paper.get("measures") or {}).get(rule.get("measure")) or {}).get("better")
+    if found is None or str(found[1].get("unit") or "").startswith("of ") or rule.get("kind") == "ranks":
+        return ""
+    return evidence.measured(found[1]) + (f", {better} is better" if better and not rule.get("steps_to") else "")
+
+
 class ComparisonPage:
     """The page of all papers; `stale` (slug -> profile -> experiment -> why) replaces the comparison of digests."""
 
@@ -231,7 +243,10 @@ class ComparisonPage:
                 counts = [sum(grade(x) == name for x in own) for name in GRADES]
                 heads = sum(x["headline"] for x in own)
                 table.append({"scale": SCALES[fidelity], "claims": len(own), "counts": counts, "headlines": heads})
-        best = [r.verdict for one in self.records for r in one.results.values() if r.verdict]
+        best = [
+            {"paper": x["paper"], "profile": x["profile"], "claims": {x["claim"]: {k: x[k] for k in ("p", "state")}}}
+            for x in judged
+        ]
         values = {
             "papers": len(self.records),
             "version": repro.__version__,
@@ -268,7 +283,8 @@ class ComparisonPage:
         """One line per paper: its headline at the largest profile that has run."""
         withdrawn = {one.slug: one.paper.get("withdrawn") for one in self.records}
         names = sorted({x["family"] for x in self.headlines}, key=FAMILIES.index)
-        lines = [{**x, "withdrawn": withdrawn[x["paper"]]} for x in self.headlines]
+        shown = {one.slug: _quantity(one) for one in self.records}
+        lines = [{**x, "withdrawn": withdrawn[x["paper"]], "quantity": shown[x["paper"]]} for x in self.headlines]
         families = [(family, [x for x in lines if x["family"] == family]) for family in names]
         return part("comparison.html.j2", "headlines", {"families": families})
 
@@ -283,17 +299,16 @@ class ComparisonPage:
 
     def magnitude(self) -> Fragment:
         """Ours divided by the paper's number, of headline claims that give one."""
-        items = [
-            (f"{x['paper']} ({x['profile']})", x["ratio"], words.STATES[x["state"]])
-            for x in self.headlines
-            if x["ratio"] and x["ratio"] > 0
-        ][:60]
-        if not items:
+        given = [x for x in self.headlines if x["ratio"]]
+        drawn = [x for x in given if x["ratio"] > 0][:60]
+        if not drawn:
             return part("comparison.html.j2", "magnitude", None)
-        told = " ".join(f"{label}: {words.number(ratio)}, {state}." for label, ratio, state in items)
+        items = [(f"{x['paper']} ({x['profile']})", x["ratio"], words.STATES[x["state"]]) for x in drawn]
+        told = " ".join(f"{x['paper']} ({x['profile']}): {words.number(x['ratio'])}, {x['verdict']}." for x in drawn)
         title = "Ours divided by the paper's number"
         drawing = figures.magnitudes(items, name="magnitude", title=title, description=told)
-        return part("comparison.html.j2", "magnitude", drawing)
+        opposite = [f"{x['paper']} ({words.number(x['ratio'])})" for x in given if x["ratio"] < 0]
+        return part("comparison.html.j2", "magnitude", {"drawing": drawing, "opposite": words.listed(opposite)})
 
     def claims(self) -> Fragment:
         """Every claim, at the largest profile that has run."""

@@ -34,7 +34,8 @@ def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, A
             place = f"{made['track']}, {words.levels(cell['at'])} ({made['profile']})"
             for pair in (pair for pair in cell["interactions"] if pair["arm"] == one["arm"]):
                 state = of_pair(pair, made["margin"]) if cell["ranks"] else "inconclusive"
-                found.append({"place": place, "state": state, "reached": None, "standing": pair["standing"]})
+                told = {"state": state, "standing": pair["standing"], "gap": pair["interaction"]}
+                found.append({"place": place, "profile": made["profile"], "reached": None, **told})
             slot = cell["slots"].get(one["arm"].partition(":")[0])
             line = next((x for x in slot["lines"] if x["arm"] == one["arm"]), None) if slot else None
             if line is None:
@@ -46,7 +47,8 @@ def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, A
                 if one.get("share") is not None:
                     good = line["standing"] == "better" and share is not None and share <= one["share"]
                 state = "reproduced" if good else "not_reproduced"
-            found.append({"place": place, "state": state, "reached": share, "standing": line["standing"]})
+            told = {"state": state, "standing": line["standing"], "gap": line["gap"]}
+            found.append({"place": place, "profile": made["profile"], "reached": share, **told})
     return found
 
 

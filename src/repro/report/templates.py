@@ -47,6 +47,8 @@ def _environment() -> Any:
         "state": lambda state: words.STATES.get(state, state),
         "role": ROLES.__getitem__,
         "mathml": lambda tex: Markup(text.mathml(tex)),
+        "linked": lambda text_: Markup(text.linked(text_)),
+        "coded": lambda text_: Markup(text.coded(text_)),
         "markdown": lambda source: Markup(text.markdown(source)),
         "drawn": Markup,  # of figures alone: they escape what they write
     }

@@ -115,6 +115,19 @@ def markdown(source: str, *, top: int = 3) -> str:
     return str(convert(source)).strip()
 
 
+def coded(line: str) -> str:
+    """One line of prose as HTML: names between backticks as code, a true minus sign before numbers."""
+    escaped = re.sub(r"(?<![\w.])-(?=\d)", "−", html.escape(line, quote=False))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
+
+
+def linked(line: str) -> str:
+    """One line of prose as HTML, its arXiv numbers and issues of GitHub (owner/name#7) as links."""
+    line = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', coded(line))
+    issue = r"(?<![\w/.-])([\w.-]+/[\w.-]+)#(\d+)\b"
+    return re.sub(issue, r'<a href="https://github.com/\1/issues/\2">\1#\2</a>', line)
+
+
 def header(method: Path) -> str:
     """The docstring of `method.py`, read without importing it; empty where there is none."""
     try:

@@ -185,6 +185,9 @@ def clause_batch_statistics(build: Kind, x: Tensor, slot: str) -> None:
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers):
         torch.optim.swa_utils.update_bn([x, 2 * x], module)
         assert all(layer.num_batches_tracked == 2 for layer in layers), "update_bn leaves batches uncounted"
+        if layers == [module]:
+            both = 1.5 * x.transpose(0, 1).flatten(1)
+            assert_near(layers[0].running_mean, both.mean(1), "the mean after update_bn", rel=1e-9)
         synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(module)).eval()
         assert_near(synced(x).detach(), module.eval()(x).detach(), "convert_sync_batchnorm", rel=1e-9)
         state = {name: t for name, t in module.state_dict().items() if "num_batches_tracked" not in name}
