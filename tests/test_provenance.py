@@ -1,5 +1,6 @@
 """Source digests: what changes them, what does not."""
 
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,13 @@ def test_lowered_vector_instructions_are_another_device_class(monkeypatch: pytes
         "AVX2": "cpu-x86_64-GenuineIntel-avx512f-with-avx2",
         "DEFAULT": "cpu-x86_64-GenuineIntel-avx512f-with-default",
     }
+
+
+def test_torch_is_asked_for_the_vector_instructions_that_it_uses() -> None:
+    code = "from repro.run import provenance; print(provenance.device_class('cpu'))"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip().endswith("-with-default") and provenance.device_class("cpu") != done.stdout.strip()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The experiments that several papers share: translation, language models, images.  Each arm takes steps."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -45,6 +48,15 @@ TEXT = [
 def test_merges_are_those_of_counting_anew():
     assert bpe.learn(TEXT, 40) == slowly(TEXT, 40)
     assert bpe.learn(TEXT, 40) == bpe.learn(list(TEXT), 40) and len(bpe.learn(TEXT, 3)) == 3
+
+
+def test_kept_pieces_are_read_under_any_locale(tmp_path):
+    code = "import pathlib, sys; from repro.data import bpe; bpe.kept(['a rose'], 3, pathlib.Path(sys.argv[1]))"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    for _ in range(2):  # the second reads what the first wrote
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+    (path,) = tmp_path.iterdir()
+    assert "\u2581" in path.read_text("utf-8")
 
 
 def test_pieces_are_reversible_and_kept(tmp_path, monkeypatch):
