@@ -26,7 +26,7 @@ reproduce: .venv/ready ## measure PAPER=rmsnorm here (PROFILE=cpu), and compare 
 	@$(BIN)/repro reproduce $(PAPER) --profile $(PROFILE)
 
 test: .venv/ready ## run the tests of the code
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 slow: .venv/ready ## run the slow tests too: kills, bad input by commands, clusters, downloads
 	$(BIN)/python -m pytest -q -m slow
