@@ -420,6 +420,7 @@ def test_the_table_of_the_readme_shows_what_is_decided() -> None:
         "eln": "reproduced (`long`)",
         "gdn": "supported at small scale (`long`)",
         "mish": "inconclusive (`gpu`)",
+        "laurel": "undecided in calculation (`cpu`)",
         "sinkgd": "contradicted at small scale (`long`)",
         "snn": "undecided at small scale (`cpu`)",
         "swish": "not reproduced (`long`)",
@@ -433,7 +434,7 @@ def test_the_table_of_the_readme_shows_what_is_decided() -> None:
         "Inconclusive (1): [mish].",
         "Not shown here (1): [adam].",
         "Phenomenon only (1): [resnet].",
-        "Undecided (2): [dyt], [snn].",
+        "Undecided (3): [dyt], [laurel], [snn].",
         "Not measured yet (1): [slab] (withdrawn).",
     ]
     shown = (ROOT / "README.md").read_text()

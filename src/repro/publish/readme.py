@@ -94,9 +94,9 @@ def verdict_table(evidence: list[Evidence]) -> str:
                 f"| {escape(one.ours or '–')} | {one.words} |"
             )
         else:  # "undecided on another task (`long`)" and "not shown here, at small scale" without where and the scale
-            word = re.split(r",| at | on | \(", one.words)[0] if one.judged else "not measured yet"
+            word = re.split(r",| at | on | in | \(", one.words)[0] if one.judged else "not measured yet"
             others.setdefault(word, []).append(name)
     for word in sorted(others, key=lambda word: (word == "not measured yet", word)):
-        names = f"{word[0].upper()}{word[1:]} ({len(others[word])}): {', '.join(others[word])}."
+        names = f"{word[:1].upper()}{word[1:]} ({len(others[word])}): {', '.join(others[word])}."
         lines += ["", *textwrap.wrap(names, 120, break_long_words=False, break_on_hyphens=False)]
     return "\n".join(lines)
