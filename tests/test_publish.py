@@ -19,7 +19,8 @@ from repro.commands.verify import moved_registration, unseen
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 from repro.publish import evidence, listing, markdown, readme, stages
-from repro.publish.evidence import estimate, measured, ours
+from repro.publish.evidence import Evidence, estimate, measured, ours
+from repro.publish.index import BEGIN, END
 from repro.publish.plaintext import equation
 from repro.spec import load as spec
 from repro.store import rows_digest, sealed, write_file
@@ -409,3 +410,33 @@ def test_a_sentence_stands_beside_its_own_verdict(tmp_path: Path, monkeypatch: p
         assert (found.statement, found.profile, found.words) == ("S", "cpu", "contradicted at small scale (`cpu`)")
         assert found.states == {"cpu": "not_reproduced", "gpu": "not_run"}
     assert evidence.evidence("p", {"cpu": None, "gpu": other}).words == "not run"
+
+
+def test_the_table_of_the_readme_shows_what_is_decided() -> None:
+    """A line for each decided headline and each paper that cannot be read; the others by name, under their verdict."""
+    said = {
+        "adam": "not shown here, at small scale (`long`)",
+        "dyt": "undecided on another task (`long`)",
+        "eln": "reproduced (`long`)",
+        "gdn": "supported at small scale (`long`)",
+        "mish": "inconclusive (`gpu`)",
+        "laurel": "undecided in calculation (`cpu`)",
+        "sinkgd": "contradicted at small scale (`long`)",
+        "snn": "undecided at small scale (`cpu`)",
+        "swish": "not reproduced (`long`)",
+        "resnet": "phenomenon only, at small scale (`long`)",
+    }
+    judged = [Evidence(slug, statement="It holds.", judged=True, words=words) for slug, words in said.items()]
+    text = readme.verdict_table([*judged, Evidence("slab", withdrawn="yes"), Evidence("sam", fault="no file")])
+    table, *names = text.split("\n\n")
+    assert [line[3 : line.index("]")] for line in table.splitlines()[2:]] == ["eln", "gdn", "sinkgd", "swish", "sam"]
+    assert [re.sub(r"\(papers\S*\)", "", line) for line in names] == [
+        "Inconclusive (1): [mish].",
+        "Not shown here (1): [adam].",
+        "Phenomenon only (1): [resnet].",
+        "Undecided (3): [dyt], [laurel], [snn].",
+        "Not measured yet (1): [slab] (withdrawn).",
+    ]
+    shown = (ROOT / "README.md").read_text()
+    assert shown.index("## Use a method") < shown.index(BEGIN) < shown.index(END)
+    assert shown.split(BEGIN)[1].split(END)[0].count("\n| [") <= 40

@@ -7,6 +7,7 @@ import importlib.util
 import pickle
 import subprocess
 import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,7 +264,45 @@ def test_namespaces_are_those_of_the_papers():
     for path, text in namespaces.build(papers).items():
         assert (root / path).read_text() == text, f"{path}: run `repro index`"
     twice = [SimpleNamespace(slug=slug, provides=[]) for slug in ("dyt", "dyt")]
-    assert namespaces.homes(twice)["nn"] == {"DyT": "dyt"}
+    assert namespaces.homes(twice)["nn"] == {"DyT": "dyt", "convert_ln_to_dyt": "dyt"}
+
+
+def test_a_function_stands_where_its_name_and_signature_say(monkeypatch, tmp_path):
+    """One function of each kind of the rule, and those beside it that stay in their paper; a clash is an error."""
+    source = """
+        __all__ = []
+        Norm = None
+        def he_gain(a: float = 0.0) -> float: ...
+        def fill_(tensor: Tensor, *, generator: Generator | None = None) -> Tensor: ...
+        def direction(model: nn.Module, generator: Generator) -> dict: ...
+        def my_groups(model: nn.Module) -> list[dict]: ...
+        def network(depth: int, generator: Generator) -> nn.Sequential: ...
+        def _cifar(depth: int) -> Callable[..., nn.Module]: ...
+        net20, net32 = _cifar(20), _cifar(32)
+        def used(x: Tensor) -> Tensor: ...
+        def used_number(x: Tensor) -> float: ...
+        def twice(x: Tensor) -> tuple[Tensor, Tensor]: ...
+        def my_norm(x: Tensor) -> Tensor: ...
+        def clip_(p: Tensor) -> None: ...
+        def probe(x: Tensor) -> Tensor: ...
+        class MyNorm(nn.Module):
+            def forward(self, x): return used(x), used_number(x), twice(x)
+        class Wrapper(torch.optim.Optimizer):
+            def step(self): clip_(self), used(self)
+    """
+    path = tmp_path / "method.py"
+    path.write_text(textwrap.dedent(source))
+    monkeypatch.setattr(namespaces.provenance, "module_file", lambda module: path if module == "m" else None)
+    names = (*"he_gain fill_ direction my_groups network net20 net32".split(), "_cifar", "Norm", "gone")
+    kinds = [namespaces.kind_of_function("m", name) for name in names]
+    assert kinds == ["init", "init", None, "optim", "nn", "nn", "nn", None, None, None]
+    functional = {"used": "nn", "twice": "nn", "my_norm": "nn", "clip_": "optim"}
+    assert namespaces._functional(["m"]) == functional
+    same = [SimpleNamespace(slug=slug, provides=[]) for slug in ("dyt", "snn")]
+    monkeypatch.setattr("repro.publish.index.names_of", lambda slug, file: ["my_norm", "MyNorm"])
+    monkeypatch.setattr(namespaces.provenance, "module_file", lambda module: path)
+    with pytest.raises(ValueError, match="dyt and snn both have a public my_norm: rename one"):
+        namespaces.homes(same)
 
 
 def test_namespaces_import_little():
@@ -278,6 +317,13 @@ def test_namespaces_import_little():
     for space in (layers, optim, init):
         assert all(getattr(space, name).__doc__ for name in space.__all__) and dir(space) == space.__all__
     assert {"DyT", "RMSNorm", "SELU", "WSConv2d", "MixLN"} <= set(layers.__all__)
-    assert {"AGC", "Adam", "Muon"} <= set(optim.__all__) and {"he_init_", "lecun_normal_"} <= set(init.__all__)
+    assert {"rms_norm", "swish", "swiglu", "weight_norm", "resnet20", "wrn_28_10", "res2net50_26w_4s"} <= set(
+        layers.__all__
+    )
+    assert {"AGC", "Adam", "Muon", "muon_groups", "fixup_groups", "adaptive_clip_grad_"} <= set(optim.__all__)
+    assert {"he_init_", "he_normal_", "kumar_gain", "lecun_normal_"} <= set(init.__all__)
+    assert not {"loss_line", "angular_distance", "expected_calibration_error"} & set(dir(layers))
+    with pytest.raises(ValueError, match="to='rms_norm' is no layer of repro.nn"):
+        repro.swap(nn.Sequential(nn.LayerNorm(4)), to="rms_norm", quiet=True)
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         layers.Nothing  # noqa: B018

@@ -371,7 +371,7 @@ def run(path, kill=None):
 
 def test_a_run_killed_by_the_system_resumes_bitwise(tmp_path):
     code = SCRIPT + "torch.set_num_threads(1)\nrun(sys.argv[1], 14)"
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], capture_output=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], capture_output=True, timeout=600)
     assert killed.returncode == -9, killed.stderr
     names: dict = {}
     exec(SCRIPT, names)

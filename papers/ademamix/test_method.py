@@ -109,13 +109,16 @@ def test_without_the_slow_mean_it_is_adamw():
         assert_near(got, trajectory(torch.optim.AdamW, g, start, **same), name, rel=1e-12)
 
 
-def test_equals_an_independent_library():
-    """pytorch_optimizer, told to decouple the decay; it has no square root of the correction outside eps."""
+@pytest.mark.parametrize("warm", [None, 150])
+def test_equals_an_independent_library(warm):
+    """pytorch_optimizer over 200 steps, told to decouple the decay; eps is tiny: it corrects v and eps together."""
     theirs = quiet_import("pytorch_optimizer").AdEMAMix
-    start, g = draw(N, seed=2), gradients()["noise"]
-    same = {"lr": 0.01, "betas": (0.9, 0.999, 0.99), "alpha": 4.0, "weight_decay": 0.1}
-    want = trajectory(theirs, g, start, weight_decouple=True, t_alpha_beta3=None, eps=1e-12, **same)
-    assert_near(trajectory(AdEMAMix, g, start, eps=1e-12, **same), want, "pytorch_optimizer", rel=1e-6)
+    start, same = draw(N, seed=2), {"lr": 0.01, "betas": (0.9, 0.999, 0.9999), "alpha": 4.0, "weight_decay": 0.1}
+    mine = {"alpha_warmup": warm, "beta3_warmup": warm} if warm else {}
+    for shift in (0.0, 2.0):
+        g = shift + draw(200, N)
+        want = trajectory(theirs, g, start, weight_decouple=True, t_alpha_beta3=warm, eps=1e-12, **same)
+        assert_near(trajectory(AdEMAMix, g, start, eps=1e-12, **same, **mine), want, f"{shift}", rel=1e-6)
 
 
 def test_d1_the_half_life_of_the_code():

@@ -1,3 +1,4 @@
+import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ from torch import nn
 
 from repro.models.gpt import GPT
 from repro.papers.depth_use import contributions, skip_effects, skipped
-from repro.testing import assert_near, mutation
+from repro.testing import assert_near, mutation, quiet_import
 
 DEPTH, T = 4, 7
 TOKENS = torch.randint(11, (3, T), generator=torch.Generator().manual_seed(1))
@@ -224,3 +225,67 @@ def test_blocks_with_keywords_and_tuples():
     assert (output > 0).all() and (later.triu(1)[0, 1:] > 0).all()
     assert contributions(model, TOKENS)[0].shape == (3,)
     assert not skip_effects(model, TOKENS, before=3)[1].any()  # no attention: no way to future tokens
+
+
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="the extra `test` has transformers, which is not here"
+)
+
+
+def tiny(kind, depth):
+    """A random decoder of transformers, in float64, with blocks that do something."""
+    transformers = quiet_import("transformers")
+    torch.manual_seed(0)
+    same = {"vocab_size": 11, "initializer_range": 0.5, "pad_token_id": None, "eos_token_id": None}
+    if kind == "GPT2":
+        config = transformers.GPT2Config(n_embd=8, n_layer=depth, n_head=2, n_positions=8, **same)
+        return transformers.GPT2LMHeadModel(config).double().eval()
+    same |= {"hidden_size": 8, "num_hidden_layers": depth, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = getattr(transformers, f"{kind}Config")(intermediate_size=12, max_position_embeddings=8, **same)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
+
+
+def layers(model):
+    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
+
+
+def hugging_face(model, skip=None):
+    """What the blocks read, what the last returns, and the probabilities, where block `skip` has another forward."""
+    last, block = [], None if skip is None else layers(model)[skip]
+    if block is not None:
+        forward = block.forward
+
+        def passes(x, *args, **options):
+            out = forward(x, *args, **options)
+            done = out[0] if isinstance(out, tuple) else out
+            mixed = torch.cat([done[:, :1], x[:, 1:]], 1)
+            return (mixed, *out[1:]) if isinstance(out, tuple) else mixed
+
+        block.forward = passes
+    hook = layers(model)[-1].register_forward_hook(lambda m, a, out: last.append(out[0] if type(out) is tuple else out))
+    out = model(TOKENS, output_hidden_states=True)
+    hook.remove()
+    if block is not None:
+        del block.forward
+    return [x.numpy() for x in (*out.hidden_states[:-1], last[0])], out.logits.softmax(-1).numpy()
+
+
+@needs_transformers
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "GPT2"])
+@torch.no_grad()
+def test_decoders_of_transformers(kind):
+    """Both probes, by NumPy from the hidden states that the library returns."""
+    model = tiny(kind, DEPTH)
+    h, p = hugging_face(model)
+    u = [(b - a)[:, 1:] for a, b in zip(h, h[1:], strict=False)]
+    relative = [np.mean(sizes(v) / sizes(x[:, 1:])) for v, x in zip(u, h, strict=False)]
+    assert_near(contributions(model, TOKENS)[0], torch.tensor(np.array(relative)), kind, rel=1e-9)
+    later, output = np.zeros((DEPTH, DEPTH)), np.zeros(DEPTH)
+    for s in range(DEPTH):
+        g, q = hugging_face(model, s)
+        output[s] = sizes((p - q)[:, 1:]).max()
+        for i in range(s + 1, DEPTH):
+            later[s, i] = (sizes(u[i] - (g[i + 1] - g[i])[:, 1:]) / sizes(u[i])).max()
+    for got, want in zip(skip_effects(model, TOKENS), (later, output), strict=True):
+        assert_near(got, torch.tensor(want), kind, rel=1e-5)
+    assert np.array_equal(hugging_face(model)[1], p)  # nothing is left behind

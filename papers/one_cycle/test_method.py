@@ -115,20 +115,39 @@ def test_d1_the_last_phase():
     assert rate_at(STEPS - 1, STEPS, rest=0.0) == pytest.approx(0.1)
 
 
+def both(steps, pct_start, make=lambda: sgd(momentum=0.9), **options):
+    """The paths (steps, 2) of rate and momentum, ours and those of torch's OneCycleLR."""
+    optimizers, paths = (make(), make()), ([], [])
+    options = {"div_factor": 10.0, "final_div_factor": 100.0, "pct_start": pct_start, **options}
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizers[1], 2.0, steps, **options)
+    for optimizer, scheduler, path in zip(
+        optimizers, (OneCycle(optimizers[0], 2.0, steps), theirs), paths, strict=True
+    ):
+        for step in range(steps):
+            group = optimizer.param_groups[0]
+            path.append((group["lr"], group["momentum"] if "momentum" in group else group["betas"][0]))
+            optimizer.step()
+            if step + 1 < steps:
+                scheduler.step()
+    return (torch.tensor(path, dtype=torch.float64) for path in paths)
+
+
+LINES = {"three_phase": True, "anneal_strategy": "linear"}
+
+
 @pytest.mark.parametrize("steps", [21, 41, 201])
 def test_d2_torch_with_three_straight_phases(steps):
-    """Equal but for the place of the bends, which moves by half a step; by default torch is another policy."""
-    for lines, same in (({"three_phase": True, "anneal_strategy": "linear"}, True), ({}, False)):
-        optimizers = sgd(momentum=0.9), sgd(momentum=0.9)
-        ours = OneCycle(optimizers[0], 2.0, steps)
-        options = {"div_factor": 10.0, "final_div_factor": 100.0, "pct_start": 0.45}
-        theirs = torch.optim.lr_scheduler.OneCycleLR(optimizers[1], 2.0, steps, **options, **lines)
-        largest = 0.0
-        for step in range(steps):
-            a, b = (o.param_groups[0]["lr"] for o in optimizers)
-            largest = max(largest, abs(a - b))
-            for optimizer, scheduler in zip(optimizers, (ours, theirs), strict=True):
-                optimizer.step()
-                if step + 1 < steps:
-                    scheduler.step()
-        assert (largest < 5 / steps) == same, (largest, lines)
+    """Rate and momentum are torch's where its bends are ours; at the same share of the run they are half a step apart.
+
+    torch's first phase ends at step pct_start steps - 1, ours at 0.45 (steps - 1).  By default torch is another policy.
+    """
+    same = (0.45 * (steps - 1) + 1) / steps
+    adam = lambda: torch.optim.Adam([nn.Parameter(torch.zeros(2))], lr=7.0)  # noqa: E731
+    for make in (lambda: sgd(momentum=0.9), adam):
+        assert_near(*both(steps, same, make, **LINES), "rate and momentum", rel=1e-12)
+    ours, theirs = both(steps, 0.45, **LINES)
+    apart = (ours - theirs).abs().amax(0)
+    assert 0 < apart[0] < 5 / steps and 0 < apart[1] < 0.3 / steps
+    ours, theirs = both(steps, 0.45)
+    apart = (ours - theirs).abs().amax(0)
+    assert apart[0] > 5 / steps and apart[1] > 0.3 / steps

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from repro.papers.sam import SAM, keep_running_statistics
-from repro.testing import assert_near, draw, mutation
+from repro.testing import assert_near, draw, mutation, quiet_import
 
 LR, RHO, DECAY, MOMENTUM = 0.1, 0.3, 0.05, 0.9
 A, B = draw(5, 5), draw(5, 5, seed=1)
@@ -99,6 +99,31 @@ def broken(fault):
 
 
 test_oracle, test_mutant_dies = mutation(check, broken, SAM)
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW], ids=["SGD", "AdamW"])
+def test_equals_an_independent_library(base):
+    """200 steps of pytorch_optimizer's SAM around the same optimizer, on two parameters in two groups."""
+    theirs, paths = quiet_import("pytorch_optimizer").SAM, []
+    more = {"momentum": MOMENTUM} if base is torch.optim.SGD else {}
+    for mine in (True, False):
+        parameters, path = start(), []
+        groups = [{"params": [parameters[0]]}, {"params": [parameters[1]], "lr": 0.003}]
+        options = {"lr": 0.01, "weight_decay": DECAY, **more}
+        optimizer = SAM(base(groups, **options), RHO) if mine else theirs(groups, base, rho=RHO, **options)
+        for t in range(200):
+
+            def closure(parameters=parameters, optimizer=optimizer, t=t):
+                optimizer.zero_grad()
+                value = loss_of(parameters, t % 3)
+                value.backward()
+                return value
+
+            closure()
+            optimizer.step(closure)
+            path.append(torch.cat([p.detach() for p in parameters]))
+        paths.append(torch.stack(path))
+    assert_near(*paths, base.__name__, rel=1e-6)
 
 
 def test_without_a_radius_it_is_the_wrapped_optimizer():

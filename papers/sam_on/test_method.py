@@ -7,7 +7,7 @@ from torch import nn
 
 from repro.papers.sam import SAM
 from repro.papers.sam_on import NORMS, SAMON
-from repro.testing import assert_near, draw, mutation
+from repro.testing import assert_near, draw, mutation, quiet_import
 
 LR, RHO, DECAY, MOMENTUM, ETA = 0.1, 0.3, 0.05, 0.9, 0.02
 X, T = draw(6, 4, seed=1), draw(6, 3, seed=2)
@@ -132,6 +132,28 @@ def broken(fault):
 
 
 test_oracle, test_mutant_dies = mutation(check, broken, SAMON)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_equals_sam_of_an_independent_library(adaptive):
+    """200 steps: pytorch_optimizer's SAM of the norms' parameters, and SGD of all others with the same gradients."""
+    theirs, same = quiet_import("pytorch_optimizer").SAM, {"lr": 0.02, "momentum": MOMENTUM, "weight_decay": DECAY}
+    mine, other = network(), network()
+    optimizer = SAMON(torch.optim.SGD(mine.parameters(), **same), RHO, model=mine, adaptive=adaptive, eta=0.0)
+    norms = list(other[1].parameters())
+    perturbing = theirs(norms, torch.optim.SGD, rho=RHO, adaptive=adaptive, **same)
+    others = torch.optim.SGD([*other[0].parameters(), *other[3].parameters()], **same)
+    closures = closure_of(mine, optimizer), closure_of(other, other)
+    for step in range(200):
+        closures[0]()
+        optimizer.step(closures[0])
+        closures[1]()
+        perturbing.first_step()
+        closures[1]()
+        perturbing.second_step()
+        others.step()
+        for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+            assert_near(a.detach(), b.detach(), f"step {step}", rel=1e-6)
 
 
 def test_it_is_sam_where_all_layers_are_norms():

@@ -193,11 +193,12 @@ def _target(to: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         return to
     from repro import nn as ours
 
-    if to in ours.__all__:
+    layers = [name for name in ours.__all__ if name[0].isupper()]  # beside them stand functions and networks
+    if to in layers:
         return getattr(ours, to)
     if isinstance(made := getattr(nn, to, None), type) and issubclass(made, nn.Module):
         return made
-    near = difflib.get_close_matches(to, ours.__all__, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(to, layers, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"to={to!r} is no layer of repro.nn or torch.nn{hint} A class, or a function of the width, will do"

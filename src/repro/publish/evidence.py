@@ -55,7 +55,8 @@ def estimate(judged: dict[str, Any]) -> str:
 def ours(judged: dict[str, Any]) -> str:
     """The estimate with its name: `ratio of seconds: 0.43 [0.41, 0.45] (95 %), n = 5`."""
     name = "" if str(judged.get("unit", "")).startswith("of ") else measured(judged)  # a count of conditions has none
-    return f"{name}: {estimate(judged)}" if name and judged.get("estimate") is not None else estimate(judged)
+    told = estimate(judged)
+    return f"{name}: {told}" if name and told != "–" else told
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The README of each paper and the table in the README of the suite, from paper.yaml and what is stored."""
 
+import re
 import textwrap
 
 from repro.files.paths import JUDGED
@@ -76,23 +77,26 @@ def _profile(paper: Paper, profile: str, verdict: dict | None) -> list[str]:
     return lines
 
 
+DECIDED = ("reproduced", "not reproduced", "supported", "contradicted")
+
+
 def verdict_table(evidence: list[Evidence]) -> str:
-    """The table of the README: one line for each paper whose headline is judged, the others by name below it."""
+    """The table of the README: one line for each paper whose headline is decided; the others by name, a line a word."""
     lines = ["| paper | what it is known for | the paper | ours | verdict |", "|---|---|---|---|---|"]
+    others: dict[str, list[str]] = {}
     for one in evidence:
-        shown = f"[{one.slug}](papers/{one.slug}/README.md){' (withdrawn)' if one.withdrawn else ''}"
+        name = f"[{one.slug}](papers/{one.slug}/README.md){' (withdrawn)' if one.withdrawn else ''}"
         if one.fault:
-            lines.append(f"| {shown} | | | | cannot be read |")
-        elif one.judged:
+            lines.append(f"| {name} | | | | cannot be read |")
+        elif one.judged and one.words.startswith(DECIDED):
             lines.append(
-                f"| {shown} | {escape(short(one.statement, 110))} | {escape(short(one.paper_value, 60))} "
+                f"| {name} | {escape(short(one.statement, 110))} | {escape(short(one.paper_value, 60))} "
                 f"| {escape(one.ours or '–')} | {one.words} |"
             )
-    waiting = [f"[{one.slug}](papers/{one.slug}/README.md)" for one in evidence if not (one.judged or one.fault)]
-    if waiting:
-        about = f"Written, tested and registered, with a headline that has not been measured yet ({len(waiting)}): "
-        lines += [
-            "",
-            *textwrap.wrap(about + ", ".join(waiting) + ".", 120, break_long_words=False, break_on_hyphens=False),
-        ]
+        else:  # "undecided on another task (`long`)" and "not shown here, at small scale" without where and the scale
+            word = re.split(r",| at | on | in | \(", one.words)[0] if one.judged else "not measured yet"
+            others.setdefault(word, []).append(name)
+    for word in sorted(others, key=lambda word: (word == "not measured yet", word)):
+        names = f"{word[:1].upper()}{word[1:]} ({len(others[word])}): {', '.join(others[word])}."
+        lines += ["", *textwrap.wrap(names, 120, break_long_words=False, break_on_hyphens=False)]
     return "\n".join(lines)
