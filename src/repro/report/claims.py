@@ -91,13 +91,23 @@ class ClaimView:
         for profile, _, judged in self.judged():
             told = [*_trivial(judged.get("trivial")), *_tuned(judged.get("tuned"), self.claim.get("tune"))]
             told += [
-                *_positive(judged.get("positive")),
+                *_positive(judged.get("positive"), self.compares_itself(self.rule(profile))),
                 *_mutants(judged.get("mutants")),
                 *_failures(judged.get("failures")),
             ]
             if told:
                 found.append({"profile": profile, "facts": told})
         return found
+
+    def compares_itself(self, rules: Iterable[Mapping[str, Any]]) -> bool:
+        """Whether the known-good arm is what the method is compared with, so that it shows nothing."""
+        positive = self.claim.get("positive")
+        if not isinstance(positive, Mapping):
+            return False
+        pairs = [
+            [positive.get(rule[side], rule[side]) for side in ("arm", "against") if rule.get(side)] for rule in rules
+        ]
+        return all(len(pair) == 2 and pair[0] == pair[1] for pair in pairs)
 
     def rules_told(self) -> list[tuple[str | None, str]]:
         """(profile, rule in words); the profile is None where all have the same rules."""
@@ -410,9 +420,11 @@ def _tuned(told: Iterable[Mapping[str, Any]] | None, tune: Any) -> list[tuple[st
     return [("tuned levels", f"{factor}, chosen for each arm on its tuning seeds: {'; '.join(parts)}.")]
 
 
-def _positive(told: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def _positive(told: Mapping[str, Any] | None, itself: bool) -> list[tuple[str, str]]:
     if not told:
         return []
+    if itself:
+        return [("known-good arm", f"none: {told['arm']} is the comparator against itself.")]
     shows = {"reproduced": "shows the effect here", "not_reproduced": "does not show the effect here"}
     return [("known-good arm", f"{told['arm']} {shows.get(told['state'], 'is not shown to show the effect here')}.")]
 
