@@ -123,8 +123,12 @@ def test_an_estimate_has_its_name_its_unit_and_its_level() -> None:
     judged = {**JUDGED, "rule": [{"kind": "ratio", "measure": "seconds"}]}
     assert measured(judged) == "ratio of seconds"
     assert ours(judged) == "ratio of seconds: 0.430 [0.410, 0.450] (95 %), n = 5"
-    assert estimate({**judged, "estimate": None}) == "–"
-    assert ours({**judged, "unit": "of 2 cells", "estimate": 1.0, "interval": [1.0, 1.0]}) == "1 of 2 cells, n = 5"
+    assert estimate({**judged, "estimate": None, "interval": [None, None]}) == "–"
+    never = {**judged, "estimate": None, "interval": [None, 0.0909]}  # a run never reached its target
+    assert ours(never) == "ratio of seconds: below 0.0909 (95 %), n = 5"
+    counted = {**judged, "unit": "of 2 cells", "estimate": 1.0}
+    assert ours({**counted, "interval": [1.0, 1.0]}) == "1 of 2 cells, n = 5"
+    assert ours({**counted, "interval": [0.0, 2.0]}) == "0 to 2 of 2 cells, n = 5"
 
 
 @pytest.fixture(scope="module")
