@@ -90,7 +90,7 @@ def unit_of(rule: Rule, measures: Mapping[str, Measure]) -> str:
     if kind == "failures":
         return "failure rate"
     if kind == "ranks":
-        return "mean rank"
+        return "difference of mean ranks"
     if kind == "slope":
         return {
             "linear": f"{unit} per {rule.x}",

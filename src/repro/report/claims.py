@@ -158,7 +158,11 @@ class ClaimView:
 
     def controls(self) -> list[dict[str, Any]]:
         """One line per control and profile; before any run one per control."""
-        found = [(p, k) for p, _, judged in self.judged() for k in judged.get("controls") or []]
+        found = [
+            (p, {**k, "unit": judged["unit"] if is_count(judged) else None})
+            for p, _, judged in self.judged()
+            for k in judged.get("controls") or []
+        ]
         found = found or [("–", k) for k in self.claim.get("controls") or []]
         return [
             {
@@ -169,6 +173,7 @@ class ClaimView:
                 "state": k.get("state"),
                 "ok": k.get("ok"),
                 "reason": k.get("why"),
+                "unit": k.get("unit"),
                 **estimate_of(k),
             }
             for p, k in found
@@ -367,10 +372,10 @@ def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]], 
         return None
     if kind == "count" or counted:
         return f"The estimate counts the cells in which the condition holds, of all cells ({measure} of {arm})."
-    if kind == "ranks" and against:
-        return f"The estimate is the mean rank of {arm} less that of {against}; 1 is the best rank."
     if kind == "ranks":
-        return f"The estimate is the mean rank of {arm}; 1 is best."
+        others = rule.get("others") or []
+        than = f"that of `{others[0]}`" if len(others) == 1 else "that of the arm it is compared with"
+        return f"The estimate is the mean rank of {arm} less {than}; 1 is the best rank, so less than 0 is better."
     if kind == "failures":
         return f"The estimate is the share of runs of {arm} that fail" + (
             f", less that of {against}." if against else "."
