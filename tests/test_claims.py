@@ -509,7 +509,7 @@ def test_ranks_over_tables_are_friedmans_and_wilcoxons(paper):
         d=lambda t: 10 * t + noise["d"][t] + 3,
     )
     found = claim(p, rows)
-    assert found["state"] == "reproduced" and found["unit"] == "mean rank" and found["n"] == len(TABLES)
+    assert found["state"] == "reproduced" and found["unit"] == "difference of mean ranks" and found["n"] == len(TABLES)
     assert [part["at"] for part in found["parts"]] == [{"against": "b"}, {"against": "c"}]
     scores = {arm: [10 * t + noise[arm][t] - (3 if arm == "a" else 0) for t in TABLES] for arm in "abc"}
     wilcoxon = stats.wilcoxon(np.subtract(scores["a"], scores["b"]), alternative="less").pvalue
