@@ -1,5 +1,4 @@
 import copy
-import importlib.util
 import math
 import re
 from types import SimpleNamespace
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from repro.models.gpt import GPT
 from repro.papers.deeper_layers import angular_distance, block_distances, deepest_block, remove_blocks
-from repro.testing import assert_near, check_float32, draw, hard_inputs, mutation, quiet_import
+from repro.testing import assert_near, check_float32, draw, hard_inputs, mutation
+from repro.testing.decoders import decoder_blocks, needs_transformers, tiny_decoder
 
 DEPTH, N = 6, 2
 TOKENS = torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(1))
@@ -240,47 +240,25 @@ def test_d4_what_hugging_face_counts():
 # --- decoders of transformers -----------------------------------------------------------------------------------------
 
 
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="the extra `test` has transformers, which is not here"
-)
-
-
-def tiny(kind, depth):
-    """A random decoder of transformers, in float64, with blocks that do something."""
-    transformers = quiet_import("transformers")
-    torch.manual_seed(0)
-    same = {"vocab_size": 11, "initializer_range": 0.5, "pad_token_id": None, "eos_token_id": None}
-    if kind == "GPT2":
-        config = transformers.GPT2Config(n_embd=8, n_layer=depth, n_head=2, n_positions=8, **same)
-        return transformers.GPT2LMHeadModel(config).double().eval()
-    same |= {"hidden_size": 8, "num_hidden_layers": depth, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = getattr(transformers, f"{kind}Config")(intermediate_size=12, max_position_embeddings=8, **same)
-    return getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
-
-
-def layers(model):
-    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
-
-
 @needs_transformers
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "GPT2"])
 @torch.no_grad()
 def test_decoders_of_transformers(kind):
     """Distances of the hidden states that the library returns; then a model built with fewer blocks, its cache too."""
-    model, start = tiny(kind, DEPTH), 1
+    model, start = tiny_decoder(kind, DEPTH), 1
     states = [x.numpy() for x in model(TOKENS, output_hidden_states=True).hidden_states]
     cosines = [(states[i][:, -1] * states[i + N][:, -1]).sum(-1) for i in range(DEPTH - N)]
     sizes = [np.linalg.norm(x[:, -1], axis=-1) for x in states]
     want = [np.mean(np.arccos(c / sizes[i] / sizes[i + N]) / np.pi) for i, c in enumerate(cosines)]
     assert_near(block_distances(model, TOKENS, N), torch.tensor(np.array(want)), kind, rel=1e-9)
-    shorter, kept = tiny(kind, DEPTH - N), {}
+    shorter, kept = tiny_decoder(kind, DEPTH - N), {}
     for name, value in model.state_dict().items():
         index = int(re.search(r"\.(?:h|layers)\.(\d+)\.", name + ".h.0.")[1])
         if not start <= index < start + N:
             place = index if index < start else index - N
             kept[re.sub(r"\.(h|layers)\.\d+\.", rf".\g<1>.{place}.", name)] = value
     shorter.load_state_dict(kept)
-    assert remove_blocks(model, start, N) is model and len(layers(model)) == DEPTH - N
+    assert remove_blocks(model, start, N) is model and len(decoder_blocks(model)) == DEPTH - N
     assert model.config.num_hidden_layers == shorter.config.num_hidden_layers
     assert getattr(model.config, "layer_types", None) == getattr(shorter.config, "layer_types", None)
     assert torch.equal(model(TOKENS).logits, shorter(TOKENS).logits)

@@ -1,4 +1,3 @@
-import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +7,8 @@ from torch import nn
 
 from repro.models.gpt import GPT
 from repro.papers.depth_use import contributions, skip_effects, skipped
-from repro.testing import assert_near, mutation, quiet_import
+from repro.testing import assert_near, mutation
+from repro.testing.decoders import decoder_blocks, needs_transformers, tiny_decoder
 
 DEPTH, T = 4, 7
 TOKENS = torch.randint(11, (3, T), generator=torch.Generator().manual_seed(1))
@@ -227,31 +227,9 @@ def test_blocks_with_keywords_and_tuples():
     assert not skip_effects(model, TOKENS, before=3)[1].any()  # no attention: no way to future tokens
 
 
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="the extra `test` has transformers, which is not here"
-)
-
-
-def tiny(kind, depth):
-    """A random decoder of transformers, in float64, with blocks that do something."""
-    transformers = quiet_import("transformers")
-    torch.manual_seed(0)
-    same = {"vocab_size": 11, "initializer_range": 0.5, "pad_token_id": None, "eos_token_id": None}
-    if kind == "GPT2":
-        config = transformers.GPT2Config(n_embd=8, n_layer=depth, n_head=2, n_positions=8, **same)
-        return transformers.GPT2LMHeadModel(config).double().eval()
-    same |= {"hidden_size": 8, "num_hidden_layers": depth, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = getattr(transformers, f"{kind}Config")(intermediate_size=12, max_position_embeddings=8, **same)
-    return getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
-
-
-def layers(model):
-    return model.transformer.h if hasattr(model, "transformer") else model.model.layers
-
-
 def hugging_face(model, skip=None):
     """What the blocks read, what the last returns, and the probabilities, where block `skip` has another forward."""
-    last, block = [], None if skip is None else layers(model)[skip]
+    last, block = [], None if skip is None else decoder_blocks(model)[skip]
     if block is not None:
         forward = block.forward
 
@@ -262,7 +240,9 @@ def hugging_face(model, skip=None):
             return (mixed, *out[1:]) if isinstance(out, tuple) else mixed
 
         block.forward = passes
-    hook = layers(model)[-1].register_forward_hook(lambda m, a, out: last.append(out[0] if type(out) is tuple else out))
+    hook = decoder_blocks(model)[-1].register_forward_hook(
+        lambda m, a, out: last.append(out[0] if type(out) is tuple else out)
+    )
     out = model(TOKENS, output_hidden_states=True)
     hook.remove()
     if block is not None:
@@ -275,7 +255,7 @@ def hugging_face(model, skip=None):
 @torch.no_grad()
 def test_decoders_of_transformers(kind):
     """Both probes, by NumPy from the hidden states that the library returns."""
-    model = tiny(kind, DEPTH)
+    model = tiny_decoder(kind, DEPTH)
     h, p = hugging_face(model)
     u = [(b - a)[:, 1:] for a, b in zip(h, h[1:], strict=False)]
     relative = [np.mean(sizes(v) / sizes(x[:, 1:])) for v, x in zip(u, h, strict=False)]
