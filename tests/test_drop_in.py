@@ -47,6 +47,9 @@ OTHERS = {  # what the contract does not reach: models and blocks, an embedding,
     "fixup.FixupBottleneck",
     "gdn.GDN",  # a norm of which gamma is a matrix
     "gdn.Gaussianization",
+    "glu_variants.GEGLU",  # gates that halve an axis
+    "glu_variants.ReGLU",
+    "glu_variants.SwiGLU",
     "laurel.LaurelPA",
     "laurel.ReadHistory",
     "laurel.StartHistory",

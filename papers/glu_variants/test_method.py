@@ -10,9 +10,12 @@ from repro.models.gpt import FeedForward
 from repro.papers.glu_variants import (
     FFNGEGLU,
     FFNGLU,
+    GEGLU,
     FFNBilinear,
     FFNReGLU,
     FFNSwiGLU,
+    ReGLU,
+    SwiGLU,
     geglu,
     matched_width,
     reglu,
@@ -203,3 +206,31 @@ def test_arms_of_the_decoder():
     layer = models["swiglu_open"].blocks[0].feed_forward.sublayer.double()
     x, y = draw(3, 16), draw(3, 16, seed=1)
     assert_near(layer(x + y).detach(), (layer(x) + layer(y)).detach(), rel=1e-9)  # linear
+
+
+HALVES = {ReGLU: (reglu, nn.ReLU), GEGLU: (geglu, nn.GELU), SwiGLU: (swiglu, nn.SiLU)}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_gates_without_weights(kind):
+    """timm's GluMlp with both of its layers left out; another axis; a traced graph; an axis that cannot be halved."""
+    function, act = HALVES[kind]
+    x = draw(4, 2, 6).float()
+    theirs = quiet_import("timm.layers").GluMlp(6, 6, 3, act_layer=act, gate_last=False)
+    theirs.fc1, theirs.fc2 = nn.Identity(), nn.Identity()
+    assert torch.equal(kind()(x), theirs(x)) and torch.equal(kind()(x), function(x[..., :3], x[..., 3:]))
+    assert torch.equal(kind(1)(x), function(x[:, :1], x[:, 1:]))
+    assert torch.equal(torch.fx.symbolic_trace(nn.Sequential(kind()))(x), kind()(x))
+    with pytest.raises(ValueError, match=r"\(4, 2, 5\) has no two halves along axis -1"):
+        kind()(x[..., :5])
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_gates_at_extremes_of_float32(kind):
+    """Values and gradients against float64: huge, tiny, subnormal and zero gates; no product of them is NaN."""
+    a = torch.tensor([-1e4, -88.0, -1.0, -1e-20, -1e-40, 0.0, 1e-40, 1e-20, 1.0, 88.0, 1e4])
+    wide, narrow = (torch.cat([a, a.flip(0)]).to(dtype).requires_grad_() for dtype in (torch.float64, torch.float32))
+    outputs = [kind()(x) for x in (wide, narrow)]
+    gradients = [torch.autograd.grad(y.sum(), x)[0] for y, x in zip(outputs, (wide, narrow), strict=True)]
+    for want, got in (outputs, gradients):
+        assert torch.allclose(got.double(), want, rtol=1e-5, atol=1e-30)

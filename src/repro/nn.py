@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from repro.papers.gdn import lower_bound as lower_bound
     from repro.papers.glu_variants import FFNGEGLU as FFNGEGLU
     from repro.papers.glu_variants import FFNGLU as FFNGLU
+    from repro.papers.glu_variants import GEGLU as GEGLU
     from repro.papers.glu_variants import FFNBilinear as FFNBilinear
     from repro.papers.glu_variants import FFNReGLU as FFNReGLU
     from repro.papers.glu_variants import FFNSwiGLU as FFNSwiGLU
+    from repro.papers.glu_variants import ReGLU as ReGLU
+    from repro.papers.glu_variants import SwiGLU as SwiGLU
     from repro.papers.glu_variants import geglu as geglu
     from repro.papers.glu_variants import reglu as reglu
     from repro.papers.glu_variants import swiglu as swiglu
@@ -185,6 +188,7 @@ HOMES = {
     "FixupBasicBlock": "fixup",
     "FixupBottleneck": "fixup",
     "GDN": "gdn",
+    "GEGLU": "glu_variants",
     "Gaussianization": "gdn",
     "GoLU": "golu",
     "LaurelLR": "laurel",
@@ -218,6 +222,7 @@ HOMES = {
     "PreLN": "peri_ln",
     "PreSDD": "sdd",
     "RMSNorm": "rmsnorm",
+    "ReGLU": "glu_variants",
     "ReLUAttention": "relu_attention",
     "ReadHistory": "laurel",
     "RegionNormB": "region_norm",
@@ -236,6 +241,7 @@ HOMES = {
     "SpectralNorm": "spectral_norm",
     "StartHistory": "laurel",
     "SumStreams": "mhc_lite",
+    "SwiGLU": "glu_variants",
     "Swish": "swish",
     "UnifiedNorm": "unified_norm",
     "ValueResidualQKV": "value_residual",
