@@ -118,13 +118,23 @@ def test_clause_beside_what_is_provided(path: str, clause: str) -> None:
     CLAUSES[clause](build, x, slot)
 
 
-@pytest.mark.parametrize("name", ["gdn.GDN", "mhc_lite.MHC", "mhc_lite.MHCLite"])
-def test_export_of_what_the_contract_does_not_reach(name: str) -> None:
-    if name == "gdn.GDN":
-        build, x = partial(other(name), 6), draw(4, 6, 3)
-    else:
-        build, x = lambda: other(name)(torch.nn.Linear(6, 6), torch.nn.LayerNorm, 6, 0, 2, streams=3), draw(4, 3, 6)
-    CLAUSES["export"](build, x, "")
+@pytest.mark.parametrize(
+    "name, options, shape",
+    [
+        ("gdn.GDN", None, (4, 6, 3)),
+        ("mhc_lite.MHC", {"streams": 3}, (4, 3, 6)),
+        ("mhc_lite.MHCLite", {"streams": 3}, (4, 3, 6)),
+        ("laurel.LaurelPA", {"k": 3}, (4, 3, 6)),
+        ("laurel.StartHistory", None, (4, 6)),
+    ],
+)
+def test_export_of_what_the_contract_does_not_reach(name: str, options: dict | None, shape: tuple) -> None:
+    def build() -> torch.nn.Module:
+        if options is None:
+            return other(name)(6)
+        return other(name)(torch.nn.Linear(6, 6), torch.nn.LayerNorm, 6, 0, 2, **options)
+
+    CLAUSES["export"](build, draw(*shape), "")
 
 
 def test_every_layer_is_walked_or_named() -> None:

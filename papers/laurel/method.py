@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repro.models.affine import leaf
 from repro.models.slots import Norm
 
 __all__ = ["LaurelLR", "LaurelPA", "LaurelRW", "LaurelRWLR", "ReadHistory", "StartHistory"]
@@ -91,6 +92,18 @@ class LaurelRWLR(LaurelRW):
         return self.low_rank(x) + x
 
 
+@leaf
+def _history(x: Tensor, k: int) -> Tensor:
+    if x.shape[-2] != k:
+        raise ValueError(f"input of shape {tuple(x.shape)} is not (..., {k}, dim); write StartHistory first")
+    return x
+
+
+@leaf
+def _started(x: Tensor, k: int) -> Tensor:
+    return torch.cat([x.unsqueeze(-2), x.new_zeros(*x.shape[:-1], k - 1, x.shape[-1])], -2)
+
+
 class LaurelPA(nn.Module):
     """A placement over the last k activations: y = f(Norm(x_0)) + x_0 + sum_j gamma_j h(x_j).
 
@@ -107,8 +120,7 @@ class LaurelPA(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(k) if rank is None else torch.ones(k))  # D3
 
     def forward(self, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        if x.shape[-2] != self.k:
-            raise ValueError(f"input of shape {tuple(x.shape)} is not (..., {self.k}, dim); write StartHistory first")
+        x = _history(x, self.k)
         newest = x[..., 0, :]
         past = self.low_rank((self.gamma[:, None] * x).sum(-2))  # h is linear
         y = self.sublayer(self.norm(newest), *args, **options) + newest + past
@@ -123,7 +135,7 @@ class StartHistory(nn.Module):
         self.k = k
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x.unsqueeze(-2), x.new_zeros(*x.shape[:-1], self.k - 1, x.shape[-1])], -2)
+        return _started(x, self.k)
 
 
 class ReadHistory(nn.Module):
