@@ -39,7 +39,7 @@ def estimate(judged: dict[str, Any]) -> str:
     value, unit = judged.get("estimate"), str(judged.get("unit") or "")
     if value is None and low is None and high is None:
         return "–"
-    if unit.startswith("of "):  # a count of cells: those that hold, to those that are not shown to fail
+    if unit.startswith("of ") and value is not None:  # a count of cells: those that hold, to those not shown to fail
         counted = f"{low:g} to {high:g}" if None not in (low, high) and low != high else f"{value:g}"
         return f"{counted} {unit}, n = {judged['n']}"
     if value is None and None in (low, high):  # a run that never reached its target leaves an end alone
