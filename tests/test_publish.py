@@ -18,7 +18,7 @@ from repro.commands import doctor, history, new, reproduce
 from repro.commands.verify import moved_registration, unseen
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
-from repro.publish import evidence, listing, markdown, readme, stages
+from repro.publish import evidence, export, listing, markdown, readme, stages
 from repro.publish.evidence import Evidence, estimate, measured, ours
 from repro.publish.index import BEGIN, END
 from repro.publish.plaintext import equation
@@ -129,6 +129,10 @@ def test_an_estimate_has_its_name_its_unit_and_its_level() -> None:
     counted = {**judged, "unit": "of 2 cells", "estimate": 1.0}
     assert ours({**counted, "interval": [1.0, 1.0]}) == "1 of 2 cells, n = 5"
     assert ours({**counted, "interval": [0.0, 2.0]}) == "0 to 2 of 2 cells, n = 5"
+    line = {"estimate": 1.0, "low": 0.0, "high": 2.0, "unit": "of 2 cells"}
+    assert export.ours(line) == "0 to 2 of 2 cells"
+    assert export.ours({**line, "unit": "nats"}) == "1.00 [0, 2.00] nats"
+    assert export.ours({**line, "unit": "nats", "estimate": None, "low": None}) == "below 2.00 nats"
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 import copy
-import importlib.util
 import math
 from functools import partial
 
@@ -23,6 +22,7 @@ from repro.testing import (
     quiet_import,
     scramble,
 )
+from repro.testing.decoders import needs_transformers
 
 C = 6
 
@@ -398,10 +398,9 @@ PLACED = {  # of transformers: the place of each norm of a block
 }
 
 
+@needs_transformers
 @pytest.mark.parametrize("name", PLACED)
 def test_places_in_models_of_transformers(name):
-    if importlib.util.find_spec("transformers") is None:
-        pytest.skip("the extra `test` has transformers, which is not installed here")
     transformers = quiet_import("transformers")
     size = {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
     size = (

@@ -62,6 +62,28 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−")
 
 
+def is_count(unit: str | None) -> bool:
+    """Whether an estimate of this unit counts the cells in which a condition holds: `of 3 cells`."""
+    return (unit or "").startswith("of ")
+
+
+def without_interval(value: float | None, low: float | None, high: float | None, unit: str | None) -> str | None:
+    """What an estimate is that is no number with an interval around it; None for one that is.
+
+    Nothing is `–`; a run that never reached its target leaves one end, `below 0.09`; a count of cells goes from those
+    that hold to those that are not shown to fail, `0 to 4 of 4 cells`.
+    """
+    if value is None and low is None and high is None:
+        return "–"
+    if value is None and None in (low, high):
+        told = f"below {number(high)}" if low is None else f"above {number(low)}"
+        return told if unit in (None, "", "ratio") else f"{told} {unit}"
+    if value is not None and is_count(unit):
+        several = None not in (low, high) and low != high
+        return f"{low:g} to {high:g} {unit}" if several else f"{round(value)} {unit}"
+    return None
+
+
 def exactly(value: float) -> str:
     """A number that somebody wrote down, with no digit added or lost: 0.02, 10⁻¹⁰, 1,234 as 1 234."""
     if value == int(value) and abs(value) < 1e6:

@@ -10,7 +10,7 @@ from repro.files.verdict import stored
 from repro.spec.load import load
 from repro.spec.model import Paper
 from repro.store import file_digest
-from repro.words import number, percent, rules, verdict_words
+from repro.words import is_count, number, percent, rules, verdict_words, without_interval
 
 STRONGEST = JUDGED[::-1]
 
@@ -37,24 +37,21 @@ def estimate(judged: dict[str, Any]) -> str:
     """An estimate as every table prints it: `0.43 nats [0.41, 0.45] (95 %), n = 5`."""
     low, high = judged.get("interval") or (None, None)
     value, unit = judged.get("estimate"), str(judged.get("unit") or "")
-    if value is None and low is None and high is None:
-        return "–"
-    if unit.startswith("of ") and value is not None:  # a count of cells: those that hold, to those not shown to fail
-        counted = f"{low:g} to {high:g}" if None not in (low, high) and low != high else f"{value:g}"
-        return f"{counted} {unit}, n = {judged['n']}"
-    if value is None and None in (low, high):  # a run that never reached its target leaves an end alone
-        text = f"below {number(high)}" if low is None else f"above {number(low)}"
-        return text + (f" ({percent(judged['level'])})" if judged.get("level") else "") + f", n = {judged['n']}"
-    text = number(value) + (f" {unit}" if unit not in ("", "ratio") else "")
-    if low is not None or high is not None:
-        level = f" ({percent(judged['level'])})" if judged.get("level") else ""
-        text += f" [{number(low)}, {number(high)}]{level}"
+    level = f" ({percent(judged['level'])})" if judged.get("level") else ""
+    text = without_interval(value, low, high, unit)
+    if text == "–":
+        return text
+    if text is None:
+        text = number(value) + (f" {unit}" if unit not in ("", "ratio") else "")
+        text += f" [{number(low)}, {number(high)}]{level}" if low is not None or high is not None else ""
+    elif value is None:
+        text += level
     return text + (f", n = {judged['n']}" if judged.get("n") else "")
 
 
 def ours(judged: dict[str, Any]) -> str:
     """The estimate with its name: `ratio of seconds: 0.43 [0.41, 0.45] (95 %), n = 5`."""
-    name = "" if str(judged.get("unit", "")).startswith("of ") else measured(judged)  # a count of conditions has none
+    name = "" if is_count(judged.get("unit")) else measured(judged)
     told = estimate(judged)
     return f"{name}: {told}" if name and told != "–" else told
 

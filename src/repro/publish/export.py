@@ -102,11 +102,10 @@ def shown(line: Mapping[str, Any]) -> tuple[str, ...]:
 
 def ours(line: Mapping[str, Any]) -> str:
     """Our estimate with its interval and unit."""
-    if line["estimate"] is None:
-        return "–"
+    odd = words.without_interval(line["estimate"], line["low"], line["high"], line["unit"])
+    if odd is not None:
+        return odd
     unit = f" {line['unit']}" if line["unit"] else ""
-    if unit.startswith(" of "):  # a count of cells
-        return words.number(round(line["estimate"])) + unit
     ends = ""
     if line["low"] is not None or line["high"] is not None:
         low = "−∞" if line["low"] is None else words.number(line["low"])

@@ -19,14 +19,13 @@ def _verdict(one: Record) -> str:
         return "The claim that the paper is known for has not been measured here yet."
     result, judged = found
     told = words.verdict_words(judged["state"], judged.get("mark"), claim.get("fidelity"))
-    size = ""
-    if judged.get("estimate") is not None:
-        low, high = judged.get("interval") or (None, None)
+    value, unit = judged.get("estimate"), judged.get("unit")
+    low, high = judged.get("interval") or (None, None)
+    ours = words.without_interval(value, low, high, unit)
+    if ours is None:
         ends = "" if low is None and high is None else f" [{_end(low, '−∞')}, {_end(high, '∞')}]"
-        unit, value = f" {judged['unit']}" if judged.get("unit") else "", judged["estimate"]
-        if unit.startswith(" of "):  # a count of cells: whole, and its interval says nothing more
-            ends, value = "", round(value)
-        size = f" (ours {words.number(value)}{ends}{unit}; the paper: {words.told(claim['paper_value'])})"
+        ours = f"{words.number(value)}{ends}{f' {unit}' if unit else ''}"
+    size = "" if ours == "–" else f" (ours {ours}; the paper: {words.told(claim['paper_value'])})"
     late = ", under rules that were changed after the rows were measured" if result.verdict["post_hoc"] else ""
     return f"The claim that the paper is known for is {told}, at profile {result.profile}{size}{late}."
 

@@ -83,7 +83,7 @@ class ClaimView:
         if len(parts) == len(rules) > 1:
             shown = (judged.get("estimate"), judged.get("interval"))
             telling = next((i for i, p in enumerate(parts) if (p.get("estimate"), p.get("interval")) == shown), 0)
-        return meaning(rules[telling], self.measures, counted=is_count(judged))
+        return meaning(rules[telling], self.measures, counted=words.is_count(judged.get("unit")))
 
     def guards(self) -> list[dict[str, Any]]:
         """Per profile what stands beside the rule: trivial predictor, tuned levels, positive arm, mutants, failures."""
@@ -159,7 +159,7 @@ class ClaimView:
     def controls(self) -> list[dict[str, Any]]:
         """One line per control and profile; before any run one per control."""
         found = [
-            (p, {**k, "unit": judged["unit"] if is_count(judged) else None})
+            (p, {**k, "unit": judged["unit"] if words.is_count(judged.get("unit")) else None})
             for p, _, judged in self.judged()
             for k in judged.get("controls") or []
         ]
@@ -274,7 +274,9 @@ class ClaimView:
                 lines = [("method", f"{rule['arm']}, {part_name(p, k)}", p) for k, p in enumerate(parts)]
             else:
                 lines = [("method", rule["arm"], {**judged, "words": told})]
-            if len(rules) == 1 and not is_count(judged):  # controls of a count are counts, which have another axis
+            if len(rules) == 1 and not words.is_count(
+                judged.get("unit")
+            ):  # controls of a count are counts, which have another axis
                 lines += [("control", words.control_text(c), c) for c in judged.get("controls") or []]
             if rule["kind"] == "identity" or not lines:  # an identity is told by its rows alone
                 continue
@@ -282,7 +284,7 @@ class ClaimView:
             if i >= len(regions):
                 continue
             span, log = (regions[i]["low"], regions[i]["high"]), bool(regions[i]["log"])
-            unit = lines[0][2].get("unit") or (None if is_count(judged) else judged.get("unit"))
+            unit = lines[0][2].get("unit") or (None if words.is_count(judged.get("unit")) else judged.get("unit"))
             figure = drawings.decision(f"{self.name}-{profile}-{i}", profile, rule, span, log, lines, unit)
             found += [figure] if figure else []
         return found
@@ -307,11 +309,6 @@ class ClaimView:
                     }
                 )
         return found
-
-
-def is_count(judged: Mapping[str, Any]) -> bool:
-    """Whether the estimate counts the cells in which a condition holds: `3 of 3 cells`."""
-    return str(judged.get("unit") or "").startswith("of ")
 
 
 def estimate_of(judged: Mapping[str, Any]) -> dict[str, Any]:

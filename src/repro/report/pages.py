@@ -216,7 +216,7 @@ def _quantity(one: Record) -> str:
     found = one.strongest(one.headline)
     rule = next(iter(words.rules(found[1].get("rule"))), {}) if found else {}
     better = ((one.paper.get("measures") or {}).get(rule.get("measure")) or {}).get("better")
-    if found is None or str(found[1].get("unit") or "").startswith("of ") or rule.get("kind") == "ranks":
+    if found is None or words.is_count(found[1].get("unit")) or rule.get("kind") == "ranks":
         return ""
     return evidence.measured(found[1]) + (f", {better} is better" if better and not rule.get("steps_to") else "")
 

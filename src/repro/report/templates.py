@@ -43,6 +43,7 @@ def _environment() -> Any:
         "exact": json.dumps,
         "whole": lambda value: int(value) if value == int(value) else value,
         "rate": words.rate,
+        "is_count": words.is_count,
         "sign": lambda state: words.SIGNS.get(state, "–"),
         "state": lambda state: words.STATES.get(state, state),
         "role": ROLES.__getitem__,
