@@ -144,6 +144,11 @@ def listed(items: Sequence[Any], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
 
 
+def all_of(count: int) -> str:
+    """`both`, or `all 3`."""
+    return "both" if count == 2 else f"all {count}"
+
+
 def levels(factors: Mapping[str, Any]) -> str:
     """`depth 4, lr 0.01`."""
     return ", ".join(f"{k} {v}" for k, v in factors.items())

@@ -38,7 +38,7 @@ from repro.judge.values import CannotJudge, Values
 from repro.spec.load import shown
 from repro.spec.model import Bound, Claim, Control, Fails, Paper, Rule, Settings, as_dict, controlled
 from repro.store import rows_digest
-from repro.words import control_text, listed, sentence
+from repro.words import all_of, control_text, listed, sentence
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,7 @@ class Case:
         why = telling["why"]
         if len(self.rules) > 1:
             rule = self.rules[states.index(state)]
-            every = "both" if len(results) == 2 else f"all {len(results)}"
-            why = f"{every} rules hold." if state == "reproduced" else f"{rule.name or rule.kind}: {why}"
+            why = f"{all_of(len(results))} rules hold." if state == "reproduced" else f"{rule.name or rule.kind}: {why}"
         open_ = [r["needed_seeds"] for r in results if r["state"] == "inconclusive"]
         return Outcome(
             state=state,

@@ -13,7 +13,7 @@ from repro.judge.decide import INF, number
 from repro.judge.rules import cells_of, levels_text, parameters, region_of
 from repro.judge.values import CannotJudge, Values
 from repro.spec.model import Control, Measure, Paper, Rule, Settings, as_dict, controlled
-from repro.words import control_text, sentence
+from repro.words import all_of, control_text, sentence
 
 
 def judge_identity(paper: Paper, profile: str, name: str, rows: list[dict]) -> dict[str, Any]:
@@ -62,8 +62,7 @@ def _outcome(
     telling = parts[states.index(state)]
     why = telling["why"]
     if len(parts) > 1:
-        every = "both" if len(parts) == 2 else f"all {len(parts)}"
-        why = f"{every} rules hold." if state == "verified" else f"{telling['name']}: {why}"
+        why = f"{all_of(len(parts))} rules hold." if state == "verified" else f"{telling['name']}: {why}"
     return state, why, [{**part, "why": sentence(part["why"])} for part in parts]
 
 

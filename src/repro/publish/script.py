@@ -111,11 +111,8 @@ def script(key: str, place: str, root: Path, file: str = "trial.py") -> str:
     if place.startswith("arena/"):
         track, profile = Path(place).name.split(".")[:2]
         document = protocol.read(root, track, profile, "rows")
-        whole, name, title = (
-            protocol.entry_of(root, document),
-            f"arena, {track}",
-            protocol.track_of(root, track, profile)["what"],
-        )
+        whole, name = protocol.entry_of(root, document), f"arena, {track}"
+        title = protocol.track_of(root, track, profile)["what"]
     else:
         _, name, _, rows = place.split("/")
         profile = rows.partition(".")[0]

@@ -266,6 +266,7 @@ class ClaimView:
             return []
         found = []
         told = words.verdict_words(judged["state"], judged.get("mark"), self.claim.get("fidelity"))
+        counted = words.is_count(judged.get("unit"))
         for i, rule in enumerate(rules[:MOST_RULES]):
             lines: list[tuple[str, str, Mapping[str, Any]]] = []
             if len(rules) > 1:
@@ -274,9 +275,7 @@ class ClaimView:
                 lines = [("method", f"{rule['arm']}, {part_name(p, k)}", p) for k, p in enumerate(parts)]
             else:
                 lines = [("method", rule["arm"], {**judged, "words": told})]
-            if len(rules) == 1 and not words.is_count(
-                judged.get("unit")
-            ):  # controls of a count are counts, which have another axis
+            if len(rules) == 1 and not counted:  # the controls of a count are counts, which have another axis
                 lines += [("control", words.control_text(c), c) for c in judged.get("controls") or []]
             if rule["kind"] == "identity" or not lines:  # an identity is told by its rows alone
                 continue
@@ -284,7 +283,7 @@ class ClaimView:
             if i >= len(regions):
                 continue
             span, log = (regions[i]["low"], regions[i]["high"]), bool(regions[i]["log"])
-            unit = lines[0][2].get("unit") or (None if words.is_count(judged.get("unit")) else judged.get("unit"))
+            unit = lines[0][2].get("unit") or (None if counted else judged.get("unit"))
             figure = drawings.decision(f"{self.name}-{profile}-{i}", profile, rule, span, log, lines, unit)
             found += [figure] if figure else []
         return found
