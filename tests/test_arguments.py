@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 
 import repro.nn as ours
+from repro.models.gpt import GPT
+from repro.models.mlp import MLP, ResidualMLP
+from repro.models.rnn import RecurrentLM
+from repro.models.slots import gaussian
+from repro.models.transformer import Transformer
 from repro.papers.fixup import fixup_resnet
 from repro.papers.layernorm import layer_norm
+from repro.papers.nf_resnet import nf_resnet
+from repro.papers.preact_resnet import PreActBottleneck, preact_resnet
+from repro.papers.resnet import resnet20
 from repro.papers.rmsnorm import rms_norm
 from repro.papers.scalenorm import FixNormEmbedding
 from repro.papers.sdd import SDDLinear
 from repro.papers.slab import RepBN
 from repro.papers.snn import SELU, AlphaDropout, lecun_normal_
+from repro.papers.wide_resnet import wide_resnet
 from repro.testing import draw
 
 X = draw(6, 4).float()
@@ -80,8 +89,25 @@ def test_transposed_convolutions_are_initialised_by_their_own_fan_in(kind: type[
     assert layer.weight.std().item() == pytest.approx((64 * layer.weight[0, 0].numel()) ** -0.5, rel=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="repro.models.slots builds linear layers and embeddings on the CPU, always")
-def test_a_fixup_network_is_built_without_memory() -> None:
+NETWORKS = {
+    "fixup_resnet": lambda source: fixup_resnet(8, generator=source),
+    "nf_resnet": lambda source: nf_resnet(8, generator=source),
+    "preact_resnet": lambda source: preact_resnet(11, block=PreActBottleneck, generator=source),
+    "wide_resnet": lambda source: wide_resnet(10, 1, generator=source),
+    "resnet": lambda source: resnet20(generator=source),
+    "MLP": lambda source: MLP((4, 8, 3), generator=source),
+    "MLP with init": lambda source: MLP((4, 8, 3), init=gaussian(0.1), generator=source),
+    "ResidualMLP": lambda source: ResidualMLP(4, 8, 2, 3, generator=source),
+    "RecurrentLM": lambda source: RecurrentLM("lstm", 16, 8, generator=source),
+    "GPT": lambda source: GPT(16, 8, 8, 2, heads=2, positions="learned", generator=source),
+    "Transformer": lambda source: Transformer(16, 8, 8, 8, 2, heads=2, generator=source),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_built_without_memory(name: str) -> None:
     with torch.device("meta"):
-        model = fixup_resnet(8, generator=torch.Generator())
-    assert all(p.is_meta for p in model.parameters())
+        model = NETWORKS[name](torch.Generator())
+    assert [key for key, value in model.state_dict().items() if not value.is_meta] == []
+    here = NETWORKS[name](torch.Generator().manual_seed(0)).state_dict()
+    assert {key: value.shape for key, value in model.state_dict().items()} == {k: v.shape for k, v in here.items()}

@@ -95,6 +95,9 @@ def test_source_files_are_read_in_the_encoding_that_python_sees(checkout: Checko
     assert "experiment.py" in checkout.refused("trial", key, "--script", str(program))
 
 
+EXPERIMENT = "papers/demo/experiment.py"
+
+
 def test_refresh_keeps_rows_only_if_they_are_bitwise_equal(checkout: Checkout) -> None:
     checkout.ok("run", "demo")
     checkout.ok("judge", "demo")
@@ -129,6 +132,45 @@ def test_refresh_leaves_timings_stale(checkout: Checkout) -> None:
     assert "the source of clock changed" in checkout.refused("refresh", "demo", code=1)
     assert "12 in the store, 3 to measure" in checkout.ok("run", "demo")
     assert "fresh already" in checkout.ok("refresh", "demo")
+
+
+def test_an_edit_of_a_module_is_proved_for_all_papers(checkout: Checkout) -> None:
+    method, record = checkout.paper / "method.py", checkout.root / "equal_edits.json"
+    checkout.edit("import torch\n", "import torch\n\nfrom repro.papers.demo.method import method\n", EXPERIMENT)
+    checkout.edit('(arm == "broken")', '(arm == "broken") + method(-1)', EXPERIMENT)
+    checkout.ok("index")
+    checkout.ok("run", "demo")
+    checkout.ok("judge", "demo")
+    commit(checkout)
+    shown = str(method.relative_to(checkout.root))
+    assert "no row is stale" in checkout.refused("refresh", "--module", shown)
+    checkout.edit("x + 1", "1 + x", shown)
+    assert "stale" in checkout.run("verify", "demo").stdout
+    assert "not the file" in checkout.refused("refresh", "--module", EXPERIMENT)
+    assert "either a paper or --module" in checkout.refused("refresh")
+    said = checkout.ok("refresh", "--module", shown, "--rerun", "3")
+    assert "4 trials of 1 plan before and after, and 3 committed trials, bitwise equal" in said.replace("\n", " ")
+    checkout.ok("index")
+    said = checkout.ok("verify")
+    assert "all checks passed" in said and "as edited" in said, "verify names what is taken on trust"
+    assert "0 to measure" in checkout.ok("run", "demo"), "rows keep their keys"
+    commit(checkout)
+    before = record.read_bytes()
+    checkout.edit("1 + x", "x + 1.5", shown)
+    assert "4 of 4 trials differ" in checkout.refused("refresh", "--module", shown, code=1)
+    assert record.read_bytes() == before and "stale" in checkout.run("verify", "demo").stdout
+    checkout.edit("x + 1.5", "(1 + x)", shown)
+    forged = json.loads(before)
+    forged["edits"][0]["equal_to"] = "0" * 64
+    record.write_text(json.dumps(forged))
+    assert "the file was another one" in checkout.run("verify").stdout
+    record.write_text('{"edits": [{"module": "repro.papers.demo.method"}]}')
+    assert "equal_edits.json:1: edits[0]" in checkout.refused("verify")
+
+
+def commit(checkout: Checkout) -> None:
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "all"]):
+        subprocess.run(["git", *words], cwd=checkout.root, check=True)
 
 
 def test_stubs_fail_until_they_are_filled(checkout: Checkout) -> None:

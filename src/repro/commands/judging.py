@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from repro.commands import common
-from repro.commands.common import All, AsJson, Profile, Slug, Slugs, WithParent, dump, say, table
+from repro.commands.common import All, AsJson, Profile, Slugs, WithParent, dump, say, table
 from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED
 
@@ -197,14 +197,42 @@ def verify(
         say("all checks passed")
 
 
-def refresh(slug: Slug, profile: Profile = None) -> None:
+def refresh(
+    slug: Annotated[str | None, typer.Argument(metavar="[SLUG]", help="The paper, such as rmsnorm.")] = None,
+    profile: Profile = None,
+    module: Annotated[
+        Path | None, typer.Option("--module", help="Prove an edit of this file for all papers, in place of SLUG.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Take the file as it was at this commit. Default: HEAD.", show_default=False)
+    ] = None,
+    rerun: Annotated[
+        int | None,
+        typer.Option(min=0, max=1000, help="Measure so many committed trials too. Default: 10.", show_default=False),
+    ] = None,
+    timings: Annotated[
+        str | None, typer.Option(help="Keep timings too, for this reason; else they become stale.")
+    ] = None,
+) -> None:
     """Keep rows fresh after an edit that is proved to change nothing.
 
-    The trials of the first seed are measured again, and must be equal to their rows bit for bit.
+    Of a paper, the trials of the first seed are measured again, and must be equal to their rows bit for bit.  Of a
+    module, all smoke trials that run it are measured before and after the edit.
     """
     from repro.commands import verify as checks
+    from repro.run.equal import prove
     from repro.run.processes import orderly
     from repro.spec.load import load
 
+    if (slug is None) == (module is None):
+        raise ReproError("write either a paper or --module FILE, such as `repro refresh rmsnorm`")
+    if module is None and (since is not None or rerun is not None or timings is not None):
+        raise ReproError("--since, --rerun and --timings belong to --module; leave them out")
+    if module is not None and profile is not None:
+        raise ReproError("--profile: with --module all profiles keep their rows; leave it out")
     with orderly():
-        checks.refresh(load(slug), common.profile_of(profile), common.root(), say)
+        if module is None:
+            return checks.refresh(load(slug), common.profile_of(profile), common.root(), say)
+        count = 10 if rerun is None else rerun
+        made = prove(module, since or "HEAD", common.root(), rerun=count, timings=timings, say=say)
+    say(f"{module}: {made['proof']}; equal_edits.json says so. Run `repro index`, then commit both")

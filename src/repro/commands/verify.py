@@ -15,7 +15,7 @@ from repro.publish import index
 from repro.publish.export import as_csv
 from repro.report import staleness
 from repro.report.records import changes, claim_lines, readable
-from repro.run import again, plan, provenance
+from repro.run import again, equal, plan, provenance
 from repro.run import measure as run
 from repro.spec.model import Paper, as_dict
 from repro.spec.yaml import YamlFile
@@ -44,7 +44,7 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | No
                     wrong.append(str(error))
                 say(f"{paper.slug} {profile}: checked")
             wrong += orphans(paper, root)
-        wrong += [] if only else [*outdated_table(root), *arena_faults(root)]
+        wrong += [] if only else [*outdated_table(root), *arena_faults(root), *equal.faults(root)]
     if rerun:
         wrong += _rerun(measured, rerun, root, say)
     for line in wrong:
@@ -129,7 +129,16 @@ def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
 
 
 def unseen(root: Path) -> list[str]:
-    """What no check here can see because git does not show the history, in git's words."""
+    """What is taken on trust: edits proved equal, and what git does not show of the history, in git's words."""
+    edits = provenance.equal_edits()
+    taken = [
+        f"{edit['module']} as edited {edit['date']} counts as it was at commit {edit['commit']}: {edit['proof']}"
+        for edit in edits
+    ]
+    return [*taken, *_unseen_history(root)]
+
+
+def _unseen_history(root: Path) -> list[str]:
     what = "whether rules, fidelity or numbers of a paper were changed after its rows were committed"
     try:
         provenance.git("rev-parse", "HEAD", folder=root)

@@ -38,8 +38,16 @@ def has_bias(module: nn.Module) -> bool:
 # --- layers whose weights come from a generator ----------------------------------------------------------------------
 
 
+def blank(kind: type[nn.Module], *sizes: int, **options: bool) -> nn.Module:
+    """A layer whose weights are yet to be drawn: on the CPU, where the generator is, or on meta inside its context."""
+    device = "meta" if torch.get_default_device().type == "meta" else "cpu"
+    return nn.utils.skip_init(kind, *sizes, device=device, **options)
+
+
 def draw_(module: nn.Module, std: float, generator: torch.Generator) -> None:
-    """weight ~ N(0, std^2), bias = 0."""
+    """weight ~ N(0, std^2), bias = 0; nothing on the meta device."""
+    if module.weight.is_meta:
+        return
     with torch.no_grad():
         module.weight.normal_(0.0, std, generator=generator)
         if getattr(module, "bias", None) is not None:
@@ -47,13 +55,13 @@ def draw_(module: nn.Module, std: float, generator: torch.Generator) -> None:
 
 
 def linear(n_in: int, n_out: int, *, bias: bool, std: float, generator: torch.Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, bias=bias)
+    layer = blank(nn.Linear, n_in, n_out, bias=bias)
     draw_(layer, std, generator)
     return layer
 
 
 def embedding(n: int, dim: int, *, std: float, generator: torch.Generator) -> nn.Embedding:
-    layer = nn.utils.skip_init(nn.Embedding, n, dim)
+    layer = blank(nn.Embedding, n, dim)
     draw_(layer, std, generator)
     return layer
 

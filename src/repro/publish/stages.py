@@ -83,7 +83,8 @@ def source_stage(loaded: list[Paper]) -> str:
     files = set(map(_relative, paths))
     folders = {folder for folder in PACKAGES if any(name.startswith(folder + "/") for name in files)}
     files = {name for name in files if not name.startswith(PACKAGES) and not re.match(r"papers/.*/__init__.py$", name)}
-    deps = "".join(f"      - {name}\n" for name in sorted(files | folders))
+    edits = {provenance.EQUAL} if (provenance.root() / provenance.EQUAL).is_file() else set()
+    deps = "".join(f"      - {name}\n" for name in sorted(files | folders | edits))
     return f"""  sources:
     cmd: exec repro index --sources
     deps:

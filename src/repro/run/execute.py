@@ -14,7 +14,7 @@ from repro.files.strict import told, unlike
 from repro.run import provenance
 
 LARGEST_RANKS = 1024  # processes that may share one trial
-SUFFIX = {"single": "", "batched": "_batch", "exclusive": "_group"}
+SUFFIX = {"single": "", "batched": "_batch", "exclusive": provenance.TIMED}
 
 
 def function_name(unit: dict) -> str:

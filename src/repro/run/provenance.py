@@ -270,12 +270,67 @@ def _file_digest(path: Path, stamp: tuple[int, int]) -> str:
     return hashlib.sha256(f"['Module'{body}]".encode()).hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """Digest of what a source file says, without its comments and docstrings."""
+    return _file_digest(path, stamp_of(path))
+
+
 def source_digest(*modules: str) -> str:
     """Digest of everything in this suite that `modules` run."""
     total = hashlib.sha256()
     for name, path in closure(*modules).items():
-        total.update(f"{name} {_file_digest(path, stamp_of(path))}\n".encode())
+        total.update(f"{name} {_module_digest(name, path)}\n".encode())
     return "sha256:" + total.hexdigest()
+
+
+# --- edits that change no number --------------------------------------------------------------------------------------
+
+EQUAL = "equal_edits.json"  # at the root; `repro refresh --module` writes it
+TIMED = "_group"  # how the functions end that time their arms side by side
+
+
+def equal_edits() -> list[dict[str, Any]]:
+    """The edits that were proved to change no number, from `equal_edits.json`: {module, digest, equal_to, ...}."""
+    path = root() / EQUAL
+    if not path.is_file():
+        return []
+    stamp = stamp_of(path)
+    return _equal_edits(path, stamp)
+
+
+@functools.cache
+def _equal_edits(path: Path, stamp: tuple[int, int]) -> list[dict[str, Any]]:
+    from repro.files.strict import JsonFile
+
+    file = JsonFile(path, f"write it with `repro refresh --module FILE`, or run `git checkout {EQUAL}`", EQUAL)
+    edits = file.data.get("edits") if isinstance(file.data, dict) else None
+    if not isinstance(edits, list):
+        file.fail((), "has no list 'edits'")
+    for i, edit in enumerate(edits):
+        texts = ("module", "digest", "equal_to", "commit", "date", "proof")
+        if not isinstance(edit, dict) or not all(isinstance(edit.get(name), str) for name in texts):
+            file.fail(("edits", i), f"wants the texts {', '.join(texts)}")
+        kept = edit.get("timings")
+        if kept is not None and not (
+            isinstance(kept, dict) and {str} == {type(kept.get(k)) for k in ("equal_to", "why")}
+        ):
+            file.fail(("edits", i, "timings"), "wants null, or the texts equal_to and why")
+    return edits
+
+
+def standing_for(module: str, digest: str, timed: bool = False) -> str:
+    """The digest under which rows of a module are kept: that of the text to which later edits were proved equal.
+
+    timed: of timings, which an edit may change though it changes no number: only edits that say why they do not.
+    """
+    for edit in equal_edits():
+        if (edit["module"], edit["digest"]) == (module, digest):
+            return (edit["timings"] or {}).get("equal_to", digest) if timed else edit["equal_to"]
+    return digest
+
+
+def _module_digest(module: str, path: Path, timed: bool = False) -> str:
+    return standing_for(module, file_digest(path), timed)
 
 
 # --- one function of a module ----------------------------------------------------------------------------------------
@@ -362,9 +417,10 @@ def function_closure(module: str, function: str, arms: Iterable[str] = ()) -> di
 def function_digest(module: str, function: str, arms: Iterable[str] = ()) -> str:
     """Digest of everything in this suite that one function of a module runs with these arms."""
     part, files = _traced(module, function, arms)
+    timed = function.endswith(TIMED)
     lines = [f"{module}:{function} {part}"] if part else []
     lines += [
-        f"{name} {_file_digest(path, stamp_of(path))}" for name, path in files.items() if name != module or not part
+        f"{name} {_module_digest(name, path, timed)}" for name, path in files.items() if name != module or not part
     ]
     return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
