@@ -12,6 +12,7 @@ from synthetic import BROKEN, GOOD, ORDER, around, claim, document, maker, row, 
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 from repro.judge import judge, load_rows
+from repro.judge.claims import _most_open
 from repro.store import rows_digest
 
 
@@ -643,3 +644,20 @@ def test_documents_that_are_no_rows(paper, tmp_path, edit, message):
     assert str(caught.value).startswith(f"{path}:") and "\n" not in str(caught.value)
     with pytest.raises(ReproError, match="No such file"):
         load_rows(tmp_path / "gpu.rows.json")
+
+
+def test_of_open_rules_the_one_that_would_fail_first_tells() -> None:
+    def result(state: str, inside: bool, needed: int | None) -> dict:
+        return {"state": state, "inside": inside, "needed_seeds": needed}
+
+    holds, near, far = (
+        result("reproduced", True, None),
+        result("inconclusive", True, 9),
+        result("inconclusive", True, 40),
+    )
+    assert _most_open([holds, near, far]) == (2, 40), "all must hold, so that the furthest one tells"
+    failing, soon = result("inconclusive", False, 300), result("inconclusive", False, 12)
+    assert _most_open([far, failing, soon]) == (2, 12), "one that fails decides"
+    unknown = result("inconclusive", True, None)
+    assert _most_open([near, unknown]) == (1, None)
+    assert _most_open([unknown, failing]) == (1, 300)

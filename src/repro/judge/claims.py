@@ -130,17 +130,19 @@ class Case:
             failed |= set(_failed(i, rule, used, result, len(self.parts(i)), self.settings))
         states = [result["state"] for result in results]
         state = next((s for s in ("not_reproduced", "inconclusive") if s in states), "reproduced")
-        telling = results[states.index(state)]
+        place, needed = states.index(state), None
+        if state == "inconclusive":
+            place, needed = _most_open(results)
+        telling = results[place]
         why = telling["why"]
         if len(self.rules) > 1:
-            rule = self.rules[states.index(state)]
+            rule = self.rules[place]
             why = f"{all_of(len(results))} rules hold." if state == "reproduced" else f"{rule.name or rule.kind}: {why}"
-        open_ = [r["needed_seeds"] for r in results if r["state"] == "inconclusive"]
         return Outcome(
             state=state,
             why=why,
             shown={k: telling[k] for k in ("estimate", "interval", "level", "n", "unit")},
-            needed=max(open_) if state == "inconclusive" and all(open_) else None,
+            needed=needed,
             first=(results[0]["estimate"], results[0]["unit"]),
             p=max(result["p"] for result in results),
             parts=[
@@ -175,6 +177,23 @@ def _failed(
 
 
 # ---- one claim ----------------------------------------------------------------------------------------------------
+
+
+def _most_open(results: list[dict[str, Any]]) -> tuple[int, int | None]:
+    """Of rules that must all hold and none of which fails: the one that tells most, and the seeds that would decide.
+
+    One rule that fails decides, so of those that lean that way the one that is nearest to it tells; where all lean
+    towards holding, the one that is furthest from it.
+    """
+    open_ = [i for i, result in enumerate(results) if result["state"] == "inconclusive"]
+    needed = {i: results[i]["needed_seeds"] for i in open_}
+    leaning = [i for i in open_ if not results[i]["inside"] and needed[i]]
+    if leaning:
+        place = min(leaning, key=needed.__getitem__)
+        return place, needed[place]
+    unknown = [i for i in open_ if not needed[i]]
+    place = unknown[0] if unknown else max(open_, key=needed.__getitem__)
+    return place, needed[place]
 
 
 def claim_parts(paper: Paper, profile: str, claim_id: str, rows: list[dict]) -> list[tuple[Rule, list[Part]]]:
