@@ -81,7 +81,6 @@ OTHERS = {  # what the contract does not reach: models and blocks, an embedding,
 # Clauses that such a layer cannot hold, and why.
 BESIDE = {  # clauses that a layer cannot hold, with the reason
     "region_norm.RegionNormL": {"encoder", "parameters", "zeros"},  # images alone; its kernels are convolutions
-    "sdd.SDDLinear": {"construction"},  # nn.Linear draws once before it: the same distribution from other numbers
 }
 
 

@@ -64,11 +64,12 @@ class SDDLinear(nn.Linear):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if not hasattr(self, "alpha"):  # nn.Linear calls this before there is one: the weights are drawn once, after it
+            return
         nn.init.normal_(self.weight, std=1 / math.sqrt(2.5 * min(self.in_features, self.out_features)))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        if hasattr(self, "alpha"):  # nn.Linear calls this before there is one
-            nn.init.constant_(self.alpha, self.alpha_init)
+        nn.init.constant_(self.alpha, self.alpha_init)
 
     def forward(self, input: Tensor) -> Tensor:
         z = F.linear(input, self.weight)
