@@ -278,13 +278,18 @@ def test_what_is_exchanged_in_a_finished_decoder_fits_and_is_another_model(arm: 
     assert all(0.2 < m.weight.std().item() * 8**0.5 < 2.0 for m in hidden)
 
 
-def test_the_muon_of_the_suite_gets_the_hidden_matrices_and_adam_the_rest() -> None:
-    from repro.papers.gradient_orthogonalization import Muon
-
+@pytest.mark.parametrize("arm", ["gradient_orthogonalization.Muon", "sinkgd.SinkGD"])
+def test_an_optimizer_for_matrices_gets_the_hidden_ones_and_adam_the_rest(arm: str) -> None:
     model = experiment.build("gpt", {}, experiment.tiny("gpt"), experiment.generator("t"))
-    made = experiment.optimizer(Muon)(experiment.hidden_matrices(model), 0.01)
+    made = experiment.slots_of("gpt", f"optimizer:{arm}")["optimizer"](experiment.hidden_matrices(model), 0.01)
     adam = {id(p) for g in made.param_groups if g["adam"] for p in g["params"]}
     assert id(model.embedding.weight) in adam and id(model.blocks[0].attention.sublayer.qkv.weight) not in adam
+
+
+def test_sgdp_has_the_momentum_that_sgd_has() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    made = experiment.slots_of("gpt", "optimizer:adamp.SGDP")["optimizer"]([{"params": [weight]}], 0.01)
+    assert [(g["momentum"], g["nesterov"]) for g in made.param_groups] == [(0.9, True)]
 
 
 def test_initial_weights_fit_the_width() -> None:
@@ -511,6 +516,24 @@ def test_a_new_method_appears_by_existing_and_no_trial_is_run_twice(
     row["measures"]["valid_nats"] = 0.0
     path.write_text(json.dumps(rows))
     assert "not as it was written" in arena_checkout.refused("arena", "--check", code=2)
+
+
+def test_an_edit_keeps_the_rows_of_arms_that_compute_what_they_did(arena_checkout: Checkout) -> None:
+    path, words = arena_checkout.root / "arena" / "mlp.cpu.rows.json", ("arena", "--track", "mlp", "--refresh")
+    assert "fresh already" in arena_checkout.ok(*words)
+    before = json.loads(path.read_text())
+    arena_checkout.edit("forward(x) / 2", "forward(x) * 0.5", "papers/demo/method.py")
+    assert "1 arms compute what they did, 0 do not" in arena_checkout.ok(*words)
+    after = json.loads(path.read_text())
+    timed = [row for row in before["rows"] if row["experiment"] == "cost"]
+    assert after["rows"] == [row for row in before["rows"] if row not in timed] and after["slots"] == before["slots"]
+    assert after["provenance"]["trials"] != before["provenance"]["trials"] and timed
+    arena_checkout.edit("* 0.5", "* 0.25", "papers/demo/method.py")
+    assert "0 arms compute what they did, 1 do not" in arena_checkout.ok(*words)
+    left = json.loads(path.read_text())
+    assert {row["arm"] for row in after["rows"]} - {row["arm"] for row in left["rows"]} == {"norm:demo.Halved"}
+    assert all("norm" not in slots and "optimizer" in slots for slots in left["slots"])
+    assert "contradict each other" in arena_checkout.refused(*words, "--judge")
 
 
 def test_a_plan_runs_on_a_bare_machine_and_its_rows_are_judged_here(never_run: Checkout, tmp_path: Path) -> None:

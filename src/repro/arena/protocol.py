@@ -9,7 +9,7 @@ it by name.  Trials lie in the same store as those of the papers.  `table.py` ma
 `advice.py` reads it for `repro recommend`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +18,7 @@ from repro.files.paths import PROFILES, row_key
 from repro.files.strict import told, unlike
 from repro.run import measure as run
 from repro.run import tuning
+from repro.run.again import differing, keep, same_machine, trace, units_of
 from repro.spec import load as paper
 from repro.store import Store, digest, rows_digest
 
@@ -248,6 +249,57 @@ def _earlier(plan: dict, root: Path, device: str) -> dict:
     lost = {slot_of(arm) for arm in stale}
     found["slots"] = [[] if BASE in lost else [s for s in slots if s not in lost] for slots in documents[0]["slots"]]
     return {**found, "same": documents[0]["same"]}
+
+
+def refreshed(root: Path, track: str, profile: str, say: Callable[[str], None]) -> dict:
+    """The rows of a track after an edit, those of an arm kept where it is proved to compute what it did.
+
+    Of each arm that is out of date the first judged seed of every cell is measured again.  Arms that are not equal bit
+    for bit lose their rows, and so do times of steps; `measure` takes them anew.
+    """
+    document, again_command = read(root, track, profile, "rows"), f"run `repro arena --track {track}`"
+    if document is None:
+        raise ReproError(f"{path_of(root, track, profile, 'rows')}: no rows to refresh; {again_command}")
+    device = same_machine(document)
+    if device is None:
+        raise ReproError(f"{track} {profile}: measured on another torch or device class; refresh it there")
+    entry, before = entry_of(root, document), document["provenance"]["trials"]
+    units = units_of(entry, document, device)
+    keys = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
+    pairs = [(row, key, keys.get(row_key(row))) for row, key in zip(document["rows"], before, strict=True)]
+    stale = {row["arm"] for row, old, new in pairs if new not in (None, old)}
+    if not stale:
+        say(f"{track} {profile}: the rows are fresh already")
+        return document
+    judged = [
+        unit for unit in units if {t["arm"] for t in unit["trials"]} & stale and unit["trials"][0]["seed"] < TUNING
+    ]
+    chosen = trace(judged, {track})
+    count = sum(len(unit["trials"]) for unit in chosen)
+    say(f"{track} {profile}: measuring {count} trials of {len(stale)} arms again")
+    found = differing(chosen, document, root / ".repro")
+    for _, line in found:
+        say(line)
+    lost = {trial["arm"] for trial, _ in found}
+    kept = [(row, new) for row, _, new in pairs if new is not None and row["arm"] not in lost]
+    say(f"{track} {profile}: {len(stale - lost)} arms compute what they did, {len(lost)} do not")
+    out = {slot_of(arm) for arm in lost}
+    slots = [[] if BASE in lost else [slot for slot in slots if slot not in out] for slots in document["slots"]]
+    note = (
+        f"source of the arena changed; {count} trials measured again, those of {len(stale - lost)} arms bitwise equal"
+    )
+    rows = [row for row, _ in kept]
+    record = {
+        **document["provenance"],
+        "digest": rows_digest(rows),
+        "sources": run.entry_sources({**entry, "experiments": {track: entry["experiments"][track]}}),
+        "config": run.entry_configs(entry),
+        "notes": [*document["provenance"]["notes"], note],
+        "trials": [key for _, key in kept],
+    }
+    document = {**document, "provenance": record, "rows": rows, "slots": slots}
+    keep(entry, document, root / ".repro", {"cost"})
+    return document
 
 
 def best_rate(rows: list[dict], arm: str, cell: dict, settings: dict) -> tuning.Chosen:

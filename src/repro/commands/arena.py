@@ -37,6 +37,12 @@ def arena(
     judge: Annotated[
         bool, typer.Option("--judge", help="Measure nothing: make the tables from the rows that are there.")
     ] = False,
+    refresh: Annotated[
+        bool,
+        typer.Option(
+            "--refresh", help="After an edit, keep the rows of each arm that is proved to compute what it did."
+        ),
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print the plan for `python -m repro.arena` on a bare machine.")
     ] = False,
@@ -49,8 +55,10 @@ def arena(
     from repro.run.processes import orderly
 
     root, profile = common.root(), common.profile_of(profile)
-    if sum((check, judge, plan)) > 1 or force and (check or judge or plan):
-        raise ReproError("--check, --judge, --plan and --force contradict each other; write one of them")
+    if sum((check, judge, plan, refresh, force)) > 1:
+        raise ReproError("--check, --judge, --refresh, --plan and --force contradict each other; write one of them")
+    if refresh and (slot or cell or device or jobs or not timings):
+        raise ReproError("--refresh: it looks at all rows of a track; write --track and --profile alone beside it")
     if (check or judge or plan) and (device or jobs or not timings):
         raise ReproError(
             "--device, --jobs and --no-timings: --check, --judge and --plan measure nothing; leave them out"
@@ -74,6 +82,10 @@ def arena(
                 path = protocol.path_of(root, name, profile, "rows")
                 raise ReproError(f"{path}: no rows yet; run `repro arena --track {name}` first")
             tables.append(arena_table.write_table(root, rows, settings))
+        elif refresh:
+            with orderly():
+                kept = protocol.refreshed(root, name, profile, say if not as_json else lambda text: None)
+            tables.append(arena_table.write(root, kept, settings))
         else:
             with orderly():
                 parts = protocol.plan(root, name, profile, slot or (), cell or ())

@@ -257,7 +257,13 @@ COMPANIONS: dict[str, Callable[[str], dict[str, object]]] = {  # arm -> the rest
     "init:control.he_bare": lambda track: {"norm": identity},
     "act:snn.SELU": lambda track: {"norm": identity, "init": _snn("lecun_normal_")},
     "optimizer:pytorch_optimizer.ScheduleFreeAdamW": lambda track: {"schedule": constant(0.1)},
+    "optimizer:adamp.SGDP": lambda track: {"optimizer": _momentum("optimizer:adamp.SGDP")},
 }
+
+
+def _momentum(arm: str) -> Callable:
+    """An optimizer that has no momentum by default, with the one of torch.SGD here and of its paper."""
+    return lambda groups, lr: method_of(arm)(groups, lr=lr, momentum=0.9, nesterov=True)
 
 
 @dataclass(frozen=True)
@@ -318,10 +324,17 @@ def slots_of(track: str, arm: str) -> dict[str, object]:
 def optimizer(method: Callable) -> Callable:
     """`factory(groups, lr)` of an optimizer class, or of one that wraps the optimizer of the track."""
     if method.__name__ == "Muon" and "scale" in inspect.signature(method).parameters:  # the suite's own
-        return lambda groups, lr: method([{**g, "adam": not g["matrix"]} for g in groups], lr, scale="match_rms_adamw")
+        return lambda groups, lr: method(with_adam(groups), lr, scale="match_rms_adamw")
+    if method.__name__ == "SinkGD":
+        return lambda groups, lr: method(with_adam(groups), lr)
     if "lr" in inspect.signature(method).parameters:
         return lambda groups, lr: method(groups, lr=lr)
     return lambda groups, lr: method(make_optimizer("adamw", groups, lr))
+
+
+def with_adam(groups: list[dict]) -> list[dict]:
+    """The groups of an optimizer for matrices, which gives all else to Adam at the same rate."""
+    return [{**group, "adam": not group["matrix"]} for group in groups]
 
 
 def hidden_matrices(model: nn.Module) -> list[dict]:

@@ -47,20 +47,25 @@ def compare(units: list[dict], document: dict, state: Path, exact: bool = True) 
 
     exact: bit for bit; else (another device class or torch) each number within the spread of its cell's seeds.
     """
+    return [line for _, line in differing(units, document, state, exact)]
+
+
+def differing(units: list[dict], document: dict, state: Path, exact: bool = True) -> list[tuple[dict, str]]:
+    """As `compare`, with the trial before its line."""
     rows, found = {row_key(row): row for row in document["rows"]}, []
 
     def done(unit: dict, answer: dict) -> None:
         for i, trial in enumerate(unit["trials"]):
             named = f"{document['paper']}: {trial['experiment']} {trial['arm']} seed {trial['seed']}"
             if "error" in answer:
-                found.append(f"{named} failed: {answer['error']}")
+                found.append((trial, f"{named} failed: {answer['error']}"))
                 continue
             result, row = answer["results"][i], rows.get(row_key(trial))
             if exact:
                 same = row is not None and all(row.get(k) == result.get(k) for k in ("status", "measures"))
-                found.extend([] if same else [f"{named} differs"])
+                found.extend([] if same else [(trial, f"{named} differs")])
             elif apart := unexpected(result, trial, document["rows"]):
-                found.append(f"{named} differs in {', '.join(apart)}")
+                found.append((trial, f"{named} differs in {', '.join(apart)}"))
 
     local.run_units(units, jobs=run.default_jobs("cpu"), state=state, done=done)
     return found
@@ -138,9 +143,16 @@ def refresh(entry: dict, document: dict, *, state: Path, again: str, say: Say = 
     }
     if rows_digest(document["rows"]) != record["digest"]:
         raise ReproError(f"the rows are not those of their digest; {again}")
-    store = Store(state / "trials")
-    for row, key in zip(document["rows"], trials, strict=True):
-        if row["experiment"] not in timed:
+    document = {**document, "provenance": record}
+    keep(entry, document, state, timed)
+    return document
+
+
+def keep(entry: dict, document: dict, state: Path, left_out: set[str]) -> None:
+    """Put rows into the store under the keys that stand beside them, but for those of the experiments `left_out`."""
+    store, record = Store(state / "trials"), document["provenance"]
+    for row, key in zip(document["rows"], record["trials"], strict=True):
+        if row["experiment"] not in left_out:
             body = {
                 "row": row,
                 "notes": record["notes"],
@@ -151,4 +163,3 @@ def refresh(entry: dict, document: dict, *, state: Path, again: str, say: Say = 
                 "measured": record["started"],
             }
             store.put(key, body, replace=True)
-    return {**document, "provenance": record}
