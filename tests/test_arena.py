@@ -523,13 +523,13 @@ def test_an_edit_keeps_the_rows_of_arms_that_compute_what_they_did(arena_checkou
     assert "fresh already" in arena_checkout.ok(*words)
     before = json.loads(path.read_text())
     arena_checkout.edit("forward(x) / 2", "forward(x) * 0.5", "papers/demo/method.py")
-    assert "1 arms compute what they did, 0 do not" in arena_checkout.ok(*words)
+    assert "1 of 1 arms compute what they did" in arena_checkout.ok(*words)
     after = json.loads(path.read_text())
     timed = [row for row in before["rows"] if row["experiment"] == "cost"]
     assert after["rows"] == [row for row in before["rows"] if row not in timed] and after["slots"] == before["slots"]
     assert after["provenance"]["trials"] != before["provenance"]["trials"] and timed
     arena_checkout.edit("* 0.5", "* 0.25", "papers/demo/method.py")
-    assert "0 arms compute what they did, 1 do not" in arena_checkout.ok(*words)
+    assert "0 of 1 arms compute what they did; the rows of the others are gone" in arena_checkout.ok(*words)
     left = json.loads(path.read_text())
     assert {row["arm"] for row in after["rows"]} - {row["arm"] for row in left["rows"]} == {"norm:demo.Halved"}
     assert all("norm" not in slots and "optimizer" in slots for slots in left["slots"])

@@ -282,7 +282,8 @@ def refreshed(root: Path, track: str, profile: str, say: Callable[[str], None]) 
         say(line)
     lost = {trial["arm"] for trial, _ in found}
     kept = [(row, new) for row, _, new in pairs if new is not None and row["arm"] not in lost]
-    say(f"{track} {profile}: {len(stale - lost)} arms compute what they did, {len(lost)} do not")
+    same = f"{len(stale - lost)} of {len(stale)} arms compute what they did"
+    say(f"{track} {profile}: {same}; the rows of the others are gone")
     out = {slot_of(arm) for arm in lost}
     slots = [[] if BASE in lost else [slot for slot in slots if slot not in out] for slots in document["slots"]]
     note = (
