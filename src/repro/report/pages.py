@@ -16,6 +16,7 @@ from repro.report.asides import FigureView, RankingView
 from repro.report.claims import ClaimView
 from repro.report.records import Record, Result, Stale, claim_lines, readable, record, strongest
 from repro.report.templates import Fragment, part
+from repro.run import provenance as sources
 
 FAMILIES = ("normalization", "activation", "initialization", "residual", "training")
 
@@ -118,7 +119,8 @@ class PaperPage:
 
     def provenance(self) -> Fragment:
         """Commit, device, versions, digests and trial keys of each profile."""
-        shown = [_provenance(r) for r in self.record.results.values() if r.rows]
+        edits = _edits(self.record.slug, self.paper)
+        shown = [_provenance(r, edits) for r in self.record.results.values() if r.rows]
         return part("paper.html.j2", "provenance", {"slug": self.record.slug, "provenance": shown})
 
     def cite(self) -> Fragment:
@@ -141,7 +143,20 @@ def _with_year(paper: Mapping[str, Any]) -> str:
     return venue if year in venue else f"{venue} {year}".strip()
 
 
-def _provenance(result: Result) -> dict[str, Any]:
+def _edits(slug: str, paper: Mapping[str, Any]) -> list[str]:
+    """The edits of modules that its trials run and that count as equal to what was measured."""
+    edits = sources.equal_edits()
+    settings = (paper.get("experiments") or {}).values() if edits else ()
+    named = {module for one in settings for module in sources.experiment_modules(slug, one)}
+    run = sources.closure(*sorted(name for name in named if sources.module_file(name) is not None))
+    return [
+        f"{edit['module']}, {edit['date']}, after commit {edit['commit']}: {edit['proof']}"
+        for edit in edits
+        if edit["module"] in run
+    ]
+
+
+def _provenance(result: Result, edits: list[str]) -> dict[str, Any]:
     p, verdict = result.provenance, result.verdict or {}
     device = p.get("device_model") or p.get("device")
     facts: list[tuple[str, Any]] = [
@@ -158,6 +173,7 @@ def _provenance(result: Result) -> dict[str, Any]:
         *((f"source of {name}", v) for name, v in sorted((p.get("sources") or {}).items())),
         *((f"settings of {name}", v) for name, v in sorted((p.get("config") or {}).items())),
         *(("note", note) for note in p.get("notes") or []),
+        *(("edit that counts as equal", edit) for edit in edits),
     ]
     return {
         "profile": result.profile,
