@@ -290,11 +290,12 @@ def refreshed(root: Path, track: str, profile: str, say: Callable[[str], None]) 
         f"source of the arena changed; {count} trials measured again, those of {len(stale - lost)} arms bitwise equal"
     )
     rows = [row for row, _ in kept]
+    left = {**entry, "trials": [{name: row[name] for name in run.IDENTITY} for row in rows]}
     record = {
         **document["provenance"],
         "digest": rows_digest(rows),
         "sources": run.entry_sources({**entry, "experiments": {track: entry["experiments"][track]}}),
-        "config": run.entry_configs(entry),
+        "config": run.entry_configs(left),
         "notes": [*document["provenance"]["notes"], note],
         "trials": [key for _, key in kept],
     }

@@ -31,12 +31,12 @@ FIRST_STEPS = {"steps": 2, "evaluations": 1}  # of a trial of the arena, which h
 
 def module_of(path: Path, root: Path) -> str:
     """The dotted name of a source file of the checkout, whose edits can be proved as a whole."""
-    full = path.resolve()
+    full, root = path.resolve(), root.resolve()
     for base in (root / "src", root):
         if full.is_relative_to(base / ("repro" if base.name == "src" else "papers")) and full.suffix == ".py":
             parts = full.relative_to(base).with_suffix("").parts
             name = ".".join(parts if base.name == "src" else ("repro", *parts))
-            if provenance.module_file(name) != full:
+            if (known := provenance.module_file(name)) is None or known.resolve() != full:
                 break
             if name.startswith("repro.experiments.") or parts[-1] == "experiment":
                 raise ReproError(
