@@ -130,7 +130,7 @@ def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
 
 def unseen(root: Path) -> list[str]:
     """What is taken on trust: edits proved equal, and what git does not show of the history, in git's words."""
-    edits = provenance.equal_edits()
+    edits = provenance.equal_edits(root)
     taken = [
         f"{edit['module']} as edited {edit['date']} counts as it was at commit {edit['commit']}: {edit['proof']}"
         for edit in edits

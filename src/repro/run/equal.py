@@ -100,7 +100,7 @@ def faults(root: Path) -> list[str]:
     A commit that this clone has not, as a shallow one, is not looked at.
     """
     found, known = [], {}
-    for edit in provenance.equal_edits():
+    for edit in provenance.equal_edits(root):
         file = provenance.module_file(edit["module"])
         where = f"{provenance.EQUAL}: {edit['module']}"
         if file is None:

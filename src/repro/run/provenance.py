@@ -289,9 +289,9 @@ EQUAL = "equal_edits.json"  # at the root; `repro refresh --module` writes it
 TIMED = "_group"  # how the functions end that time their arms side by side
 
 
-def equal_edits() -> list[dict[str, Any]]:
+def equal_edits(folder: Path | None = None) -> list[dict[str, Any]]:
     """The edits that were proved to change no number, from `equal_edits.json`: {module, digest, equal_to, ...}."""
-    path = root() / EQUAL
+    path = (folder or root()) / EQUAL
     if not path.is_file():
         return []
     stamp = stamp_of(path)
