@@ -362,8 +362,10 @@ def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]], 
     kind, arm, against = rule["kind"], f"`{rule['arm']}`", rule.get("against") and f"`{rule['against']}`"
     told = measures.get(rule["measure"]) or {}
     measure, better = f"`{rule['measure']}`", told.get("better")
+    has = f"has the {better} {measure}"
     if steps := rule.get("steps_to"):
-        measure, better = f"the `{steps['axis']}` to the target", "lower"
+        measure, better = f"the number of `{steps['axis']}` to the target", "lower"
+        has = f"needs fewer `{steps['axis']}`"
     if kind == "identity":
         return None
     if kind == "count" or counted:
@@ -389,10 +391,10 @@ def meaning(rule: Mapping[str, Any], measures: Mapping[str, Mapping[str, Any]], 
         return f"The estimate is the mean of {measure} of {arm}" + (f"; {better} is better." if better else ".")
     if kind == "ratio" or rule.get("ratio") is not None:
         side = {"lower": "below", "higher": "above"}.get(better or "")
-        size = f"; {side} 1, {arm} has the {better} {measure}, which is better." if side else "."
+        size = f"; {side} 1, {arm} {has}, which is better." if side else "."
         return f"The estimate is {measure} of {arm} divided by that of {against}{size}"
     sign = {"lower": "negative", "higher": "positive"}.get(better or "")
-    size = f"; where it is {sign}, {arm} has the {better} {measure}, which is better." if sign else "."
+    size = f"; where it is {sign}, {arm} {has}, which is better." if sign else "."
     return f"The estimate is {measure} of {arm} less that of {against}{size}"
 
 
