@@ -14,7 +14,8 @@ immediate part is used: with respect to W, while x and d are constants.
 
 Where the paper is silent, or its code (pascanu/trainingRNNs) differs:
   D1  Omega is divided by the number of terms, the mean over batch and time, as in the code; the paper has a sum over t.
-  D2  The ratio of norms is squared in Equation 10 and in the code; here it is not, as in Equation 9.  `squared=True` takes the code's.
+  D2  The ratio of norms is squared in Equation 10 and in the code; here it is not, as in Equation 9.  `squared=True`
+      takes the code's.
   D3  Terms with |d_{t+1}|^2 below 1e-20 are left out, as in the code.
   D4  A norm that is not finite leaves the gradients as they are, as torch does; the code decays W by 2 % there.
   D5  The network applies tanh to the sum, as the code does; the paper writes x_t = W s(x_{t-1}) + V u_t + b, which is
