@@ -139,6 +139,7 @@ def unseen(root: Path) -> list[str]:
 
 
 def _unseen_history(root: Path) -> list[str]:
+    """What no check here can see because git does not show the history, in git's words."""
     what = "whether rules, fidelity or numbers of a paper were changed after its rows were committed"
     try:
         provenance.git("rev-parse", "HEAD", folder=root)
