@@ -325,7 +325,7 @@ def standing_for(module: str, digest: str, timed: bool = False) -> str:
     """
     for edit in equal_edits():
         if (edit["module"], edit["digest"]) == (module, digest):
-            return (edit["timings"] or {}).get("equal_to", digest) if timed else edit["equal_to"]
+            return (edit.get("timings") or {}).get("equal_to", digest) if timed else edit["equal_to"]
     return digest
 
 
