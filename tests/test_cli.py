@@ -160,10 +160,11 @@ def test_an_edit_of_a_module_is_proved_for_all_papers(checkout: Checkout) -> Non
     assert "4 of 4 trials differ" in checkout.refused("refresh", "--module", shown, code=1)
     assert record.read_bytes() == before and "stale" in checkout.run("verify", "demo").stdout
     checkout.edit("x + 1.5", "(1 + x)", shown)
-    forged = json.loads(before)
-    forged["edits"][0]["equal_to"] = "0" * 64
-    record.write_text(json.dumps(forged))
-    assert "the file was another one" in checkout.run("verify").stdout
+    for field in ({"equal_to": "0" * 64}, {"timings": {"equal_to": "0" * 64, "why": "no other operation"}}):
+        forged = json.loads(before)
+        forged["edits"][0] |= field
+        record.write_text(json.dumps(forged))
+        assert "the file was another one" in checkout.run("verify").stdout, field
     record.write_text('{"edits": [{"module": "repro.papers.demo.method"}]}')
     assert "equal_edits.json:1: edits[0]" in checkout.refused("verify")
 

@@ -15,7 +15,7 @@ from synthetic import maker
 from conftest import ROOT, Checkout
 from dev import demo
 from repro.commands import doctor, history, new, reproduce
-from repro.commands.verify import moved_registration, unseen
+from repro.commands.verify import moved_registration, on_trust
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA
 from repro.publish import evidence, export, listing, markdown, readme, stages
@@ -332,15 +332,15 @@ def test_a_cut_history_and_a_refusal_of_git_are_said(
         subprocess.run([*git, "-C", str(checkout.root), "commit", "-q", "-m", state], check=True)
     lines, note = history.changes("demo", "cpu", checkout.root)
     assert [line[4] for line in lines] == ["inconclusive", "reproduced"] and note is None
-    assert unseen(checkout.root) == []
+    assert on_trust(checkout.root) == []
     cut = tmp_path / "cut"
     subprocess.run(["git", "clone", "-q", "--depth", "1", checkout.root.as_uri(), str(cut)], check=True)
     lines, note = history.changes("demo", "cpu", cut)
     assert [line[4] for line in lines] == ["reproduced"] and "not the first verdict" in note
-    assert ["of this cut clone alone" in one for one in unseen(cut)] == [True]
+    assert ["of this cut clone alone" in one for one in on_trust(cut)] == [True]
     assert [check.ok for check in doctor._checkout(cut) if "history of this clone is cut" in check.what] == [None]
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    assert "is not checked: git rev-parse" in unseen(cut)[0] and "dubious ownership" in unseen(cut)[0]
+    assert "is not checked: git rev-parse" in on_trust(cut)[0] and "dubious ownership" in on_trust(cut)[0]
     (told,) = [check for check in doctor._checkout(cut) if "dubious ownership" in check.what]
     assert told.ok is None and "safe.directory" in told.what
     with pytest.raises(ReproError, match="dubious ownership"):

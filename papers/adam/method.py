@@ -29,9 +29,12 @@ __all__ = ["AdaMax", "Adam"]
 class Adam(Rule):
     """Adam with the arguments and the state of torch.optim.Adam.
 
-    bias_correction=False leaves out the division by 1 - b^t (Section 6.4 compares the two).  ValueError for numbers
+    bias_correction=False leaves out the division by 1 - b^t (Section 6.4 compares the two).  foreach=True updates all
+    parameters of a group at once.  ValueError for numbers
     outside their range, RuntimeError for sparse gradients and complex parameters.
     """
+
+    elementwise = True
 
     def __init__(
         self,
@@ -42,11 +45,12 @@ class Adam(Rule):
         *,
         maximize: bool = False,
         bias_correction: bool = True,
+        foreach: bool = False,
     ):
         positive(lr=lr, eps=eps)
         shares(beta1=betas[0], beta2=betas[1])
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize, "bias_correction": bias_correction}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize, "foreach": foreach}
+        super().__init__(params, {**defaults, "bias_correction": bias_correction})
 
     def start(self, p: Tensor, group: dict[str, Any]) -> State:
         return {"exp_avg": wide_zeros(p), "exp_avg_sq": wide_zeros(p)}
@@ -63,6 +67,8 @@ class Adam(Rule):
 class AdaMax(Rule):
     """AdaMax with the arguments and the state of torch.optim.Adamax; errors as those of Adam."""
 
+    elementwise = True
+
     def __init__(
         self,
         params: Parameters,
@@ -71,10 +77,12 @@ class AdaMax(Rule):
         eps: float = 1e-8,
         *,
         maximize: bool = False,
+        foreach: bool = False,
     ):
         positive(lr=lr, eps=eps)
         shares(beta1=betas[0], beta2=betas[1])
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "maximize": maximize, "foreach": foreach}
+        super().__init__(params, defaults)
 
     def start(self, p: Tensor, group: dict[str, Any]) -> State:
         return {"exp_avg": wide_zeros(p), "exp_inf": wide_zeros(p)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from repro.papers.adam import Adam, AdaMax
-from repro.testing import assert_near, check_optimizer, check_signature, draw, mutation, trajectory
+from repro.testing import assert_near, check_foreach, check_optimizer, check_signature, draw, mutation, trajectory
 
 STEPS, N = 30, 6
 HYPER = {"lr": 0.02, "betas": (0.8, 0.97), "eps": 1e-3}
@@ -102,6 +102,7 @@ test_oracle, test_mutant_dies = mutation(check, broken, ours)
 @pytest.mark.parametrize("method", [Adam, AdaMax])
 def test_contract(method):
     check_optimizer(method)
+    check_foreach(method)
     check_signature(method)
     with pytest.raises(ValueError, match=r"beta2=1.0: write a number from 0 to below 1"):
         method([torch.nn.Parameter(torch.ones(1))], betas=(0.9, 1.0))

@@ -48,6 +48,8 @@ def kept(group: dict[str, Any]) -> float:
 class Decoupled(Rule):
     """What AdamW and SGDW share: the two keys of a group that say how it decays."""
 
+    elementwise = True
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, and remember its rate; ValueError for an unknown parametrization."""
         group = {**self.defaults, **param_group}
@@ -77,11 +79,12 @@ class AdamW(Decoupled, Adam):
         *,
         parametrization: str = "paper",
         maximize: bool = False,
+        foreach: bool = False,
     ):
         positive(lr=lr, eps=eps)
         shares(beta1=betas[0], beta2=betas[1])
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
-        defaults |= {"parametrization": parametrization, "bias_correction": True}
+        defaults |= {"parametrization": parametrization, "foreach": foreach, "bias_correction": True}
         Rule.__init__(self, params, defaults)
 
     def update(self, p: Tensor, g: Tensor, state: State, group: dict[str, Any]) -> None:
@@ -106,11 +109,12 @@ class SGDW(Decoupled):
         *,
         parametrization: str = "paper",
         maximize: bool = False,
+        foreach: bool = False,
     ):
         positive(lr=lr)
         shares(momentum=momentum)
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, {**defaults, "parametrization": parametrization})
+        super().__init__(params, {**defaults, "parametrization": parametrization, "foreach": foreach})
 
     def start(self, p: Tensor, group: dict[str, Any]) -> State:
         return {"velocity": wide_zeros(p)}

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from repro.papers.adamw import SGDW, AdamW, normalized_decay
-from repro.testing import assert_near, check_optimizer, check_signature, draw, mutation, quiet_import, trajectory
+from repro.testing import (
+    assert_near,
+    check_foreach,
+    check_optimizer,
+    check_signature,
+    draw,
+    mutation,
+    quiet_import,
+    trajectory,
+)
 
 STEPS, N = 40, 5
 LR, DECAY, BETAS, EPS, MOMENTUM = 0.02, 0.1, (0.8, 0.97), 1e-3, 0.7
@@ -107,6 +116,7 @@ def test_contract(kind):
             return kind(params, weight_decay=decay, parametrization=unit, **options)
 
         check_optimizer(make, maximize=decay == 0)  # decay goes the same way under either sign
+        check_foreach(make)
     check_signature(kind)
     p = [torch.nn.Parameter(torch.ones(1))]
     with pytest.raises(ValueError, match="parametrization='keras': write one of paper, torch"):

@@ -49,6 +49,8 @@ class AdEMAMix(Rule):
     for none.  weight_decay is decoupled and multiplied by lr.  ValueError for numbers outside their range.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         params: Parameters,
@@ -61,12 +63,18 @@ class AdEMAMix(Rule):
         alpha_warmup: int = 0,
         beta3_warmup: int = 0,
         maximize: bool = False,
+        foreach: bool = False,
     ):
         positive(lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
         positive(alpha_warmup=alpha_warmup, beta3_warmup=beta3_warmup)
         shares(beta1=betas[0], beta2=betas[1], beta3=betas[2])
         defaults = {"lr": lr, "betas": betas, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
-        defaults |= {"alpha_warmup": alpha_warmup, "beta3_warmup": beta3_warmup, "maximize": maximize}
+        defaults |= {
+            "alpha_warmup": alpha_warmup,
+            "beta3_warmup": beta3_warmup,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
         super().__init__(params, defaults)
 
     def start(self, p: Tensor, group: dict[str, Any]) -> State:

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from repro.papers.ademamix import AdEMAMix, beta3_at
-from repro.testing import assert_near, check_optimizer, check_signature, draw, mutation, quiet_import, trajectory
+from repro.testing import (
+    assert_near,
+    check_foreach,
+    check_optimizer,
+    check_signature,
+    draw,
+    mutation,
+    quiet_import,
+    trajectory,
+)
 
 STEPS, N = 30, 5
 HYPER = {"lr": 0.02, "betas": (0.8, 0.97, 0.995), "alpha": 3.0, "eps": 1e-3, "weight_decay": 0.4}
@@ -91,6 +100,7 @@ test_oracle, test_mutant_dies = mutation(check, broken, ours)
 
 def test_contract():
     check_optimizer(AdEMAMix)
+    check_foreach(AdEMAMix)
     check_signature(AdEMAMix)
     p = [torch.nn.Parameter(torch.ones(1))]
     assert AdEMAMix(p).defaults["betas"] == (0.9, 0.999, 0.9999) and AdEMAMix(p).defaults["alpha"] == 2.0

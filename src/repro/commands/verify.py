@@ -128,7 +128,7 @@ def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
     return None
 
 
-def unseen(root: Path) -> list[str]:
+def on_trust(root: Path) -> list[str]:
     """What is taken on trust: edits proved equal, and what git does not show of the history, in git's words."""
     edits = provenance.equal_edits(root)
     taken = [

@@ -258,12 +258,25 @@ COMPANIONS: dict[str, Callable[[str], dict[str, object]]] = {  # arm -> the rest
     "act:snn.SELU": lambda track: {"norm": identity, "init": _snn("lecun_normal_")},
     "optimizer:pytorch_optimizer.ScheduleFreeAdamW": lambda track: {"schedule": constant(0.1)},
     "optimizer:adamp.SGDP": lambda track: {"optimizer": _momentum("optimizer:adamp.SGDP")},
+    "optimizer:sinkgd.SinkGD": lambda track: {"optimizer": _of_matrices("optimizer:sinkgd.SinkGD")},
+    "optimizer:gradient_orthogonalization.Muon": lambda track: {
+        "optimizer": _of_matrices("optimizer:gradient_orthogonalization.Muon", scale="match_rms_adamw")
+    },
 }
 
 
 def _momentum(arm: str) -> Callable:
     """An optimizer that has no momentum by default, with the one of torch.SGD here and of its paper."""
     return lambda groups, lr: method_of(arm)(groups, lr=lr, momentum=0.9, nesterov=True)
+
+
+def _of_matrices(arm: str, **options: object) -> Callable:
+    """An optimizer of hidden matrices, which gives all else to its Adam at the same rate."""
+
+    def make(groups: list[dict], lr: float) -> torch.optim.Optimizer:
+        return method_of(arm)([{**group, "adam": not group["matrix"]} for group in groups], lr, **options)
+
+    return make
 
 
 @dataclass(frozen=True)
@@ -323,18 +336,9 @@ def slots_of(track: str, arm: str) -> dict[str, object]:
 
 def optimizer(method: Callable) -> Callable:
     """`factory(groups, lr)` of an optimizer class, or of one that wraps the optimizer of the track."""
-    if method.__name__ == "Muon" and "scale" in inspect.signature(method).parameters:  # the suite's own
-        return lambda groups, lr: method(with_adam(groups), lr, scale="match_rms_adamw")
-    if method.__name__ == "SinkGD":
-        return lambda groups, lr: method(with_adam(groups), lr)
     if "lr" in inspect.signature(method).parameters:
         return lambda groups, lr: method(groups, lr=lr)
     return lambda groups, lr: method(make_optimizer("adamw", groups, lr))
-
-
-def with_adam(groups: list[dict]) -> list[dict]:
-    """The groups of an optimizer for matrices, which gives all else to Adam at the same rate."""
-    return [{**group, "adam": not group["matrix"]} for group in groups]
 
 
 def hidden_matrices(model: nn.Module) -> list[dict]:

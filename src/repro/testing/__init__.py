@@ -29,7 +29,7 @@ from repro.testing.norms import (
     residual_mlp_in_numpy,
     scramble,
 )
-from repro.testing.optimizers import check_optimizer, matrices_only, trajectory
+from repro.testing.optimizers import check_foreach, check_optimizer, matrices_only, trajectory
 
 __all__ = [
     "CLAUSES",
@@ -45,6 +45,7 @@ __all__ = [
     "check_gradients",
     "check_layouts",
     "check_norm_contract",
+    "check_foreach",
     "check_optimizer",
     "check_signature",
     "check_twin",

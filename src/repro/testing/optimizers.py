@@ -133,6 +133,42 @@ def check_optimizer(make: Make, *, maximize: bool = True) -> None:
         make([], lr=0.1)
 
 
+def check_foreach(make: Make) -> None:
+    """foreach=True computes what the loop does: with parameters of two dtypes and orders of memory, without some
+    gradients at some steps, under `maximize`, and where a state dict of the loop is resumed with it.
+    """
+
+    def ends(*ways: bool, **options: Any) -> list[Tensor]:
+        """Return parameters and state after steps of which each is taken in its way."""
+        source = torch.Generator().manual_seed(0)
+        shapes = [(3, 2, 5, 5), (17,), (), (4, 3)]
+        drawn = [
+            torch.randn(shape, generator=source).to(d) for shape in shapes for d in (torch.float32, torch.bfloat16)
+        ]
+        drawn[0] = drawn[0].to(memory_format=torch.channels_last)
+        params, optimizer = [nn.Parameter(x) for x in drawn], None
+        for t, way in enumerate(ways):
+            state = optimizer.state_dict() if optimizer else None
+            optimizer = make(params, lr=0.01, foreach=way, **options)
+            if state:
+                for group in state["param_groups"]:
+                    group["foreach"] = way
+                optimizer.load_state_dict(state)
+            for i, p in enumerate(params):
+                g = torch.randn(p.shape, generator=source).to(p.dtype)
+                p.grad = None if (i + t) % 5 == 0 else g
+            optimizer.step()
+        kept = [x for p in params for x in optimizer.state[p].values() if torch.is_tensor(x)]
+        return [p.detach() for p in params] + kept
+
+    for options in ({}, {"maximize": True}):
+        loop = ends(False, False, False, False, **options)
+        assert len(loop) > 8, "no state is kept"
+        for ways in ((True,) * 4, (False, False, True, True), (True, False, True, False)):
+            for ours, theirs in zip(ends(*ways, **options), loop, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-6 if ours.dtype == torch.float32 else 1e-2, atol=1e-7)
+
+
 def trajectory(make: Make, gradients: Tensor, start: Tensor, **options) -> Tensor:
     """Return where one parameter stands after each of the given gradients: (steps, *shape)."""
     p = nn.Parameter(start.clone())
