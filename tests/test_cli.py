@@ -167,6 +167,11 @@ def test_an_edit_of_a_module_is_proved_for_all_papers(checkout: Checkout) -> Non
         assert "the file was another one" in checkout.run("verify").stdout, field
     record.write_text('{"edits": [{"module": "repro.papers.demo.method"}]}')
     assert "equal_edits.json:1: edits[0]" in checkout.refused("verify")
+    record.write_bytes(before)
+    checkout.edit("(1 + x)", "x - (-1)", shown)
+    checkout.edit("cpu: {seeds: 3", "cpu: {first_seed: 50, seeds: 3")
+    said = checkout.ok("refresh", "--module", shown, "--rerun", "3")
+    assert "and 0 committed trials" in said.replace("\n", " "), "rows of an earlier registration are not planned"
 
 
 def commit(checkout: Checkout) -> None:

@@ -1,19 +1,36 @@
-"""What papers/resnet measures by itself: parameters and the block whose branch is zero.
+"""What papers/resnet measures by itself: the networks of Table 6, parameters, and the block whose branch is zero.
 
-The trained networks are those of `repro.experiments.residual_nets`.
+The other trained networks are those of `repro.experiments.residual_nets`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from repro.experiments.cifar import Cifar, classified
 from repro.models.convnet import Slots, cifar_resnet
+from repro.papers.resnet import method
 from repro.papers.resnet.method import BasicBlock
-from repro.tasks import Worst
+from repro.tasks import Measures, Worst
 from repro.train import draws, generator
 
 MILLIONS = {20: "0.27", 32: "0.46", 44: "0.66", 56: "0.85", 110: "1.7", 1202: "19.4"}  # Table 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks(Cifar):
+    """width: channels of the first stage; warmup: of 110 layers alone, as in the paper."""
+
+    width: int
+
+
+def cifar(arm: str, seed: int, config: Networks, device: torch.device) -> Measures:
+    """Test error of a network of Table 6, named as in `method`."""
+    network = getattr(method, arm)(config.classes, width=config.width, generator=generator("resnet cifar", seed))
+    if arm != "resnet110":
+        config = replace(config, warmup=0)
+    return classified(network, "resnet cifar", seed, config, device)
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,12 @@ def _measured_again(module: str, root: Path, count: int, say: Say) -> int:
                 entry = plan.entry(one, profile)
                 units = again.units_of(entry, document, device)
                 runs = {n for n, s in entry["experiments"].items() if _uses(s, n, module)}
-                pool += [(unit, document) for unit in units if unit["experiment"] in runs]
+                rows = {row_key(row) for row in document["rows"]}  # a new registration plans others
+                pool += [
+                    (unit, document)
+                    for unit in units
+                    if unit["experiment"] in runs and rows.issuperset(map(row_key, unit["trials"]))
+                ]
     for unit, document in random.sample(pool, len(pool)):
         if done >= count:
             break

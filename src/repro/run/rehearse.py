@@ -155,10 +155,26 @@ def _short_compare(compare: Callable, count: Count) -> Callable:
     return short
 
 
+def _drawn_images(name: str, device: Any = "cpu", *place: Any, size: int | None = None, **options: Any) -> Any:
+    """A few random pictures of the shape of a set of `original.images`, which may still have to be downloaded."""
+    import torch
+
+    from repro.data.kinds import Images
+    from repro.data.original import ORIGINS
+
+    origin, source, count = ORIGINS[name], torch.Generator().manual_seed(SEED), 64
+    shape = (count, origin.channels, size or origin.size, size or origin.size)
+    x = torch.randint(256, shape, generator=source, dtype=torch.uint8).to(device)
+    y = torch.randint(origin.classes, (count,), generator=source).to(device)
+    return Images(x, y, x, y, x, y, classes=origin.classes, mean=origin.mean, std=origin.std)
+
+
 def _replace(count: Count) -> None:
     """Put the short versions in place, before any experiment imports the long ones."""
     from repro import batched, timing, train
+    from repro.data import original
 
+    original.images = _drawn_images
     fit = train.fit
     train.fit = _short_fit(fit, count)
     batched.fit_batched = _short_fit(batched.fit_batched, count)
