@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,32 @@ def test_every_method_is_compared_with_the_tuned_base() -> None:
     assert norms["norm:a.A"]["gap"] == pytest.approx([sum(gaps) / 12, ends.low, ends.high])
     assert norms["norm:a.A"]["rank"] == [1, 1] and norms["norm:b.B"]["rank"] == [2, 3]
     json.dumps(made, allow_nan=False)
+
+
+def test_optimizers_that_tune_their_decay_are_compared_with_adamw_that_does() -> None:
+    rows = document({**LEVELS, experiment.ADAMW: 0.45, "optimizer:a.A": 0.56})
+    for arm, level in ((experiment.ADAMW, 0.30), ("optimizer:a.A", 0.60)):
+        for row in [r for r in rows["rows"] if r["arm"] == arm and r["factors"].get("lr") == 0.1]:
+            if row["seed"] >= 1000:
+                mean = {"measures": {**row["measures"], "valid_nats": level}}
+                rows["rows"].append({**row, "factors": {**row["factors"], "decay": 0.25}, **mean})
+                rows["provenance"]["trials"].append(f"sha256:{len(rows['rows']):064x}")
+            elif arm == experiment.ADAMW:
+                row["factors"]["decay"] = 0.25
+    made = arena_table.table(rows, SETTINGS)
+    slot = made["cells"][0]["slots"]["optimizer"]
+    lines = lines_of(made, "optimizer")
+    assert slot["reference"] == experiment.ADAMW and "base" not in lines
+    assert slot["target"] == pytest.approx(0.45, abs=0.02)
+    assert lines[experiment.ADAMW]["standing"] == "the base" and lines[experiment.ADAMW]["decay"] == 0.25
+    assert lines["optimizer:a.A"]["standing"] == "worse" and lines["optimizer:a.A"]["decay"] == 0.0
+    assert lines["optimizer:torch.SGD"]["gap"][0] == pytest.approx(0.06, abs=0.02)
+    assert [one["decay"] for one in lines[experiment.ADAMW]["decays"]] == [0.0, 0.25]
+    assert lines[experiment.ADAMW]["decay_edge"] and not lines["optimizer:a.A"]["decay_edge"], "0 is no edge"
+    assert lines[experiment.ADAMW]["tuning_runs"] == 12 and lines[experiment.ADAMW]["n"] == 12
+    assert made["cells"][0]["slots"]["norm"]["reference"] == "base" and "base" in lines_of(made, "norm")
+    without = arena_table.table(document(), SETTINGS)["cells"][0]["slots"]["optimizer"]
+    assert without["reference"] == "base" and [line["decay"] for line in without["lines"]] == [0.0] * 3
 
 
 def test_failures_are_a_share_with_an_exact_interval() -> None:
@@ -229,6 +256,48 @@ def test_the_grid_grows_beyond_an_edge() -> None:
     assert arena.extended([0.1, 0.2, 0.4], chosen(0.1)) == [0.05, 0.1, 0.2, 0.4]
     assert arena.extended([0.1, 0.2, 0.4], chosen(None)) == [0.05, 0.1, 0.2, 0.4], "smaller ones where all diverge"
     assert arena.rate_of(chosen(None)) == 0.1
+
+
+def test_decays_are_shares_of_a_run_and_grow_upwards() -> None:
+    settings = {"tuning": {"decay": [1, 0.25]}}
+    assert arena.decays(settings, 0.01, 100) == [0.0, 0.25, 1.0]
+    assert arena.decays(settings, 0.5, 100) == [0.0, 0.005, 0.02]
+    assert arena.decays({"tuning": {}}, 0.01, 100) == [0.0]
+
+    def chosen(level):
+        return tuning.Chosen(level, {}, False)
+
+    assert arena.risen([0.0, 0.25, 1.0], chosen(1.0)) == [0.0, 0.25, 1.0, 4.0]
+    for level in (0.0, 0.25, None):
+        assert arena.risen([0.0, 0.25, 1.0], chosen(level)) == [0.0, 0.25, 1.0]
+    assert arena.risen([0.0], chosen(0.0)) == [0.0]
+
+
+def test_every_optimizer_takes_the_decay_after_its_step() -> None:
+    """After one step from the same weights matrices are 1 - lr * decay as long, all else is the same."""
+    config = experiment.tiny("mlp")
+    arms, _ = arena.entrants("mlp")
+    for arm in [arm for arm in arms if arm.startswith("optimizer:")]:
+        ends = []
+        for decay in (0.0, 0.5):
+            slots, source = experiment.slots_of("mlp", arm), experiment.generator("decay", arm)
+            model = experiment.build("mlp", slots, config, source)
+            x, y = experiment.inputs(config, source, torch.device("cpu"))
+            settings = experiment._settings("mlp", replace(config, lr=0.01, decay=decay), slots, {})
+            update = settings["optimizer"](experiment.hidden_matrices(model), 0.01)
+
+            def closure(update=update, model=model, x=x, y=y) -> torch.Tensor:
+                update.zero_grad()
+                loss = experiment.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            closure()
+            update.step(*([closure] if getattr(update, "needs_closure", False) else []))
+            ends.append([p.detach().clone() for p in model.parameters()])
+        for bare, decayed in zip(*ends, strict=True):
+            kept = 1 - 0.01 * 0.5 if bare.ndim >= 2 else 1.0
+            torch.testing.assert_close(decayed, bare * kept, msg=lambda text, arm=arm: f"{arm}: {text}")
 
 
 @pytest.mark.parametrize(
@@ -432,7 +501,7 @@ mlp:
   margin: 0.5
   calibration: [{better: base, worse: "norm:control.broken"}]
   cpu:
-    tuning: {seeds: 1, lr: [0.003, 0.01], extend: 1}
+    tuning: {seeds: 1, lr: [0.003, 0.01], decay: [0.25, 1], extend: 1}
     final: {seeds: 3}
     settings: {width: 8, examples: 64}
     cells: [{depth: 2, batch: 8, steps: 4}]
@@ -504,7 +573,11 @@ def test_a_new_method_appears_by_existing_and_no_trial_is_run_twice(
     assert "norm:demo.Halved" in out and "does not fit: norm:demo.Whole: TypeError" in out
     made = json.loads((arena_checkout.root / "arena" / "mlp.cpu.table.json").read_text())
     assert {m["arm"] for m in made["methods"]} >= {"base", "norm:demo.Halved", *experiment.arms_of("mlp")[-4:]}
-    assert "norm:demo.Whole" in made["out"] and "optimizer:torch.AdamW" in made["cells"][0]["same"]
+    assert "norm:demo.Whole" in made["out"] and "optimizer:adam.Adam" not in made["cells"][0]["same"]
+    slot, methods = made["cells"][0]["slots"]["optimizer"], {m["arm"]: m for m in made["methods"]}
+    assert slot["reference"] == experiment.ADAMW and made["cells"][0]["slots"]["norm"]["reference"] == "base"
+    assert all(len(line["decays"]) >= 3 for line in slot["lines"]), "every optimizer tries decays"
+    assert all(line["n"] == 3 for line in slot["lines"]) and len(methods) == len(made["methods"])
     assert "demo Halved" in Page(str(report.ArenaPage("mlp", arena_checkout.root).page())).text
     assert {line["track"] for line in summary(arena_checkout.root)} == {"mlp"}
     again = arena_checkout.ok("arena", "--track", "mlp", "--json")

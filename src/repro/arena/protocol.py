@@ -3,10 +3,11 @@
 Methods are found in `provides:` of every paper.yaml; `repro.experiments.arena` adds optimizers and activations that no
 paper of the suite brought, and the controls of every slot.  A track (arena.yaml) has cells: a size and a budget each.
 In every cell every arm, controls included, tries a grid of learning rates on tuning seeds at the full number of steps;
-the grid grows while the best rate lies at its edge.  Then the arm trains at its best rate on the judged seeds.  The
-tuned base is the reference, fixed before anything runs.  An arm that is the base's own model in a cell is left out of
-it by name.  Trials lie in the same store as those of the papers.  `table.py` makes one table per track of the rows,
-`advice.py` reads it for `repro recommend`.
+the grid grows while the best rate lies at its edge.  An optimizer then tries weight decays at its best rate.  Then the
+arm trains at its best levels on the judged seeds.  The tuned base is the reference, fixed before anything runs; that of
+optimizers is the base's own, AdamW, with its decay tuned as theirs.  An arm that is the base's own model in a cell is
+left out of it by name.  Trials lie in the same store as those of the papers.  `table.py` makes one table per track of
+the rows, `advice.py` reads it for `repro recommend`.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,6 +26,8 @@ from repro.store import Store, digest, rows_digest
 TUNING = 1000  # the first tuning seed
 EXPERIMENT = "repro.experiments.arena"
 BASE = "base"  # the model with torch's own layers
+DECAYED = ("optimizer", "pair")  # slots whose arms tune a weight decay
+TUNED = ("lr", "decay")
 Trial = dict[str, Any]
 
 
@@ -102,7 +105,7 @@ def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells:
     pairs are measured with them.
     cells: their places in arena.yaml, from 1 on; all where there are none.
     """
-    from repro.experiments.arena import PAIRS, SLOTS, Track
+    from repro.experiments.arena import ADAMW, PAIRS, SLOTS, Track
 
     settings = track_of(root, track, profile)
     if track not in SLOTS:
@@ -127,6 +130,8 @@ def plan(root: Path, track: str, profile: str, slots: Iterable[str] = (), cells:
     beside |= {BASE, *(arm for pair in PAIRS.values() for arm in pair if "pair" in slots)}
     arms = [arm for arm in arms if arm in beside or slot_of(arm) in slots]
     same = same_as_base(track, arms, settings["cells"])
+    if settings["tuning"].get("decay"):  # then the base's own optimizer takes part, with its decay tuned
+        same = [{arm: why for arm, why in one.items() if arm != ADAMW} for one in same]
     parts = {"slots": [slots if i in cells else [] for i in range(1, len(settings["cells"]) + 1)]}
     return {"track": track, "profile": profile, "settings": settings, "arms": arms, "same": same, "out": out, **parts}
 
@@ -193,39 +198,58 @@ def measure(
         trials.extend(trial for trial in more if trial not in trials)
         return run.measure(_entry(plan, more), force=force, progress=progress, **options)["rows"]
 
-    def of(cell: dict, pairs: Iterable[tuple[str, float]], seeds: Iterable[int]) -> list[Trial]:
-        seeds = list(seeds)
-        return [
-            {"experiment": plan["track"], "arm": arm, "seed": seed, "factors": {**full(settings, cell), "lr": lr}}
-            for arm, lr in pairs
-            for seed in seeds
-        ]
+    def of(cell: dict, levels: Iterable[tuple[str, dict]], seeds: Iterable[int]) -> list[dict]:
+        """The rows of arms at levels of what is tuned."""
+        at, seeds = full(settings, cell), list(seeds)
+        return measured(
+            [
+                {"experiment": plan["track"], "arm": arm, "seed": seed, "factors": {**at, **tried}}
+                for arm, tried in levels
+                for seed in seeds
+            ]
+        )
 
     tuned = _tuning_seeds(settings)
     for cell, same, slots in zip(settings["cells"], plan["same"], plan["slots"], strict=True):
         if not slots:
             continue
         arms = [arm for arm in plan["arms"] if arm not in same]
-        grids = {arm: sorted(settings["tuning"]["lr"]) for arm in arms}
-        rows = measured(of(cell, [(arm, lr) for arm in arms for lr in grids[arm]], tuned))
-        for _ in range(settings["tuning"]["extend"]):
-            wider = {arm: extended(grids[arm], best_rate(rows, arm, full(settings, cell), settings)) for arm in arms}
-            new = [(arm, lr) for arm in arms for lr in wider[arm] if lr not in grids[arm]]
-            if not new:
-                break
-            rows += measured(of(cell, new, tuned))
+        at, grids, rows = full(settings, cell), {arm: sorted(settings["tuning"]["lr"]) for arm in arms}, []
+        new = [(arm, {"lr": lr}) for arm in arms for lr in grids[arm]]
+        for _ in range(settings["tuning"]["extend"] + 1):
+            rows += of(cell, new, tuned)
+            wider = {arm: extended(grids[arm], best_rate(rows, arm, at, settings)) for arm in arms}
+            new = [(arm, {"lr": lr}) for arm in arms for lr in wider[arm] if lr not in grids[arm]]
             grids = wider
-        best = [(arm, rate_of(best_rate(rows, arm, full(settings, cell), settings))) for arm in arms]
-        measured(of(cell, best, range(settings["final"]["seeds"])))
-    kept = [trial for trial in earlier["trials"] if not timings or trial["experiment"] != "cost"]
-    trials.extend(trial for trial in kept if trial not in trials)
+        rates = {arm: rate_of(best_rate(rows, arm, at, settings)) for arm in arms}
+        grids = {arm: decays(settings, rates[arm], at["steps"]) for arm in arms if slot_of(arm) in DECAYED}
+        new = [(arm, {"lr": rates[arm], "decay": decay}) for arm in grids for decay in grids[arm][1:]]
+        for _ in range(settings["tuning"]["extend"] + 1):
+            rows += of(cell, new, tuned)
+            wider = {arm: risen(grids[arm], best_decay(rows, arm, at, settings)) for arm in grids}
+            new = [(arm, {"lr": rates[arm], "decay": d}) for arm in grids for d in wider[arm] if d not in grids[arm]]
+            grids = wider
+        of(cell, [(arm, best_levels(rows, arm, at, settings)) for arm in arms], range(settings["final"]["seeds"]))
+    anew = {_apart(trial) for trial in trials if trial["seed"] < TUNING}
+    for trial in earlier["trials"]:
+        timed, judged = trial["experiment"] == "cost", trial["seed"] < TUNING
+        if trial not in trials and not (timings if timed else judged and _apart(trial) in anew):
+            trials.append(trial)
     if timings:  # of all arms side by side, so that they can be compared
         arms, seeds = dict.fromkeys(trial["arm"] for trial in trials), range(settings["cost"]["seeds"])
         measured([{"experiment": "cost", "arm": arm, "seed": seed, "factors": {}} for arm in arms for seed in seeds])
     document = run.measure(_entry(plan, trials), progress=quiet, **options)
     slots = [list(dict.fromkeys(old + new)) for old, new in zip(earlier["slots"], plan["slots"], strict=True)]
-    same = [{**old, **new} for old, new in zip(earlier["same"], plan["same"], strict=True)]
+    same = [
+        {arm: why for arm, why in old.items() if arm not in plan["arms"]} | new
+        for old, new in zip(earlier["same"], plan["same"], strict=True)
+    ]
     return {**document, "out": plan["out"], "same": same, "slots": slots}
+
+
+def _apart(trial: Trial) -> tuple:
+    """The arm of a trial and its cell, whatever it was tuned to."""
+    return trial["arm"], frozenset((k, v) for k, v in trial["factors"].items() if k not in TUNED)
 
 
 def _earlier(plan: dict, root: Path, device: str) -> dict:
@@ -243,7 +267,7 @@ def _earlier(plan: dict, root: Path, device: str) -> dict:
     units = run.units_of(_entry(plan, trials), device, trials=trials)
     stale = {trial["arm"] for unit in units for trial in unit["trials"] if keys[row_key(trial)] != trial["key"]}
     for trial in trials:
-        known = not trial["factors"] or {k: v for k, v in trial["factors"].items() if k != "lr"} in cells
+        known = not trial["factors"] or {k: v for k, v in trial["factors"].items() if k not in TUNED} in cells
         if known and trial["arm"] not in stale:
             found["trials"].append(trial)
     lost = {slot_of(arm) for arm in stale}
@@ -318,6 +342,43 @@ def best_rate(rows: list[dict], arm: str, cell: dict, settings: dict) -> tuning.
     return tuning.choose(
         own, arm=arm, cell=cell, factor="lr", levels=levels, seeds=seeds, measure=settings["measure"], better="lower"
     )
+
+
+def best_decay(rows: list[dict], arm: str, cell: dict, settings: dict) -> tuning.Chosen:
+    """The best weight decay of an arm at its best rate on its tuning seeds, among all that it tried and 0."""
+    at = {**cell, "lr": rate_of(best_rate(rows, arm, cell, settings))}
+    own = [
+        {**row, "factors": {"decay": 0.0, **row["factors"]}}
+        for row in rows
+        if row["arm"] == arm
+        and row["experiment"] != "cost"
+        and row["seed"] >= TUNING
+        and {k: v for k, v in row["factors"].items() if k != "decay"} == at
+    ]
+    levels, seeds = sorted({row["factors"]["decay"] for row in own}), sorted({row["seed"] for row in own})
+    return tuning.choose(
+        own, arm=arm, cell=at, factor="decay", levels=levels, seeds=seeds, measure=settings["measure"], better="lower"
+    )
+
+
+def best_levels(rows: list[dict], arm: str, cell: dict, settings: dict) -> dict[str, float]:
+    """What an arm trains with: its rate, and its decay where that is not 0."""
+    decay = best_decay(rows, arm, cell, settings).level
+    return {"lr": rate_of(best_rate(rows, arm, cell, settings)), **({"decay": decay} if decay else {})}
+
+
+def decays(settings: dict, lr: float, steps: int) -> list[float]:
+    """0 and the decays that an optimizer tries at its rate: the units of `tuning.decay` over rate times steps.
+
+    A cosine takes about exp(-unit / 2) of a weight that gets no gradient, so that all optimizers try alike shares.
+    """
+    return [0.0, *(float(f"{unit / (lr * steps):.6g}") for unit in sorted(settings["tuning"].get("decay", ())))]
+
+
+def risen(grid: list[float], chosen: tuning.Chosen) -> list[float]:
+    """The decays with one more beyond the largest where that is the best; as they are where it lies inside, or at 0."""
+    at_the_top = len(grid) > 2 and chosen.level == grid[-1]
+    return [*grid, float(f"{grid[-1] ** 2 / grid[-2]:.6g}")] if at_the_top else grid
 
 
 def rate_of(chosen: tuning.Chosen) -> float:

@@ -1,6 +1,7 @@
 """What is made of a track's rows: one table, every arm of a cell against the tuned base.
 
-reference   the base at its own best learning rate, fixed before anything is run (the best arm is chosen by the data)
+reference   the base at its own best learning rate, fixed before anything is run (the best arm is chosen by the data);
+            of optimizers that tune their weight decay, the base's AdamW with its decay tuned
 gap         mean difference from the base in the measure, paired by seed; Student's t with Bonferroni's correction over
             the methods of a slot, so that all intervals of a slot hold at once, however unequal the spreads are.
             (Dunnett's pooled variance would be narrower, but a method that is steadier or wilder than the others breaks
@@ -9,7 +10,7 @@ rank        [best, worst] that the seeds allow: t-tests of all pairs of a slot w
 failed      runs that diverged or ended above `fails_above` (what letter frequencies, or a guess, reach); their share
             has an exact interval (Clopper-Pearson), and their loss counts as `fails_above`
 standing    better, as good (the interval ends below the margin), worse, not told apart; fails; no better than a control
-steps       median number of steps to the target, which is the mean final loss of the tuned base; a miss is infinite
+steps       median number of steps to the target, which is the mean final loss of the reference; a miss is infinite
 interaction of a norm and an optimizer: how much more the norm loses to the base's under the other optimizer than under
             the base's, paired by seed; Bonferroni's correction over the pairs
 calibration contrasts that are known beforehand; where one does not come out, the cell ranks nothing and says so
@@ -21,7 +22,17 @@ from pathlib import Path
 from statistics import fmean, median_high, stdev
 from typing import Any
 
-from repro.arena.protocol import BASE, TUNING, best_rate, full, is_control, path_of, rate_of, slot_of
+from repro.arena.protocol import (
+    BASE,
+    TUNING,
+    best_decay,
+    best_rate,
+    full,
+    is_control,
+    path_of,
+    rate_of,
+    slot_of,
+)
 from repro.files.paths import SCHEMA
 from repro.run import measure as run
 from repro.store import write_file
@@ -76,10 +87,11 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str
     ranks = learnt and all(c["ok"] for c in calibration)
     slots = {}
     for slot in dict.fromkeys(slot for arm in arms if (slot := slot_of(arm)) in measured and slot != "pair"):
-        own = {arm: scores[arm] for arm in arms if arm == BASE or slot_of(arm) == slot}
-        worse, places = controls_worse(own), rank_intervals(own)
+        reference = reference_of(slot, scores)
+        own = {arm: scores[arm] for arm in arms if arm == reference or slot_of(arm) == slot}
+        worse, places = controls_worse(own, reference), rank_intervals(own)
         lines = [
-            _line(arm, own, [r for r in here if r["arm"] == arm], at, settings, limits, target, worse, places[arm])
+            _line(arm, own, [r for r in here if r["arm"] == arm], at, settings, limits, reference, worse, places[arm])
             for arm in own
         ]
         why = None
@@ -100,6 +112,8 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str
         slots[slot] = {
             "usable": why is None,
             "why": why,
+            "reference": reference,
+            "target": fmean(scores[reference].values()),
             "controls": worse,
             "lines": sorted(lines, key=lambda line: (line["mean"], line["arm"])),
         }
@@ -114,6 +128,13 @@ def _cell(rows: list[dict], cell: dict, same: dict[str, str], measured: list[str
         "slots": slots,
         "interactions": interactions(scores) if "pair" in measured else [],
     }
+
+
+def reference_of(slot: str, scores: Scores) -> str:
+    """The arm with which the methods of a slot are compared."""
+    from repro.experiments.arena import ADAMW
+
+    return ADAMW if slot == "optimizer" and ADAMW in scores else BASE
 
 
 def interactions(scores: Scores) -> list[dict]:
@@ -148,7 +169,7 @@ def _line(
     at: dict,
     settings: dict,
     limits: dict,
-    target: float,
+    reference: str,
     worse: dict[str, bool],
     ranks: list[int],
 ) -> dict:
@@ -156,12 +177,13 @@ def _line(
     values, judged = list(scores[arm].values()), [r for r in rows if r["seed"] < TUNING]
     failed = sum(is_failed(r, settings["measure"], limits) for r in judged)
     low, high = share_interval(failed, len(judged))
-    chosen = best_rate(rows, arm, at, settings)
-    family = sum(other != BASE and not is_control(other) for other in scores)
-    gap = difference(scores[arm], scores[BASE], family) if arm != BASE else [0.0, None, None]
-    no_better = [c for c in worse if arm not in (c, BASE) and not is_control(arm) and not below(scores[arm], scores[c])]
+    chosen, shrunk = best_rate(rows, arm, at, settings), best_decay(rows, arm, at, settings)
+    family = sum(other != reference and not is_control(other) for other in scores)
+    gap = difference(scores[arm], scores[reference], family) if arm != reference else [0.0, None, None]
+    asked = arm != reference and not is_control(arm)
+    no_better = [c for c in worse if asked and not below(scores[arm], scores[c])]
     best = [r["measures"]["best_nats"] for r in judged if r["status"] == "ok" and "best_nats" in r["measures"]]
-    steps = [steps_to(r, target) for r in judged]
+    steps = [steps_to(r, fmean(scores[reference].values())) for r in judged]
     return {
         "arm": arm,
         "control": is_control(arm),
@@ -172,11 +194,16 @@ def _line(
         "failures": [low, high],
         "gap": gap,
         "rank": ranks,
-        "standing": standing(arm, gap, failed / max(len(judged), 1), no_better, settings["margin"]),
+        "standing": "the base"
+        if arm == reference
+        else standing(gap, failed / max(len(judged), 1), no_better, settings["margin"]),
         "no_better_than": no_better,
         "lr": rate_of(chosen),
         "edge": chosen.edge,
         "tuning": [{"lr": lr, "mean": mean} for lr, mean in chosen.scores.items()],
+        "decay": shrunk.level or 0.0,
+        "decay_edge": shrunk.edge,
+        "decays": [{"decay": decay, "mean": mean} for decay, mean in shrunk.scores.items()],
         "tuning_runs": sum(r["seed"] >= TUNING for r in rows),
         "best": fmean(best) if best else None,
         "steps_to_target": _finite(median_high(steps)) if steps else None,
@@ -184,10 +211,8 @@ def _line(
     }
 
 
-def standing(arm: str, gap: list, failed: float, no_better: list[str], margin: float) -> str:
-    """One word for a line; nothing that a broken control equals is praised."""
-    if arm == BASE:
-        return "the base"
+def standing(gap: list, failed: float, no_better: list[str], margin: float) -> str:
+    """One word for a line that is not the reference; nothing that a broken control equals is praised."""
     if failed > 0.5:
         return "fails"
     _, low, high = gap
@@ -327,10 +352,10 @@ def below(a: dict[int, float], b: dict[int, float], family: int = 1) -> bool:
     return fmean(gaps) + float(half) < 0
 
 
-def controls_worse(scores: Scores) -> dict[str, bool]:
-    """control -> whether it is shown to be worse than the base; corrected for the number of controls."""
+def controls_worse(scores: Scores, reference: str = BASE) -> dict[str, bool]:
+    """control -> whether it is shown to be worse than the reference; corrected for the number of controls."""
     present = [arm for arm in scores if is_control(arm)]
-    return {arm: below(scores[BASE], scores[arm], len(present)) for arm in present}
+    return {arm: below(scores[reference], scores[arm], len(present)) for arm in present}
 
 
 def share_interval(k: int, n: int) -> tuple[float, float]:

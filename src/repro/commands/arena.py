@@ -185,7 +185,8 @@ def _compared(line: dict, method: dict) -> list[str]:
         line["standing"],
         number(gap) if low is None else f"{number(gap)} [{number(low)}, {number(high)}]",
         f"{line['failed']} of {line['n']}",
-        f"{line['lr']:g}{' (edge)' if line['edge'] else ''}",
+        f"{line['lr']:g}{' (edge)' if line['edge'] else ''}"
+        + (f", decay {line['decay']:g}{' (edge)' if line['decay_edge'] else ''}" if len(line["decays"]) > 1 else ""),
         "not reached" if steps is None else f"{steps:g}",
         "" if seconds is None else f"{1000 * seconds:.1f} ms",
     ]

@@ -281,19 +281,23 @@ def _of_matrices(arm: str, **options: object) -> Callable:
 
 @dataclass(frozen=True)
 class Track:
-    """One model and its training; `depth`, `batch`, `steps`, `width` and `lr` are levels, `lr` tuned for each arm."""
+    """One model and its training; `depth`, `batch`, `steps`, `width`, `lr` and `decay` are levels, two are tuned."""
 
     depth: int
     width: int
     batch: int
     steps: int
     lr: float
+    decay: float = 0.0  # matrices are multiplied by 1 - lr * decay after each step; tuned for optimizers
     examples: int = 0  # training images; 0: all
     context: int = 0  # length of a text's windows
     heads: int = 4
     evaluations: int = 8  # points of the validation curve
     windows: int = 256  # held-out windows of a text
     amp: bool = False  # bfloat16 autocast
+
+
+ADAMW = "optimizer:torch.AdamW"  # the base with its decay tuned: what optimizers are compared with
 
 
 def arms_of(track: str) -> list[str]:
@@ -339,6 +343,28 @@ def optimizer(method: Callable) -> Callable:
     if "lr" in inspect.signature(method).parameters:
         return lambda groups, lr: method(groups, lr=lr)
     return lambda groups, lr: method(make_optimizer("adamw", groups, lr))
+
+
+def decayed(optimizer: torch.optim.Optimizer, decay: float) -> torch.optim.Optimizer:
+    """An optimizer whose steps end with AdamW's decay of matrices, whatever its rule; gains and biases stay.
+
+    Of Schedule-Free the sequence z, which it averages, is decayed too.
+    """
+    step = optimizer.step
+
+    @functools.wraps(step)
+    def stepped(*arguments: object) -> object:
+        loss = step(*arguments)
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for p in (p for p in group["params"] if p.ndim >= 2):
+                    for x in (p, optimizer.state[p].get("z") if p in optimizer.state else None):
+                        if x is not None:
+                            x.mul_(1 - group["lr"] * decay)
+        return loss
+
+    optimizer.step = stepped
+    return optimizer
 
 
 def hidden_matrices(model: nn.Module) -> list[dict]:
@@ -404,7 +430,7 @@ def _settings(track: str, config: Track, slots: dict, data: dict) -> dict:
 
     def factory(groups: list[dict], lr: float) -> torch.optim.Optimizer:
         made[:] = [slots["optimizer"](groups, lr)]
-        return made[0]
+        return decayed(made[0], config.decay) if config.decay else made[0]
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         averages = [one for one in made if hasattr(one, "eval")]  # Schedule-Free evaluates at its average
@@ -596,8 +622,8 @@ def _of_the_base(track: str, arm: str, depth: int) -> list[Tensor]:
 
 def same_model(track: str, arm: str, depth: int) -> bool:
     """Whether an arm and the base are one model at this depth (Mix-LN without a Post-LN block, LayerNorm itself)."""
-    if arm in ("base", "optimizer:torch.AdamW"):
+    if arm in ("base", ADAMW):
         return arm != "base"
-    base = "optimizer:torch.AdamW" if arm.startswith("optimizer:") else "base"
+    base = ADAMW if arm.startswith("optimizer:") else "base"
     pairs = zip(outputs_of(track, arm, depth), _of_the_base(track, base, depth), strict=True)
     return all(bool((ours - theirs).abs().max() < 1e-6) for ours, theirs in pairs)

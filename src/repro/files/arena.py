@@ -66,11 +66,12 @@ Gap = Annotated[
 
 
 class Tuning(TypedDict):
-    """How every arm finds its learning rate in a cell: a grid that grows while the best rate lies at its edge."""
+    """How every arm finds its learning rate in a cell, and optimizers their weight decay: by grids that grow."""
 
     __pydantic_config__ = CLOSED
     seeds: Seeds
     lr: list[AboveZero]
+    decay: NotRequired[list[AboveZero]]
     extend: ToTen
 
 
@@ -218,6 +219,7 @@ class TrainedFactors(TypedDict):
     depth: Positive
     batch: Positive
     lr: AboveZero
+    decay: NotRequired[AboveZero]
     steps: Positive
 
 
@@ -301,13 +303,14 @@ def _complete(file: JsonFile, document: dict[str, Any], settings: dict[str, Any]
             if row["experiment"] != "cost" and all(row["factors"].get(k) == v for k, v in cell.items()):
                 seeds.setdefault(row["arm"], set()).add(row["seed"] >= 1000)
                 if row["seed"] >= 1000:
-                    tuned.setdefault(row["arm"], set()).add((row["seed"], row["factors"]["lr"]))
+                    tried = row["factors"]["lr"], row["factors"].get("decay", 0.0)
+                    tuned.setdefault(row["arm"], set()).add((row["seed"], tried))
         shown = ", ".join(f"{k} {v}" for k, v in cell.items())
         for arm in dict.fromkeys(("base", *seeds)):
             if seeds.get(arm, set()) != {True, False}:
                 file.fail(("rows",), f"lacks tuning seeds or judged seeds of arm {arm} at {shown}")
-            known, rates = ({pair[k] for pair in tuned[arm]} for k in (0, 1))
-            if len(tuned[arm]) != len(known) * len(rates):
+            known, levels = ({pair[k] for pair in tuned[arm]} for k in (0, 1))
+            if len(tuned[arm]) != len(known) * len(levels):
                 file.fail(("rows",), f"lacks a tuning seed of arm {arm} at {shown}")
 
 
@@ -322,8 +325,16 @@ class AtRate(TypedDict):
     mean: Number | None
 
 
+class AtDecay(TypedDict):
+    """An arm at one weight decay and its best rate, on the tuning seeds."""
+
+    __pydantic_config__ = OPEN
+    decay: Cost
+    mean: Number | None
+
+
 class Line(TypedDict):
-    """An arm against the tuned base."""
+    """An arm against the reference of its slot."""
 
     __pydantic_config__ = OPEN
     arm: Arm
@@ -340,6 +351,9 @@ class Line(TypedDict):
     lr: AboveZero
     edge: Truth
     tuning: list[AtRate]
+    decay: Cost
+    decay_edge: Truth
+    decays: list[AtDecay]
     tuning_runs: Whole
     best: Number | None
     steps_to_target: Cost | None
@@ -375,6 +389,8 @@ class SlotTable(TypedDict):
     __pydantic_config__ = OPEN
     usable: Truth
     why: Text | None
+    reference: Arm
+    target: Number
     controls: dict[str, Truth]
     lines: list[Line]
 

@@ -95,6 +95,8 @@ class TrackView:
                     "id": f"{self.made['profile']}-{index}-{slot}",
                     "name": SLOT_NAMES.get(slot, slot),
                     "lines": [self.line(line) for line in one["lines"]],
+                    "reference": self.reference(one),
+                    "decayed": any(len(line["decays"]) > 1 for line in one["lines"]),
                     "usable": one["usable"],
                     "why": one["why"],
                     "figures": [f for f in (self.gaps(index, slot, one), *self.curves(index, slot, one)) if f["svg"]],
@@ -124,6 +126,10 @@ class TrackView:
             "controls": [told(c) for c in line["no_better_than"]],
         }
 
+    def reference(self, slot: dict[str, Any]) -> str:
+        """What the methods of a slot are compared with, in words."""
+        return "the tuned base" if slot["reference"] == "base" else "the base’s AdamW with its decay tuned"
+
     def map(self) -> dict[str, Any]:
         """Methods by cells: in one look, where each is better, as good, worse or not told apart."""
         arms = [m["arm"] for m in self.made["methods"] if not m["control"] and m["arm"] != "base"]
@@ -146,12 +152,12 @@ class TrackView:
         return {"heads": [words.levels(cell["at"]) for cell in self.made["cells"]], "lines": lines}
 
     def gaps(self, index: int, slot: str, one: dict[str, Any]) -> dict[str, str]:
-        """Difference from the tuned base with its simultaneous interval, one row per method."""
-        groups = []
+        """Difference from the reference with its simultaneous interval, one row per method."""
+        groups, reference = [], self.reference(one)
         for line in one["lines"]:
             mean, low, high = line["gap"]
             if low is not None:
-                groups.append(Group(told(line["arm"]), _role(line["arm"]), interval=(low, mean, high)))
+                groups.append(Group(told(line["arm"]), _role(line), interval=(low, mean, high)))
         if not groups:
             return {"svg": "", "caption": ""}
         text = " ".join(
@@ -162,20 +168,20 @@ class TrackView:
             groups,
             name=f"{self.made['track']}-{self.made['profile']}-{index}-{slot}",
             limits=[0.0],
-            axis=f"{self.made['measure']} less that of the tuned base",
-            title=f"Difference from the tuned base, {slot}",
+            axis=f"{self.made['measure']} less that of {reference}",
+            title=f"Difference from {reference}, {slot}",
             description=text,
         )
         caption = (
-            "Mean difference from the tuned base; a negative one means that the method is better. The intervals hold "
-            f"for all methods of the slot at once ({words.percent(self.made['level'])}); the line is the base."
+            f"Mean difference from {reference}; a negative one means that the method is better. The intervals hold "
+            f"for all methods of the slot at once ({words.percent(self.made['level'])}); the line is {reference}."
         )
         return {"svg": drawing, "caption": caption}
 
     def curves(self, index: int, slot: str, one: dict[str, Any]) -> list[dict[str, str]]:
         """Loss over the steps, and over the learning rate: the base, a control and the best methods."""
-        lines = [line for line in one["lines"] if not line["control"] and line["arm"] != "base"][:4]
-        lines += [line for line in one["lines"] if line["arm"] == "base"]
+        lines = [line for line in one["lines"] if not line["control"] and line["standing"] != "the base"][:4]
+        lines += [line for line in one["lines"] if line["standing"] == "the base"]
         lines += [line for line in one["lines"] if line["control"]][:1]
         name, measure = f"{self.made['track']}-{self.made['profile']}-{index}-{slot}", self.made["measure"]
         drawn = []
@@ -187,7 +193,7 @@ class TrackView:
                 lambda line: [(t["lr"], t["mean"]) for t in line["tuning"] if t["mean"] is not None],
             ),
         ):
-            groups = [Group(told(x["arm"]), _role(x["arm"]), lines={0: points(x)}) for x in lines if points(x)]
+            groups = [Group(told(x["arm"]), _role(x), lines={0: points(x)}) for x in lines if points(x)]
             if not groups:
                 continue
             text = " ".join(f"{g.label}: least {words.number(min(y for _, y in g.lines[0]))}." for g in groups)
@@ -210,8 +216,8 @@ class TrackView:
         return drawn
 
 
-def _role(arm: str) -> str:
-    return "control" if ":control." in arm else "against" if arm == "base" else "method"
+def _role(line: dict[str, Any]) -> str:
+    return "control" if line["control"] else "against" if line["standing"] == "the base" else "method"
 
 
 class ArenaPage:
