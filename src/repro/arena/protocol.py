@@ -217,6 +217,8 @@ def measure(
         at, grids, rows = full(settings, cell), {arm: sorted(settings["tuning"]["lr"]) for arm in arms}, []
         new = [(arm, {"lr": lr}) for arm in arms for lr in grids[arm]]
         for _ in range(settings["tuning"]["extend"] + 1):
+            if not new:
+                break
             rows += of(cell, new, tuned)
             wider = {arm: extended(grids[arm], best_rate(rows, arm, at, settings)) for arm in arms}
             new = [(arm, {"lr": lr}) for arm in arms for lr in wider[arm] if lr not in grids[arm]]
@@ -225,6 +227,8 @@ def measure(
         grids = {arm: decays(settings, rates[arm], at["steps"]) for arm in arms if slot_of(arm) in DECAYED}
         new = [(arm, {"lr": rates[arm], "decay": decay}) for arm in grids for decay in grids[arm][1:]]
         for _ in range(settings["tuning"]["extend"] + 1):
+            if not new:
+                break
             rows += of(cell, new, tuned)
             wider = {arm: risen(grids[arm], best_decay(rows, arm, at, settings)) for arm in grids}
             new = [(arm, {"lr": rates[arm], "decay": d}) for arm in grids for d in wider[arm] if d not in grids[arm]]
