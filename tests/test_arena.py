@@ -273,6 +273,44 @@ def test_decays_are_shares_of_a_run_and_grow_upwards() -> None:
     assert arena.risen([0.0], chosen(0.0)) == [0.0]
 
 
+def test_an_arm_climbs_to_its_rate_and_an_optimizer_then_to_its_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, (optimizer, norm) = {"depth": 2, "batch": 8, "steps": 100}, ("optimizer:a.A", "norm:b.B")
+    tuned = {"seeds": 2, "lr": [0.001, 0.002, 0.004], "decay": [0.25, 1], "extend": 8}
+    settings = {**SETTINGS, "tuning": tuned, "cells": [cell], "final": {"seeds": 3}}
+    asked: list[list[dict]] = []
+
+    def loss(factors: dict) -> float:
+        """Least at a rate of 0.016 and a decay of 4 / (0.016 x 100)."""
+        return abs(math.log2(factors["lr"] / 0.016)) + 0.1 * abs(factors.get("decay", 0.0) - 2.5)
+
+    def measure(entry: dict, **_: object) -> dict:
+        assert entry["trials"], "nothing is asked for where nothing is left to try"
+        asked.append(entry["trials"])
+        rows = [{**one, "status": "ok", "measures": {"valid_nats": loss(one["factors"])}} for one in entry["trials"]]
+        return {"rows": rows}
+
+    def judged(arm: str, **levels: float) -> list[dict]:
+        place = {"experiment": "mlp", "arm": arm}
+        return [{**place, "seed": seed, "factors": {**cell, **levels}} for seed in range(3)]
+
+    before = judged(optimizer, lr=0.016) + judged("act:d.D", lr=0.1)
+    found = {"trials": before, "slots": [["act"]], "same": [{}]}
+    monkeypatch.setattr(arena.run, "measure", measure)
+    monkeypatch.setattr(arena, "_earlier", lambda *_: found)
+    planned = {"track": "mlp", "profile": "cpu", "settings": settings, "arms": ["base", norm, optimizer], "out": {}}
+    planned |= {"same": [{}], "slots": [["norm", "optimizer"]]}
+    options = {"device": "cpu", "jobs": 1, "force": False, "progress": None, "timings": False}
+    rows = arena.measure(planned, Path("nowhere"), **options)["rows"]
+    assert len(asked) == 1 + 3 + 1 + 1 + 1 + 1 + 1, "rates and three more, decays and two more, judged seeds, all"
+    ends = {arm: [r["factors"] for r in rows if r["arm"] == arm and r["seed"] < 1000] for arm in planned["arms"]}
+    assert ends[norm] == ends["base"] == [{**cell, "lr": 0.016}] * 3
+    assert ends[optimizer] == [{**cell, "lr": 0.016, "decay": 2.5}] * 3, "and not the earlier ones without decay"
+    tried = {r["factors"].get("decay", 0.0) for r in rows if r["arm"] == optimizer and r["factors"]["lr"] == 0.016}
+    assert tried == {0.0, 0.15625, 0.625, 2.5, 10.0}
+    assert not any("decay" in r["factors"] for r in rows if r["arm"] != optimizer)
+    assert [r["seed"] for r in rows if r["arm"] == "act:d.D"] == [0, 1, 2], "what was measured before stays"
+
+
 def test_every_optimizer_takes_the_decay_after_its_step() -> None:
     """After one step from the same weights matrices are 1 - lr * decay as long, all else is the same."""
     config = experiment.tiny("mlp")
