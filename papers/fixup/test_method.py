@@ -13,6 +13,7 @@ from repro.models.mlp import MLP, ResidualMLP
 from repro.models.slots import identity
 from repro.models.vit import vit
 from repro.papers.fixup import FixupBasicBlock, FixupBottleneck, fixup_groups, fixup_init_, fixup_resnet
+from repro.papers.fixup.cifar import Deep, cifar
 from repro.papers.fixup.method import find_branches
 from repro.papers.fixup.networks import Bias
 from repro.testing import assert_near, draw, mutation, scramble
@@ -471,3 +472,39 @@ def test_a_deep_one_trains():
     net = fixup_resnet(38, generator=source(), width=4, channels=1, classes=2)
     history = fit(net, (x, y), steps=15, batch=16, lr=0.1, seed=0, optimizer="momentum", groups=fixup_groups)
     assert abs(history.train_loss[0] - math.log(2)) < 1e-6 and history.train_loss[-1] < 0.3
+
+
+# --- the profile paper ------------------------------------------------------------------------------------------------
+
+
+def test_networks_of_table_1(monkeypatch):
+    def seen(model, name, seed, config, device, groups):
+        return model, config.warmup, groups
+
+    monkeypatch.setattr("repro.papers.fixup.cifar.classified", seen)
+    config = Deep(depth=110, width=16, steps=1, batch=1, lr=0.1, warmup=400)
+    with torch.device("meta"):
+        made = {arm: cifar(arm, 0, config, torch.device("cpu")) for arm in ("fixup", "batchnorm", "fixup20")}
+    size = {arm: sum(p.numel() for p in model.parameters()) for arm, (model, _, _) in made.items()}
+    norms = 2 * (16 + 36 * (16 + 32 + 64))
+    assert size["batchnorm"] == 1_727_962 and size["fixup"] == 1_727_962 - norms + 54 * 5 + 2
+    assert {arm: len(model.blocks) for arm, (model, _, _) in made.items()} == {
+        "fixup": 54,
+        "batchnorm": 54,
+        "fixup20": 9,
+    }
+    assert {arm: rest for arm, (_, *rest) in made.items()} == {
+        "fixup": [0, fixup_groups],
+        "fixup20": [0, fixup_groups],
+        "batchnorm": [400, None],
+    }
+
+
+def test_rule_2_alone_is_missing(monkeypatch):
+    monkeypatch.setattr("repro.papers.fixup.cifar.classified", lambda model, *_, **options: (model, options))
+    config = Deep(depth=20, width=4, steps=1, batch=1, lr=0.1)
+    (whole, options), (broken, same) = (cifar(arm, 0, config, torch.device("cpu")) for arm in ("fixup", "no_rule2"))
+    assert options == same == {"groups": fixup_groups}
+    for (name, p), q in zip(whole.named_parameters(), broken.parameters(), strict=True):
+        factor = 3.0 if ".conv1." in name else 1.0  # 9 branches
+        torch.testing.assert_close(q, p * factor)

@@ -8,9 +8,10 @@ from timm.models import resnetv2
 from torch import nn
 from torch.nn import functional as F
 
-from repro.models.convnet import Slots
+from repro.models.convnet import Basic, Slots
 from repro.papers import preact_resnet as package
 from repro.papers.preact_resnet import PreActBlock, PreActBottleneck, PreActResNet, preact_resnet
+from repro.papers.preact_resnet.cifar import Networks, network
 from repro.testing import assert_near, batch_normalised, draw, mutation, scramble
 from repro.train import generator
 
@@ -251,3 +252,28 @@ def test_as_a_module(block, depth):
         assert_near(model(x[i : i + 1]).detach()[0], want[i], rel=1e-9)
     with torch.autocast("cpu", torch.bfloat16):
         assert copy.deepcopy(model).float()(x.float()).isfinite().all()
+
+
+# --- the networks of the profile paper --------------------------------------------------------------------------------
+
+
+def test_networks_of_table_1():
+    config = Networks(depth=110, width=16, steps=1, batch=1, lr=0.1)
+    with torch.device("meta"):
+        made = {arm: network(arm, config, source()) for arm in ("identity", "conv", "preact", "identity20")}
+    size = {arm: sum(p.numel() for p in model.parameters()) for arm, model in made.items()}
+    assert size["identity"] == 1_727_962 and size["identity20"] == 269_722  # as printed, 1.7 and 0.27 million
+    assert size["preact"] == size["identity"] + 16 * 32 + 32 * 64  # D1
+    extra = [16 * 16] * 18 + [16 * 32] + [32 * 32] * 17 + [32 * 64] + [64 * 64] * 17  # a norm behind each
+    assert size["conv"] == size["identity"] + sum(extra) + 2 * 18 * (16 + 32 + 64)
+    assert all(block.skip[0].kernel_size == (1, 1) for block in made["conv"].blocks)
+    assert {arm: len(model.blocks) for arm, model in made.items()} == dict.fromkeys(made, 54) | {"identity20": 9}
+    assert {type(block) for block in made["identity"].blocks} == {Basic}
+
+
+def test_half_of_shortcut_and_branch():
+    config = Networks(depth=8, width=2, steps=1, batch=1, lr=0.1)
+    half, whole = (network(arm, config, source()).double().blocks[0] for arm in ("half", "identity"))
+    x = draw(2, 2, 6, 6)
+    branch = whole.norm2(whole.conv2(whole.act1(whole.norm1(whole.conv1(x)))))
+    assert_near(half(x).detach(), (0.5 * branch + 0.5 * x).clamp_min(0).detach(), rel=1e-12)

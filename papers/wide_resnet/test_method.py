@@ -12,6 +12,7 @@ from repro.models.convnet import Slots
 from repro.papers import wide_resnet as package
 from repro.papers.preact_resnet import PreActBlock
 from repro.papers.wide_resnet import WideBlock, wide_resnet
+from repro.papers.wide_resnet.cifar import Networks, cifar, reflected
 from repro.testing import assert_near, batch_normalised, draw, mixed, mutation
 from repro.train import generator
 
@@ -207,3 +208,28 @@ def test_as_a_module():
     with torch.autocast("cpu", torch.bfloat16):
         assert copy.deepcopy(model).float()(x.float()).isfinite().all()
     assert torch.equal(build(generator=source()).head.weight, build(generator=source()).head.weight)
+
+
+# --- the profile paper ------------------------------------------------------------------------------------------------
+
+
+def test_crops_of_reflections():
+    x = draw(32, 2, 8, 8)
+    seen = set()
+    for one, got in zip(x, reflected(x, source()), strict=True):
+        large = [F.pad(each, (4,) * 4, mode="reflect") for each in (one, one.flip(-1))]
+        places = [(m, i, j) for m in range(2) for i in range(9) for j in range(9)]
+        found = {(m, i, j) for m, i, j in places if torch.equal(large[m][:, i : i + 8, j : j + 8], got)}
+        assert found  # two where the place is its own mirror image
+        seen |= found
+    assert len(seen) > 20 and {m for m, _, _ in seen} == {0, 1}
+    assert {i for _, i, _ in seen} == set(range(9)) == {j for _, _, j in seen}
+
+
+def test_network_and_recipe_of_table_6(monkeypatch):
+    config = Networks(width=16, steps=1, batch=1, lr=0.1)
+    monkeypatch.setattr("repro.papers.wide_resnet.cifar.classified", lambda model, *_, **more: (model, more))
+    with torch.device("meta"):
+        model, more = cifar("wrn_52_1", 0, config, torch.device("meta"))
+    assert more == {"optimizer": "nesterov", "augment": reflected}
+    assert size(model) == 758_362 and len(model.blocks) == 24  # 8 in each group
