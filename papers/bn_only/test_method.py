@@ -6,6 +6,8 @@ from torch import nn
 
 from repro.models.convnet import cifar_resnet
 from repro.papers.bn_only import norm_parameters, train_only_norms_
+from repro.papers.bn_only.cifar import Networks, cifar
+from repro.papers.bn_only.cifar import network as network_of
 from repro.testing import check_signature, mutation
 
 
@@ -120,3 +122,48 @@ def test_d2_shared_parameters_are_drawn_once():
     assert len(trained) == 2
     want = torch.empty(4).uniform_(0, 1, generator=torch.Generator().manual_seed(0))
     assert torch.equal(norm.weight.detach(), want)
+
+
+# --- the networks of the profile `paper` ------------------------------------------------------------------------------
+
+
+def networks(width=4, **settings):
+    return Networks(**{"width": width, "steps": 1, "batch": 8, "lr": 0.1, "trivial": (), **settings})
+
+
+def test_of_random_weights_two_a_channel_move_and_decay():
+    moved = {}
+    for decay in (0.0, 0.5):
+        model = network_of("random_8", torch.Generator().manual_seed(0), networks(weight_decay=decay))
+        before = copy.deepcopy(model.state_dict())
+        step(model)
+        moved[decay] = {name: (p - before[name]).detach() for name, p in model.named_parameters()}
+    assert any(change.any() for change in moved[0.0].values())
+    for name, change in moved[0.5].items():
+        if change.dim() == 4:
+            chosen = change != 0
+            assert (chosen.flatten(1).sum(1) == 2).all(), name
+            torch.testing.assert_close(change, moved[0.0][name] - 0.05 * before[name] * chosen)
+        else:
+            assert not change.any(), name
+
+
+def test_which_arms_decay(monkeypatch):
+    """Pictures of zeros give gamma no gradient: by a step of rate 0.1 and decay 10 it is 0, or as it was drawn."""
+    x, y = torch.zeros(16, 3, 8, 8), torch.zeros(16, dtype=torch.int64)
+    monkeypatch.setattr(Networks, "load", lambda self, device: ((x, y), (x, y)))
+    off = {
+        arm: cifar(arm, 0, networks(weight_decay=10.0, crop=0, flip=False), torch.device("cpu"))["off"]
+        for arm in ("norms_8", "all_8", "undecayed_8", "random_8")
+    }
+    assert off["norms_8"] == off["all_8"] == 1.0 and off["undecayed_8"] == off["random_8"] < 0.1
+
+
+def test_what_the_arms_train():
+    trained = {}
+    for arm in ("norms_14", "undecayed_14", "output_14", "all_14"):
+        model = network_of(arm, torch.Generator().manual_seed(0), networks(width=16))
+        trained[arm] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert model.head.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.1)
+    assert trained["norms_14"] == trained["undecayed_14"] == 1120  # Table 1
+    assert trained["output_14"] == 650 and trained["all_14"] > 170_000

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from repro import trivial
 from repro.batched import fit_batched
+from repro.experiments.cifar import Cifar, classified
 from repro.models.mlp import MLP
+from repro.models.modes import measured
 from repro.papers.label_smoothing.distillation import ALPHA, CLASSES, Classifier, error_of, perceptrons
 from repro.papers.label_smoothing.distillation import distillation_batch as distillation_batch
 from repro.papers.label_smoothing.method import (
@@ -17,6 +19,7 @@ from repro.papers.label_smoothing.method import (
     logit_gap,
     temperature_scaling,
 )
+from repro.papers.resnet import resnet56
 from repro.tasks import Measures, each
 from repro.train import Diverged, History, cosine, generator, seed_of
 
@@ -74,6 +77,34 @@ def smoothing_batch(arm: str, seeds: list[int], config: Classifier, device: torc
         }
 
     return each(models, histories, scored)
+
+
+# --- calibration of a residual network --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks(Cifar):
+    """width: channels of the first stage; the last `validation` training images are held out for the temperature."""
+
+    width: int
+    validation: int
+    data: str = "cifar100"
+
+
+def cifar(arm: str, seed: int, config: Networks, device: torch.device) -> Measures:
+    """ECE and error of a ResNet-56 on test images; `scaled` is `hard` with a temperature from the held-out images."""
+    (x, y), test = config.load(device)
+    cut = max(len(x) - config.validation, len(x) // 2)
+    model = resnet56(config.classes, width=config.width, generator=generator("label_smoothing cifar", seed))
+    loss = partial(label_smoothing_loss, label_smoothing=ALPHA[arm])
+    data = (x[:cut], y[:cut]), test
+    found = classified(model, "label_smoothing cifar", seed, config, device, data=data, loss=loss)
+
+    def logits(x: Tensor) -> Tensor:
+        return measured(lambda model: torch.cat([model(part) for part in x.split(2000)]), model)
+
+    t = temperature_scaling(logits(x[cut:]), y[cut:]) if arm == "scaled" else 1.0
+    return {**found, "ece": expected_calibration_error((logits(test[0]) / t).softmax(-1), test[1])}
 
 
 # --- identities -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from repro.papers.label_smoothing import (
     distillation_loss,
     expected_calibration_error,
+    experiment,
     label_smoothing_loss,
     logit_gap,
     smoothed_targets,
@@ -255,3 +256,26 @@ def test_clusters_are_free_of_scale_and_of_what_no_template_sees():
     assert clusters(h + 100 * draw(60, 7, seed=3) @ unseen, y, templates) == pytest.approx(want)
     centres = torch.stack([h[y == k].mean(0) for k in range(10)])
     assert clusters(centres[y], y, templates) == pytest.approx(0, abs=1e-12)
+
+
+def test_residual_network_holds_images_out_for_the_temperature_alone(monkeypatch):
+    """A network that is sure and right in 3 of 4 cases: the temperature makes it sure by 3 in 4, its error stays."""
+    y = torch.arange(40) % 10
+    x = 20 * F.one_hot(torch.where(torch.arange(40) % 4 == 0, y + 1, y) % 10, 10).double()
+    seen = {}
+
+    def classified(model, name, seed, config, device, *, data, loss):
+        seen.update(data=data, floor=float(loss(torch.zeros(1, 10), torch.zeros(1, dtype=torch.long))))
+        seen["sure"] = float(loss(20 * torch.eye(10)[:1], torch.zeros(1, dtype=torch.long)))
+        return {"error": 0.25}
+
+    monkeypatch.setattr(experiment, "classified", classified)
+    monkeypatch.setattr(experiment, "resnet56", lambda classes, **options: nn.Identity())
+    monkeypatch.setattr(experiment.Networks, "load", lambda self, device: ((x, y), (x, y)))
+    config = experiment.Networks(width=1, validation=16, steps=1, batch=1, lr=0.1)
+    found = {arm: experiment.cifar(arm, 0, config, torch.device("cpu")) for arm in ("hard", "scaled")}
+    assert len(seen["data"][0][0]) == 24 and len(seen["data"][1][0]) == 40 and config.data == "cifar100"
+    assert found["hard"] == {"error": 0.25, "ece": pytest.approx(0.25, abs=1e-6)}
+    assert found["scaled"]["ece"] < 0.01 and found["scaled"]["error"] == 0.25 and seen["sure"] < 1e-6
+    experiment.cifar("light", 0, config, torch.device("cpu"))
+    assert seen["sure"] == pytest.approx(0.05 * 0.9 * 20, rel=1e-4) and seen["floor"] == pytest.approx(math.log(10))

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from repro.experiments.cifar import Cifar
 from repro.models.convnet import cifar_resnet
 from repro.models.gpt import GPT
 from repro.models.mlp import MLP
 from repro.papers.he_init import he_gain
 from repro.papers.snn import SELU
 from repro.papers.weight_init import kumar_gain, kumar_init_, kumar_normal_
+from repro.papers.weight_init.experiment import Convolutions, figure_2, top_5
 from repro.testing import draw, mutation
 
 
@@ -197,3 +199,38 @@ def test_activation_must_be_known():
     with pytest.raises(ValueError, match=r"\[\]: write activation="):
         kumar_init_(nn.Linear(2, 2))
     kumar_init_(mixed, activation=torch.tanh)
+
+
+# --- the network of Figure 2 -----------------------------------------------------------------------------------------
+
+
+def test_network_of_figure_2():
+    config = Convolutions(widths=(32, 64, 128), steps=1, batch=1, lr=1e-4)
+    assert config.crop == 0 and not config.flip
+    pairs = [(3, 32), (32, 32), (32, 32), (32, 64), (64, 64), (64, 64), (64, 128), (128, 128), (128, 128)]
+    # times N: the derived variance; 0.774 of 3.6 and of Glorot's, for Gaussians cut at two deviations; He's
+    wanted = {"kumar": lambda a, b: 12.8, "script": lambda a, b: 2.786, "xavier": lambda a, b: 1.547 * a / (a + b)}
+    for arm, variance in {**wanted, "relu": lambda a, b: 2.0}.items():
+        net = figure_2(arm, config, source())
+        convolutions = [layer for layer in net if isinstance(layer, nn.Conv2d)]
+        assert [(c.in_channels, c.out_channels) for c in convolutions] == pairs
+        assert sum(p.numel() for p in net.parameters()) == sum(9 * a * b + b for a, b in pairs) + 2048 * 10 + 10
+        for (a, b), layer in zip(pairs[1:], convolutions[1:], strict=True):
+            assert 9 * a * layer.weight.var().item() == pytest.approx(variance(a, b), rel=0.06), arm
+        assert net[-1].weight.abs().max().item() == pytest.approx((6 / 2058) ** 0.5, rel=0.01)
+        assert sum(isinstance(layer, nn.ReLU if arm == "relu" else nn.Sigmoid) for layer in net) == 9
+        with torch.no_grad():
+            assert net(torch.rand(1, 3, 32, 32, generator=source())).shape == (1, 10)
+
+
+def test_pixels_are_from_0_to_1_and_a_constant_answer_has_half(monkeypatch):
+    whole = torch.arange(256.0).repeat(12).view(3, 4, 16, 16).movedim(1, 0) / 255  # every channel from 0 to 1
+    shift, scale = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    y = torch.zeros(4)
+    drawn = [(whole, y), (whole[:2, :, :8] / 2, y)]
+    monkeypatch.setattr(Cifar, "load", lambda self, device: tuple(((x - shift) / scale, y) for x, y in drawn))
+    config = Convolutions(widths=(2,), steps=1, batch=1, lr=1e-4)
+    for (got, _), (want, _) in zip(config.load(torch.device("cpu")), drawn, strict=True):
+        torch.testing.assert_close(got, want)
+    x, y = torch.zeros(20, 10), torch.arange(20) % 10
+    assert top_5(nn.Linear(10, 10), x, y) == 0.5 and top_5(nn.Identity(), F.one_hot(y, 10).float(), y) == 1.0
