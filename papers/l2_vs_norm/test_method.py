@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from repro.papers.l2_vs_norm import UnitNorm, effective_rate, equivalent, resting_norm, unit_norm_
+from repro.papers.l2_vs_norm.cifar import convnet
 from repro.testing import assert_near, draw, mutation
 
 X, T = draw(12, 4, seed=1), draw(12, 3, seed=2)
@@ -179,3 +180,24 @@ def test_d2_a_row_of_zeros_stays():
     w = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     unit_norm_([w])
     assert_near(w, torch.tensor([[0.0, 0.0], [0.6, 0.8]]), rel=1e-6)
+
+
+# --- the network of the experiment on CIFAR-10 ------------------------------------------------------------------------
+
+
+def test_the_normalised_network_has_nothing_but_weights_whose_length_it_does_not_see():
+    x = draw(8, 3, 16, 16).float()
+    for normalised in (True, False):
+        net = convnet(normalised, 4, 10, torch.Generator().manual_seed(0))
+        units = [4, 4, 8, 8, 16, 16, 10]
+        weights = 9 * sum(a * b for a, b in zip([3, *units], units[:-1], strict=False)) + 160
+        trained = [p for p in net.parameters() if p.requires_grad]
+        assert sum(p.numel() for p in trained) == weights + (0 if normalised else sum(units))
+        assert len(trained) == (7 if normalised else 14)
+        for norm in (layer for layer in net if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)):
+            norm.eps = 1e-12
+        before = net(x).detach()
+        with torch.no_grad():
+            for p in trained:
+                p.mul_(3.0)
+        assert torch.allclose(net(x), before, atol=1e-3) == normalised

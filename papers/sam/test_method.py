@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from repro.papers.sam import SAM, keep_running_statistics
+from repro.papers.sam.cifar import AnyDirection, mislabelled
 from repro.testing import assert_near, draw, mutation, quiet_import
 
 LR, RHO, DECAY, MOMENTUM = 0.1, 0.3, 0.05, 0.9
@@ -321,3 +322,27 @@ def test_d3_weights_come_back_bit_for_bit():
     assert not torch.equal(p.detach(), before)
     optimizer.restore()
     assert torch.equal(p.detach(), before)
+
+
+# --- the experiments --------------------------------------------------------------------------------------------------
+
+
+def test_wrong_labels_are_as_many_as_asked_and_of_every_other_class():
+    y = torch.arange(20_000) % 10
+    noisy = mislabelled(y, 0.6, 10, torch.Generator().manual_seed(0))
+    wrong = noisy != y
+    assert abs(wrong.double().mean().item() - 0.6) < 0.015
+    shifts = ((noisy - y) % 10)[wrong].bincount(minlength=10)
+    assert shifts[0] == 0 and shifts[1:].min() > 0.9 * 12_000 / 9 and noisy.min() >= 0 and noisy.max() <= 9
+    assert torch.equal(mislabelled(y, 0.0, 10, torch.Generator().manual_seed(0)), y)
+
+
+def test_a_random_direction_has_the_length_of_sam_over_all_parameters_together():
+    parameters = [nn.Parameter(draw(30)), nn.Parameter(100 * draw(40, seed=1))]
+    optimizer = AnyDirection(torch.optim.SGD(parameters, lr=0.1), RHO)
+    steps = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        steps.append(torch.cat(optimizer.directions(parameters)))
+    assert_near(steps[0].detach().norm(), torch.tensor(RHO, dtype=torch.float64), rel=1e-9)
+    assert torch.equal(*steps), "drawn by PyTorch's own generator"

@@ -14,6 +14,7 @@ from repro.papers.weight_norm import (
     mean_only_batch_norm,
     weight_norm,
 )
+from repro.papers.weight_norm.cifar import convpool_cnn_c, whitened
 from repro.testing import assert_near, check_float32, check_norm_contract, draw, mutation
 
 # --- Equations 2 and 3 -----------------------------------------------------------------------------------------------
@@ -262,3 +263,53 @@ test_mean_only, test_mean_only_mutant_dies = mutation(check_mean_only, broken_me
 @pytest.mark.parametrize("bias", [True, False])
 def test_contract(bias):
     check_norm_contract(partial(MeanOnlyBatchNorm, 3, bias=bias), None, 1 + draw(4, 3, 2))
+
+
+# --- the network of Table 2 -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ["wn_mobn", "wn", "plain", "plain_mobn", "bn"])
+def test_convpool_cnn_c(arm):
+    """Maps of 32, 16, 8 and 6 pixels; a bias for every unit and, with a norm of lengths, a gain for every unit."""
+    units, weights = [96] * 3 + [192] * 6 + [10], 0
+    for a, b, kernel in zip([3, *units], units, [3] * 7 + [1] * 3, strict=False):
+        weights += a * b * kernel**2
+    net = convpool_cnn_c(arm, 96, 0.15, 10, torch.Generator().manual_seed(0))
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert weights == 1_405_344 and trained == weights + sum(units) * (1 if arm.startswith("plain") else 2)
+    norms = [len(layer.running_mean) for layer in net if hasattr(layer, "running_mean")]
+    assert norms == (units if arm == "bn" or "mobn" in arm else [])
+    kept = [layer.weight.std() for layer in net if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(kept) == 10 and all(abs(std / 0.05 - 1) < 0.1 for std in kept)
+    sides = []
+    for layer in net:
+        layer.register_forward_hook(lambda layer, args, y: sides.append(y.shape[-1]) if y.dim() == 4 else None)
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert sorted(set(sides)) == [6, 8, 16, 32]
+
+
+def test_ordinary_weights_keep_the_scale_of_the_first_batch():
+    """The authors' no_norm: unit variance after the initialization, w = g v with a g that is not trained."""
+    net = convpool_cnn_c("plain", 2, 0.0, 10, torch.Generator().manual_seed(0))
+    for layer in net:
+        layer.p = 0.0  # no dropout
+    x = draw(32, 3, 32, 32).float()
+    data_dependent_init(net, x, std=None)
+    assert_near(moments(net(x))[1], torch.ones(10), rel=1e-3)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(x).square().sum().backward()
+    torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1).step()
+    same = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
+    assert same == {name for name in before if name.endswith("original0")} and len(same) == 10
+
+
+def test_whitening():
+    """Covariance 1 where it is large against the ridge; the test images are turned by the training images' matrix."""
+    x = (draw(400, 2, 3, 3).flatten(1) @ draw(18, 18, seed=1)).view(400, 2, 3, 3) + 5
+    white, other = whitened(x, x[:7], 1e-9)
+    covariance = white.flatten(1).double().T.cov(correction=0)
+    assert_near(covariance, torch.eye(18).double(), floor=1e-3)
+    assert_near(other, white[:7], rel=1e-5)
+    values, vectors = torch.linalg.eigh(x.flatten(1).T.cov(correction=0))
+    root = vectors @ values.sqrt().diag() @ vectors.T  # its symmetric root turns them back
+    assert_near(white.flatten(1).double() @ root + x.flatten(1).mean(0), x.flatten(1), rel=1e-4)
