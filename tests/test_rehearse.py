@@ -1,5 +1,7 @@
 """A rehearsal takes two steps at full size, counts what the whole would cost, and stores no row."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import nn
 
 from repro import train
-from repro.run import plan, rehearse
+from repro.run import plan, pretend, rehearse
 from repro.run.rehearse import Count, Rehearsed, _fill, _short_compare, _short_evaluation, _short_fit
 from repro.spec.load import load
 
@@ -117,3 +119,75 @@ def test_a_line_of_a_rehearsal() -> None:
     one = Rehearsed("quality", "rmsnorm", {"depth": 6}, "ok", count=Count(parameters=4852992, flop=3.9e14, steps=1500))
     cells = rehearse.line({"paper": "rmsnorm", **vars(one), "count": vars(one.count)})
     assert cells == ["rmsnorm", "quality", "rmsnorm", "depth 6", "ok", "4,852,992", "", "3.9e+14", "1,500", ""]
+
+
+# --- the meta device in the place of a GPU ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda there, here: there * here,
+        lambda there, here: there @ here,  # torch itself lets this one pass
+        lambda there, here: torch.nn.functional.linear(there, here),
+        lambda there, here: torch.cat([there, here]),
+        lambda there, here: here.add_(there),
+        lambda there, here: here[there.long()],
+    ],
+)
+def test_an_operation_on_two_devices_is_an_error(mix):
+    with pretend.watched(), pytest.raises(pretend.Mixed, match="of the CPU"):
+        mix(torch.ones(3, 3, device="meta"), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        lambda there, here: there * 2 + torch.tensor(1.0),
+        lambda there, here: there[torch.tensor([0, 2])],
+        lambda there, here: here.to("meta") @ there,
+        lambda there, here: there.copy_(here),
+        lambda there, here: here * here,
+    ],
+)
+def test_what_a_gpu_allows_is_none(fine):
+    with pretend.watched():
+        fine(torch.ones(3, 3, device="meta"), torch.ones(3, 3))
+
+
+PRETENDING = """
+from repro.run import pretend
+pretend.install()
+import torch
+from torch import nn
+from repro.data import digits
+from repro.tasks import PICTURES
+
+x = torch.ones(2, 3, device="meta")
+assert x.cpu().shape == (2, 3) and x.cpu().device.type == "cpu" and x.numpy().shape == (2, 3)
+assert 0.4 <= float(x[0, 0]) <= 0.6 and len(x.tolist()) == 2 and x[0, 0].item() != x[0, 0].item()
+assert x.sum() > 0 and int(x.argmax()) == 1
+assert torch.ones(2).tolist() == [1.0, 1.0] and torch.tensor(3.0).item() == 3.0, "the CPU's numbers are its own"
+layer, seen = nn.Linear(3, 2), []
+layer.weight.register_hook(lambda g: seen.append(g.device.type))
+layer.to("meta")(x).sum().backward()
+assert seen == ["meta"], "hooks go with the module"
+torch.optim.AdamW(layer.parameters(), fused=True).step()
+with torch.autocast("meta", torch.bfloat16):
+    layer(x)
+for load in (digits.load, PICTURES["digits"]):
+    there, here = load("meta"), load("cpu")
+    assert there.train_x.is_meta and there.train_x.shape == here.train_x.shape and not here.train_x.is_meta
+"""
+
+
+def test_reads_hooks_and_data_on_the_pretended_device():
+    done = subprocess.run([sys.executable, "-c", PRETENDING], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_arm_runs_on_the_pretended_device(few: dict, tmp_path: Path) -> None:
+    good, bad = rehearse.each(few, device="meta", state=tmp_path)
+    assert (good.status, bad.status) == ("ok", "warned") and "nothing" in bad.why
+    assert good.count.steps and not good.count.flop, "nothing is counted"
+    assert rehearse.read(tmp_path, "rmsnorm", "gpu") == {}, "and nothing kept"

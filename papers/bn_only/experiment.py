@@ -24,7 +24,7 @@ def random_two_(model: nn.Module, source: torch.Generator) -> None:
             chosen = torch.zeros_like(scores).scatter_(1, scores.topk(2, 1).indices, 1.0)
             keep = chosen.view_as(layer.weight).to(layer.weight)
             layer.weight.requires_grad_(True)
-            layer.weight.register_hook(lambda g, keep=keep: g * keep)
+            layer.weight.register_hook(lambda g, keep=keep: g * keep.to(g))
 
 
 def choose_(arm: str, model: ConvNet, source: torch.Generator) -> None:

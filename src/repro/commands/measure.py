@@ -143,12 +143,17 @@ def rehearse(
     slugs: Slugs = None,
     every: All = False,
     profile: Annotated[str, typer.Option(help="Rehearse the profile gpu or paper.")] = "gpu",
+    device: Annotated[
+        str, typer.Option(help="Take cpu, or meta, which passes for a GPU and finds tensors left on the CPU.")
+    ] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Build every arm of a large profile and take two steps on this machine.
 
     Shapes, names, settings, parameter counts, memory and cost are right before a GPU is paid for.
     """
+    if device not in ("cpu", "meta"):
+        raise ReproError(f"--device {device}: write cpu or meta")
     try:
         from repro.run import rehearse as rehearsal
     except ImportError:
@@ -160,7 +165,7 @@ def rehearse(
         if len(chosen) > 1:
             print(f"[{i}/{len(chosen)}] {one.slug}", file=sys.stderr, flush=True)
         try:
-            lines += rehearsal.rehearse(one, profile)
+            lines += rehearsal.rehearse(one, profile, device)
         except ReproError as error:
             faults.add(error)
     if as_json:
@@ -168,6 +173,8 @@ def rehearse(
     else:
         table(rehearsal.HEAD, [rehearsal.line(one) for one in lines])
     faults.end()
+    if failed := [f"{one['paper']} {one['arm']}" for one in lines if one["status"] == "failed"]:
+        raise Failed(f"{len(failed)} of {len(lines)} arms failed, first {failed[0]}")
 
 
 def plan_trials(slugs: Slugs = None, every: All = False, profile: Profile = None, as_json: AsJson = False) -> None:

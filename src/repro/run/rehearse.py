@@ -8,8 +8,12 @@ It runs in a process of its own, in which `train.fit`, `batched.fit_batched`, th
 `timing.compare` are replaced before any experiment is imported.  A training loop takes its first and its last step,
 with few examples a batch; its history is then filled up to the planned length, so that what reads it goes on.  Loops
 that an experiment writes itself run as they are.
+
+On the device `meta`, which passes for a GPU that is not there (`pretend`), it finds operations that mix tensors of the
+CPU and of the GPU; nothing is counted then.
 """
 
+import contextlib
 import functools
 import importlib
 import json
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 
 BATCH = 4  # examples of a step
 PATIENCE = 300.0  # seconds for an arm, before it counts as too large for this machine
+PRETENDED = "meta"  # the device that passes for a GPU
 SEED = 999  # of a rehearsal; neither a judged nor a tuning seed
 
 
@@ -71,6 +76,8 @@ def _counted(step: Callable[[], Any]) -> tuple[Any, float]:
     """What a call returns, and its floating-point operations (0 where they cannot be counted)."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    if PRETENDED in sys.argv:
+        return step(), 0.0
     try:
         counter = FlopCounterMode(display=False)
         with counter:
@@ -143,6 +150,10 @@ def _short_evaluation(evaluate: Callable, lm: bool) -> Callable:
 def _short_compare(compare: Callable, count: Count) -> Callable:
     @functools.wraps(compare)
     def short(arms: dict, **options: Any) -> Any:
+        if PRETENDED in sys.argv:
+            for call in arms.values():
+                call()
+            raise InvalidMeasurement("nothing is timed on the meta device")
         kept = {**options, "blocks": 1, "calls": 1, "warmup": 1, "max_rounds": 1, "aa_limit": 1e9, "memory": False}
         for call in arms.values():
             _, flop = _counted(call)
@@ -186,7 +197,7 @@ def _replace(count: Count) -> None:
 def _peak_bytes(device: str) -> int:
     import torch
 
-    if device != "cpu":
+    if device not in ("cpu", PRETENDED):
         return torch.cuda.max_memory_allocated(device)
     import resource
 
@@ -195,17 +206,19 @@ def _peak_bytes(device: str) -> int:
 
 def rehearse_unit(unit: dict, count: Count) -> Rehearsed:
     """Two steps of one arm, in this process, whose training loops `_replace` has shortened."""
-    from repro.run import execute
+    from repro.run import execute, pretend
 
     arm = "+".join(trial["arm"] for trial in unit["trials"])
     before, count.scale = asdict(count), unit["scale"]
     began, status, why = time.perf_counter(), "ok", ""
+    pretended = unit["device"] == PRETENDED
     try:
-        execute.execute(unit)
+        with pretend.watched() if pretended else contextlib.nullcontext():
+            execute.execute(unit)
     except (Diverged, InvalidMeasurement):
         pass  # two steps of a rehearsal prove neither
-    except Exception as error:
-        stepped = count.fits > before["fits"]
+    except Exception as error:  # of a pretended device all but mixed tensors may be for want of numbers
+        stepped = count.fits > before["fits"] or pretended and not isinstance(error, pretend.Mixed)
         status, why = "warned" if stepped else "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, ReproError) and not stepped and "repro data fetch" in str(error):
             status = "skipped"
@@ -234,9 +247,12 @@ def main() -> None:
     die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    from repro.run import pretend
     from repro.run.engines import worker
 
     worker.prepare()
+    if PRETENDED in sys.argv:
+        pretend.install()
     count = Count()
     _replace(count)
     for line in sys.stdin:
@@ -300,11 +316,11 @@ def units_of(entry: dict, device: str) -> list[dict]:
 class _Process:
     """The process that rehearses; a new one takes the place of one that was given up."""
 
-    def __init__(self, log: Path):
+    def __init__(self, log: Path, device: str):
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "repro.run.rehearse"],
+                [sys.executable, "-m", "repro.run.rehearse", device],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -334,7 +350,7 @@ def each(entry: dict, *, device: str, state: Path, patience: float = PATIENCE) -
     log = state / "logs" / "rehearse.log"
     try:
         for unit in units_of(entry, device):
-            process = process or _Process(log)
+            process = process or _Process(log, device)
             began = time.monotonic()
             answer = process.ask(unit, patience)
             if answer is None:
@@ -350,7 +366,7 @@ def each(entry: dict, *, device: str, state: Path, patience: float = PATIENCE) -
     finally:
         if process is not None:
             process.close()
-        if found:
+        if found and device != PRETENDED:
             _keep(state, entry, found)
 
 
