@@ -11,7 +11,7 @@ import repro.optim
 from conftest import ROOT
 
 NAME = re.compile(r"\[(\w+)\]\(\.\./papers/\w+/README\.md\)")
-BESIDE = {"params", "optimizer", "maximize", "norms"}  # said below the table
+BESIDE = {"params", "optimizer", "maximize", "foreach", "norms"}  # said below the table
 
 
 def rows() -> dict[str, list[str]]:
@@ -37,6 +37,16 @@ def test_the_table_names_every_optimizer() -> None:
     assert set(ROWS) == kinds
     schedulers = public - kinds
     assert all(f"[{name}]" in (ROOT / "docs/optimizers.md").read_text() for name in schedulers)
+
+
+def test_those_that_take_foreach_are_named() -> None:
+    """`foreach` is an argument of the rules that treat every element alone, and the text below the table names them."""
+    text = (ROOT / "docs/optimizers.md").read_text()
+    told = re.search(r"^(.*) treat every element alone and take `foreach=True`", text, re.M).group(1)
+    kinds = {name: getattr(repro.optim, name) for name in ROWS}
+    takes = {name for name, kind in kinds.items() if "foreach" in inspect.signature(kind).parameters}
+    assert takes == {name for name, kind in kinds.items() if getattr(kind, "elementwise", False)}
+    assert takes == set(re.findall(r"\w+", told)) - {"and"}
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
