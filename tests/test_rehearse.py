@@ -186,6 +186,24 @@ def test_reads_hooks_and_data_on_the_pretended_device():
     assert done.returncode == 0, done.stderr
 
 
+def test_mixed_tensors_fail_an_arm_even_after_its_steps(monkeypatch) -> None:
+    def execute(unit: dict) -> None:
+        counted.fits += 1
+        raise {"mixed": pretend.Mixed("aten.mul: a tensor of the CPU"), "other": ValueError("no numbers")}[
+            unit["raises"]
+        ]
+
+    monkeypatch.setattr("repro.run.execute.execute", execute)
+    unit = {"trials": [{"arm": "a"}], "scale": 1.0, "experiment": "e", "factors": {}}
+    for device, raises, status in (
+        ("meta", "mixed", "failed"),
+        ("meta", "other", "warned"),
+        ("cpu", "other", "warned"),
+    ):
+        counted = Count(pretended=device == "meta")
+        assert rehearse.rehearse_unit({**unit, "device": device, "raises": raises}, counted).status == status
+
+
 def test_an_arm_runs_on_the_pretended_device(few: dict, tmp_path: Path) -> None:
     good, bad = rehearse.each(few, device="meta", state=tmp_path)
     assert (good.status, bad.status) == ("ok", "warned") and "nothing" in bad.why

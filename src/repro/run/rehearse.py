@@ -53,6 +53,7 @@ class Count:
     fits: int = 0
     bytes_of_parameters: int = 0
     scale: float = 1.0  # planned examples of a timing's batch over those of the rehearsal
+    pretended: bool = False  # on the meta device nothing is counted or timed
 
 
 @dataclass
@@ -72,11 +73,11 @@ class Rehearsed:
 # --- inside the process -----------------------------------------------------------------------------------------------
 
 
-def _counted(step: Callable[[], Any]) -> tuple[Any, float]:
+def _counted(step: Callable[[], Any], pretended: bool = False) -> tuple[Any, float]:
     """What a call returns, and its floating-point operations (0 where they cannot be counted)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    if PRETENDED in sys.argv:
+    if pretended:
         return step(), 0.0
     try:
         counter = FlopCounterMode(display=False)
@@ -109,7 +110,8 @@ def _short_fit(fit: Callable, count: Count) -> Callable:
             options["hook"] = lambda step, *rest: hook(step if step == 0 else steps - 1, *rest)
         inside[0] = True
         try:
-            history, flop = _counted(lambda: fit(model, data, *args, steps=taken, batch=few, **options))
+            call = functools.partial(fit, model, data, *args, steps=taken, batch=few, **options)
+            history, flop = _counted(call, count.pretended)
         finally:
             inside[0] = False
         count.flop += flop / max(taken, 1) * steps * batch / few
@@ -150,7 +152,7 @@ def _short_evaluation(evaluate: Callable, lm: bool) -> Callable:
 def _short_compare(compare: Callable, count: Count) -> Callable:
     @functools.wraps(compare)
     def short(arms: dict, **options: Any) -> Any:
-        if PRETENDED in sys.argv:
+        if count.pretended:
             for call in arms.values():
                 call()
             raise InvalidMeasurement("nothing is timed on the meta device")
@@ -217,8 +219,8 @@ def rehearse_unit(unit: dict, count: Count) -> Rehearsed:
             execute.execute(unit)
     except (Diverged, InvalidMeasurement):
         pass  # two steps of a rehearsal prove neither
-    except Exception as error:  # of a pretended device all but mixed tensors may be for want of numbers
-        stepped = count.fits > before["fits"] or pretended and not isinstance(error, pretend.Mixed)
+    except Exception as error:  # on a pretended device all but mixed tensors may be for want of numbers
+        stepped = not isinstance(error, pretend.Mixed) if pretended else count.fits > before["fits"]
         status, why = "warned" if stepped else "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, ReproError) and not stepped and "repro data fetch" in str(error):
             status = "skipped"
@@ -251,9 +253,9 @@ def main() -> None:
     from repro.run.engines import worker
 
     worker.prepare()
-    if PRETENDED in sys.argv:
+    count = Count(pretended=sys.argv[1:] == [PRETENDED])
+    if count.pretended:
         pretend.install()
-    count = Count()
     _replace(count)
     for line in sys.stdin:
         found = asdict(rehearse_unit(json.loads(line), count))
