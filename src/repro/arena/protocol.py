@@ -209,31 +209,38 @@ def measure(
             ]
         )
 
-    tuned = _tuning_seeds(settings)
+    def tuned_levels(cell: dict, arms: list[str]) -> list[tuple[str, dict]]:
+        """What each arm trains with in a cell: its best rate, and of an optimizer its best decay."""
+        at, rows = full(settings, cell), []
+
+        def climb(grids: dict[str, list], level: Callable, wider: Callable) -> None:
+            """Measure what grids hold, and what `wider` adds to them while it adds something; 0 is measured already."""
+            known: dict[str, list] = {arm: [0.0] for arm in grids}
+            for _ in range(settings["tuning"]["extend"] + 1):
+                new = [(arm, level(arm, x)) for arm in grids for x in grids[arm] if x not in known[arm]]
+                if not new:
+                    return
+                rows.extend(of(cell, new, _tuning_seeds(settings)))
+                known, grids = grids, {arm: wider(arm, grids[arm]) for arm in grids}
+
+        climb(
+            {arm: sorted(settings["tuning"]["lr"]) for arm in arms},
+            lambda arm, lr: {"lr": lr},
+            lambda arm, grid: extended(grid, best_rate(rows, arm, at, settings)),
+        )
+        rates = {arm: rate_of(best_rate(rows, arm, at, settings)) for arm in arms}
+        climb(
+            {arm: decays(settings, rates[arm], at["steps"]) for arm in arms if slot_of(arm) in DECAYED},
+            lambda arm, decay: {"lr": rates[arm], "decay": decay},
+            lambda arm, grid: risen(grid, best_decay(rows, arm, at, settings)),
+        )
+        return [(arm, best_levels(rows, arm, at, settings)) for arm in arms]
+
     for cell, same, slots in zip(settings["cells"], plan["same"], plan["slots"], strict=True):
         if not slots:
             continue
         arms = [arm for arm in plan["arms"] if arm not in same]
-        at, grids, rows = full(settings, cell), {arm: sorted(settings["tuning"]["lr"]) for arm in arms}, []
-        new = [(arm, {"lr": lr}) for arm in arms for lr in grids[arm]]
-        for _ in range(settings["tuning"]["extend"] + 1):
-            if not new:
-                break
-            rows += of(cell, new, tuned)
-            wider = {arm: extended(grids[arm], best_rate(rows, arm, at, settings)) for arm in arms}
-            new = [(arm, {"lr": lr}) for arm in arms for lr in wider[arm] if lr not in grids[arm]]
-            grids = wider
-        rates = {arm: rate_of(best_rate(rows, arm, at, settings)) for arm in arms}
-        grids = {arm: decays(settings, rates[arm], at["steps"]) for arm in arms if slot_of(arm) in DECAYED}
-        new = [(arm, {"lr": rates[arm], "decay": decay}) for arm in grids for decay in grids[arm][1:]]
-        for _ in range(settings["tuning"]["extend"] + 1):
-            if not new:
-                break
-            rows += of(cell, new, tuned)
-            wider = {arm: risen(grids[arm], best_decay(rows, arm, at, settings)) for arm in grids}
-            new = [(arm, {"lr": rates[arm], "decay": d}) for arm in grids for d in wider[arm] if d not in grids[arm]]
-            grids = wider
-        of(cell, [(arm, best_levels(rows, arm, at, settings)) for arm in arms], range(settings["final"]["seeds"]))
+        of(cell, tuned_levels(cell, arms), range(settings["final"]["seeds"]))
     anew = {_apart(trial) for trial in trials if trial["seed"] < TUNING}
     for trial in earlier["trials"]:
         timed, judged = trial["experiment"] == "cost", trial["seed"] < TUNING
