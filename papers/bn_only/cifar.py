@@ -1,7 +1,5 @@
 """The networks of 14 and 110 layers on CIFAR-10 with the recipe of the authors' code, of which a part is trained."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -11,13 +9,6 @@ from repro.papers.bn_only import norm_parameters
 from repro.papers.bn_only.experiment import choose_
 from repro.tasks import Measures
 from repro.train import generator
-
-
-@dataclass(frozen=True, kw_only=True)
-class Networks(Cifar):
-    """width: channels of the first stage; the depth is part of the arm's name."""
-
-    width: int
 
 
 def two_a_channel_(model: nn.Module, decay: float, source: torch.Generator) -> None:
@@ -32,7 +23,7 @@ def two_a_channel_(model: nn.Module, decay: float, source: torch.Generator) -> N
             w.register_hook(lambda g, w=w, keep=keep: keep * (g + decay * w.detach()))
 
 
-def network(arm: str, source: torch.Generator, config: Networks, device: torch.device | str = "cpu") -> ConvNet:
+def network(arm: str, source: torch.Generator, config: Cifar, device: torch.device | str = "cpu") -> ConvNet:
     """The network of an arm, of which the arm's part is trained; the output layer has He's initialization too."""
     depth, random = int(arm.rpartition("_")[2]), arm.startswith("random")
     model = cifar_resnet(
@@ -47,7 +38,7 @@ def network(arm: str, source: torch.Generator, config: Networks, device: torch.d
     return model
 
 
-def cifar(arm: str, seed: int, config: Networks, device: torch.device) -> Measures:
+def cifar(arm: str, seed: int, config: Cifar, device: torch.device) -> Measures:
     """Test error of a network of which a part is trained, and the share of channels that are off at its end."""
     model = network(arm, generator("bn_only cifar", seed), config, device)
     decay = 0.0 if arm.startswith(("random", "undecayed")) else config.weight_decay

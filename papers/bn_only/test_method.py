@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from repro.experiments.cifar import Cifar
 from repro.models.convnet import cifar_resnet
 from repro.papers.bn_only import norm_parameters, train_only_norms_
-from repro.papers.bn_only.cifar import Networks, cifar
+from repro.papers.bn_only.cifar import cifar
 from repro.papers.bn_only.cifar import network as network_of
 from repro.testing import check_signature, mutation
 
@@ -128,7 +129,7 @@ def test_d2_shared_parameters_are_drawn_once():
 
 
 def networks(width=4, **settings):
-    return Networks(**{"width": width, "steps": 1, "batch": 8, "lr": 0.1, "trivial": (), **settings})
+    return Cifar(**{"width": width, "steps": 1, "batch": 8, "lr": 0.1, "trivial": (), **settings})
 
 
 def test_of_random_weights_two_a_channel_move_and_decay():
@@ -151,7 +152,7 @@ def test_of_random_weights_two_a_channel_move_and_decay():
 def test_which_arms_decay(monkeypatch):
     """Pictures of zeros give gamma no gradient: by a step of rate 0.1 and decay 10 it is 0, or as it was drawn."""
     x, y = torch.zeros(16, 3, 8, 8), torch.zeros(16, dtype=torch.int64)
-    monkeypatch.setattr(Networks, "load", lambda self, device: ((x, y), (x, y)))
+    monkeypatch.setattr(Cifar, "load", lambda self, device: ((x, y), (x, y)))
     off = {
         arm: cifar(arm, 0, networks(weight_decay=10.0, crop=0, flip=False), torch.device("cpu"))["off"]
         for arm in ("norms_8", "all_8", "undecayed_8", "random_8")

@@ -18,7 +18,6 @@ class Deep(Cifar):
     """depth: layers of every network but those of SHALLOWER; warmup: of BatchNorm alone."""
 
     depth: int
-    width: int
     channels: int = 3
 
 

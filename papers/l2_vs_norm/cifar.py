@@ -12,9 +12,8 @@ from repro.train import generator
 
 @dataclass(frozen=True, kw_only=True)
 class Grid(Cifar):
-    """width: channels of the first stage; decays: lambda of the arms weak, middle and strong."""
+    """decays: lambda of the arms weak, middle and strong."""
 
-    width: int
     decays: tuple[float, float, float]
 
 

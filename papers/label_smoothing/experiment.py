@@ -84,9 +84,8 @@ def smoothing_batch(arm: str, seeds: list[int], config: Classifier, device: torc
 
 @dataclass(frozen=True, kw_only=True)
 class Networks(Cifar):
-    """width: channels of the first stage; the last `validation` training images are held out for the temperature."""
+    """The last `validation` training images are held out for the temperature."""
 
-    width: int
     validation: int
     data: str = "cifar100"
 

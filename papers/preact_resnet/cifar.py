@@ -17,10 +17,9 @@ BLOCKS = {"half": Half, "conv": Conv}  # original units with other shortcuts tha
 
 @dataclass(frozen=True, kw_only=True)
 class Networks(Cifar):
-    """depth: layers of every network but `identity20`; width: channels of the first stage."""
+    """depth: layers of every network but `identity20`."""
 
     depth: int
-    width: int
 
 
 def network(arm: str, config: Networks, source: torch.Generator) -> nn.Module:

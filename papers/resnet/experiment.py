@@ -18,15 +18,8 @@ from repro.train import draws, generator
 MILLIONS = {20: "0.27", 32: "0.46", 44: "0.66", 56: "0.85", 110: "1.7", 1202: "19.4"}  # Table 6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Networks(Cifar):
-    """width: channels of the first stage; warmup: of 110 layers alone, as in the paper."""
-
-    width: int
-
-
-def cifar(arm: str, seed: int, config: Networks, device: torch.device) -> Measures:
-    """Test error of a network of Table 6, named as in `method`."""
+def cifar(arm: str, seed: int, config: Cifar, device: torch.device) -> Measures:
+    """Test error of a network of Table 6, named as in `method`; 110 layers alone begin with the warm-up."""
     network = getattr(method, arm)(config.classes, width=config.width, generator=generator("resnet cifar", seed))
     if arm != "resnet110":
         config = replace(config, warmup=0)

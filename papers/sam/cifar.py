@@ -14,9 +14,8 @@ from repro.train import cosine, generator
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyCifar(Cifar):
-    """noise: share of the training labels that are replaced by another class; width: channels of the first stage."""
+    """noise: share of the training labels that are replaced by another class."""
 
-    width: int
     noise: float
     rho: float
     weight_decay: float = 5e-4

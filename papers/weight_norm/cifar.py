@@ -20,12 +20,11 @@ from repro.train import forked_rng, generator, seed_of
 
 @dataclass(frozen=True, kw_only=True)
 class Whole(Cifar):
-    """width: channels of the first stage; init: images of the initialization; noise: deviation of that on the images.
+    """init: images of the initialization; noise: deviation of that on the images.
 
     ridge: what the whitening adds to every variance; 0 for no whitening.
     """
 
-    width: int
     init: int = 500
     noise: float = 0.15
     ridge: float = 1e-5

@@ -1,7 +1,5 @@
 """The networks of Tables 5 and 6 on CIFAR-10 (profile `paper`), with the recipe of Section 3."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,19 +10,12 @@ from repro.tasks import Measures
 from repro.train import generator
 
 
-@dataclass(frozen=True, kw_only=True)
-class Networks(Cifar):
-    """width: channels of the first layer, and of the first group at k = 1."""
-
-    width: int
-
-
 def reflected(x: Tensor, generator: torch.Generator) -> Tensor:
     """Return pictures, half of them mirrored, each cut out at a place of its own of itself with 4 reflected pixels."""
     return moved(F.pad(x, (4,) * 4, mode="reflect"), generator, 4, True)[..., 4:-4, 4:-4]
 
 
-def cifar(arm: str, seed: int, config: Networks, device: torch.device) -> Measures:
+def cifar(arm: str, seed: int, config: Cifar, device: torch.device) -> Measures:
     """Test error of the network that an arm names by its depth and k: wrn_28_10 is WRN-28-10."""
     depth, k = map(int, arm.split("_")[1:])
     model = wide_resnet(depth, k, config.classes, width=config.width, generator=generator("wide_resnet cifar", seed))

@@ -8,11 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from repro.experiments.cifar import Cifar
 from repro.models.convnet import Slots
 from repro.papers import wide_resnet as package
 from repro.papers.preact_resnet import PreActBlock
 from repro.papers.wide_resnet import WideBlock, wide_resnet
-from repro.papers.wide_resnet.cifar import Networks, cifar, reflected
+from repro.papers.wide_resnet.cifar import cifar, reflected
 from repro.testing import assert_near, batch_normalised, draw, mixed, mutation
 from repro.train import generator
 
@@ -227,7 +228,7 @@ def test_crops_of_reflections():
 
 
 def test_network_and_recipe_of_table_6(monkeypatch):
-    config = Networks(width=16, steps=1, batch=1, lr=0.1)
+    config = Cifar(width=16, steps=1, batch=1, lr=0.1)
     monkeypatch.setattr("repro.papers.wide_resnet.cifar.classified", lambda model, *_, **more: (model, more))
     with torch.device("meta"):
         model, more = cifar("wrn_52_1", 0, config, torch.device("meta"))

@@ -24,7 +24,8 @@ class Cifar(Training):
 
     examples, test: at most so many training and test images.  falls: shares of the run at which the rate is multiplied
     by `fall`.  warmup: steps at a tenth of the rate.  crop: pixels of zeros around a picture of which a random place
-    is cut out; 0 for none.  flip: whether half of the pictures are mirrored.
+    is cut out; 0 for none.  flip: whether half of the pictures are mirrored.  width: channels of the first stage, for
+    networks that have one.
     """
 
     data: str = "cifar10"
@@ -36,6 +37,7 @@ class Cifar(Training):
     warmup: int = 0
     crop: int = 4
     flip: bool = True
+    width: int = 16
     trivial: tuple[str, ...] = ("linear",)
 
     @property
