@@ -112,6 +112,27 @@ def propagation(arm: str, seed: int, config: Propagation, device: torch.device) 
     }
 
 
+def overlap(arm: str, seed: int, config: Propagation, device: torch.device) -> dict[str, float | list]:
+    """The plot of an arm beside that of ReLU-BN-Conv on the same images; `relu_bn` itself has other weights there."""
+    source = generator("nf_resnet overlap", seed)
+    images = torch.randn(config.batch, 3, config.size, config.size, generator=source).to(device)
+    reference, ours = (
+        signal_propagation_plot(propagation_network(name, config, source).to(device), images)
+        for name in ("relu_bn", arm)
+    )
+    gaps = {
+        name: max(abs(a / b - 1) for a, b in zip(ours[name], reference[name], strict=True))
+        for name in ("variance", "branch_variance")
+    }
+    return {
+        **ours,
+        "reference_variance": reference["variance"],
+        "variance_gap": gaps["variance"],
+        "branch_gap": gaps["branch_variance"],
+        "mean_share": max(m / v for m, v in zip(ours["squared_mean"], ours["variance"], strict=True)),
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layer:
     width: int

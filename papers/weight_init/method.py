@@ -11,7 +11,8 @@ is treated apart and gets He's v^2 = 2 / N.  Weights have the shape (out, N / pl
 Where we add something or depart:
   D1  v is the deviation.  The author's script for Figure 3 hands 3.6 to an initializer that takes a variance: 3.6 / N.
   D2  other activations with a kink at 0 and g(0) = 0, such as leaky ReLU, get He's rule for their two slopes.
-  D3  the first layer takes the same rule, as in the script, although E[x] = 0 there; so does the last one.
+  D3  the first layer takes the same rule, as in the script, although E[x] = 0 there.  So does the last one, which the
+      script leaves to Keras' default.
   D4  the law is Gaussian; that of the script, Keras' "normal" of 2017, cuts it at two deviations.
 """
 

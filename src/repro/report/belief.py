@@ -52,7 +52,7 @@ def _guards(one: Record) -> str:
         parts.append(f"the baseline {beats} the trivial predictor ({trivial['predictor']})")
     if judged.get("tuned"):
         parts.append("every arm has its own tuning")
-    if mutants := judged.get("mutants"):
+    if (mutants := judged.get("mutants")) and judged["state"] == "reproduced":
         missed = [m["arm"] for m in mutants if not m["told"]]
         parts.append(
             f"the verdict cannot tell {words.listed(missed)} from the method"

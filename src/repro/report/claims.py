@@ -92,7 +92,7 @@ class ClaimView:
             told = [*_trivial(judged.get("trivial")), *_tuned(judged.get("tuned"), self.claim.get("tune"))]
             told += [
                 *_positive(judged.get("positive"), self.compares_itself(self.rule(profile))),
-                *_mutants(judged.get("mutants")),
+                *_mutants(judged.get("mutants"), judged["state"]),
                 *_failures(judged.get("failures")),
             ]
             if told:
@@ -432,11 +432,14 @@ def _positive(told: Mapping[str, Any] | None, itself: bool) -> list[tuple[str, s
     return [("known-good arm", f"{told['arm']} {shows.get(told['state'], 'is not shown to show the effect here')}.")]
 
 
-def _mutants(told: Iterable[Mapping[str, Any]] | None) -> list[tuple[str, str]]:
+def _mutants(told: Iterable[Mapping[str, Any]] | None, state: str) -> list[tuple[str, str]]:
     told = list(told or [])
     if not told:
         return []
     missed = [m["arm"] for m in told if not m["told"]]
+    if state != "reproduced":
+        fail = f"{len(told) - len(missed)} of {len(told)} fail the rule, which the method is not shown to meet either."
+        return [("near wrong methods", fail)]
     all_of = f"all {len(told)} are told from the method." if len(told) > 1 else "it is told from the method."
     says = f"this verdict cannot tell {words.listed(missed)} from the method" if missed else all_of
     return [("near wrong methods", f"{says} ({len(told) - len(missed)} of {len(told)} told)." if missed else says)]
