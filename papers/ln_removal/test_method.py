@@ -1,6 +1,7 @@
 import copy
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional as F
 
+from repro.models import gpt2
 from repro.models.gpt import GPT
 from repro.models.slots import Bare
 from repro.papers.layernorm import LayerNorm
@@ -17,6 +19,7 @@ from repro.papers.ln_removal import (
     LayerNormRemoval,
     auxiliary_loss,
     fold_layernorm,
+    openwebtext,
     removal_schedule,
     remove_layernorm,
 )
@@ -686,3 +689,87 @@ def test_projection_trains_as_one_layer_does():
     clone(tokens(seed=5))
     assert isinstance(removal, LayerNormRemoval) and removal.sites["final"].std == 0
     assert clone.norm.std > 0
+
+
+# --- GPT-2 on OpenWebText (profile `paper`) --------------------------------------------------------------------------
+
+
+def tuning(**changes):
+    sizes = {"text": "shakespeare", "model": "tiny", "context": 8, "windows": 2, "batch": 2, "parts": 16, "steps": 300}
+    recipe = {"lr": 6e-4, "warmup": 25, "start": 20, "gaps": (2, 2, 3), "auxiliary": 0.1, "dropout": 0.1}
+    return openwebtext.FineTuning(**{**sizes, **recipe, **changes})
+
+
+def gpt2_decoder(depth=L):
+    return gpt2.decoder(V, T, D, depth, heads=H, generator=seeded()).double()
+
+
+def test_gpt2_loses_its_norms_and_is_folded():
+    model = gpt2_decoder()
+    with torch.no_grad():
+        for i, p in enumerate(model.parameters()):
+            p.add_(draw(*p.shape, seed=i) / 3)
+    want = model(tokens()).detach()
+    removal = remove_layernorm(model)
+    assert_near(model(tokens()).detach(), want, rel=1e-12)
+    for norm in removal.sites.values():
+        norm.remove()
+    assert_near(fold_layernorm(model)(tokens()).detach(), model.eval()(tokens()).detach(), rel=1e-11)
+
+
+def test_recipe_counts_in_batches(monkeypatch):
+    """Table 3 and config.py: mlp from step 20, qk from 44, v from 68, final at 104; the rate ends at half."""
+    seen = {}
+    monkeypatch.setattr(openwebtext.tasks, "trained", lambda *args, **options: seen.update(options))
+    openwebtext.fine_tuned(gpt2_decoder(12), "one_by_one", 0, tuning(), SimpleNamespace(train=None))
+    at = {site: step / 16 for step, site in seen["hook"].schedule}
+    assert [at[site] for site in ("mlp.0", "mlp.11", "qk.0", "v.0", "v.11", "final")] == [20, 42, 44, 68, 101, 104]
+    assert seen["steps"] == 4800 and seen["checkpoint_every"] % 16 == 0
+    rates = [seen["schedule"](step, 4800) for step in (25 * 16 - 1, 4800)]
+    assert rates == pytest.approx([1.0, 0.5])
+    for arm, count in (("at_once", 37), ("first_block", 3)):
+        openwebtext.fine_tuned(gpt2_decoder(12), arm, 0, tuning(), SimpleNamespace(train=None))
+        assert len(seen["hook"].schedule) == count
+        assert arm == "first_block" or {step for step, _ in seen["hook"].schedule} == {320}
+    openwebtext.fine_tuned(gpt2_decoder(12), "vanilla", 0, tuning(), SimpleNamespace(train=None))
+    assert seen["hook"] is None
+    flat, matrices = openwebtext.decayed(gpt2_decoder())[::-1]
+    assert (
+        flat["weight_decay"] == 0 and all(p.dim() == 1 for p in flat["params"]) and len(matrices["params"]) == 2 + 4 * L
+    )
+
+
+def test_accumulated_gradients_are_those_of_one_batch():
+    """Two parts of a step, its norm bounded; an optimizer passes over parameters between steps."""
+    p = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    update, clip = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5), openwebtext.Accumulated(2, 1.0)
+    for _ in range(2):
+        for gradient, mean in (((6.0, 0.0), None), ((0.0, 8.0), (0.6, 0.8))):  # of mean (3, 4) and norm 5
+            p.grad = torch.tensor(gradient, dtype=torch.float64)
+            before = p.detach().clone()
+            clip([p])
+            update.step()
+            assert torch.equal(p.detach(), before) == (mean is None)
+            assert p.grad is None if mean is None else p.grad.tolist() == pytest.approx(mean, rel=1e-5)
+
+
+def test_ends_of_texts_are_special_in_the_auxiliary_loss(monkeypatch):
+    monkeypatch.setattr(openwebtext.data, "END", 4)
+    model, streams = gpt2_decoder(), []
+    model.norm.register_forward_pre_hook(lambda norm, args: streams.append(args[0]))
+    loss = openwebtext.tracked_loss(model, 0.3)
+    for x in (torch.tensor([[4, 1, 4, 2, 3], [1, 2, 3, 0, 4]]), torch.tensor([[1, 2, 3, 5, 6]])):
+        logits = model(x).detach()
+        aside = float(loss(logits, x).detach() - F.cross_entropy(logits.flatten(0, 1), x.flatten()))
+        assert aside == pytest.approx(by_hand(streams[-1].detach(), 0.3, x == 4), rel=1e-9)
+
+
+def test_untrained_arms_remove_what_they_say():
+    batch = tokens()
+    for sites, count in (((), 0), (("v.",), L), (("",), 3 * L + 1)):
+        model = gpt2_decoder()
+        want = model(batch).detach()
+        openwebtext.remove(model, sites, batch)
+        gone = [m for m in model.modules() if isinstance(m, FakeLayerNorm) and m.removed]
+        assert len(gone) == count and all(norm.std > 0 for norm in gone)
+        assert torch.allclose(model.eval()(batch), want, rtol=1e-12, atol=0) == (count == 0)
