@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from repro.errors import ReproError
 from repro.models.gpt import GPT, causal
 from repro.models.vit import vit
 from repro.papers.relus_revival import (
@@ -19,6 +20,17 @@ from repro.papers.relus_revival import (
     entropy_bands,
     norm_free_gpt,
     watch_attention,
+)
+from repro.papers.relus_revival.code_models import (
+    POSITIONS,
+    Code,
+    QueryKeyBias,
+    cross_entropy,
+    encoder,
+    load,
+    network,
+    read,
+    windows,
 )
 from repro.testing import assert_near, assert_same_outcome, draw, hard_inputs
 
@@ -537,3 +549,85 @@ def test_model_copies_compiles_and_autocasts():
         assert_near(same(tokens()).detach(), want, rel=1e-10)
     with torch.autocast("cpu", torch.bfloat16):
         assert_near(model.float()(tokens()).detach().double(), want, rel=0.1)
+
+
+# --- the profile paper -----------------------------------------------------------------------------------------------
+
+
+def code(**options):
+    sizes = {"every": 2, "held_out": 3, "width": D, "depth": L, "heads": H, "context": T, "batch": 4, "steps": 1}
+    recipe = {"lr": 0.001, "warmup": 0.05, "clip": 1.0, "weight_decay": 0.1, "dropout": 0.1}
+    return Code(**{**sizes, **recipe, **options})
+
+
+@pytest.mark.parametrize("arm, size", [("relu", 124_141_056), ("ln_gelu", 124_177_920)])
+def test_code_model_has_the_authors_size(arm, size):
+    """Embeddings of 50,000 tokens and 1,024 positions, tied head, 12 blocks, biases of queries and keys, last norm."""
+    with torch.device("meta"):
+        model = network(arm, 0, code(width=768, depth=12, heads=12, context=128))
+    assert sum(p.numel() for p in model.parameters()) == size
+    assert 50_000 * 768 + POSITIONS * 768 + 12 * (12 * 768**2 + 2 * 768) + 2 * 768 == 124_141_056
+
+
+def test_code_model_drops_embedded_tokens_alone():
+    model = network("ln_relu", 0, code(data="shakespeare"))
+    assert {name: m.p for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p} == {"dropout": 0.1}
+    assert model.head.weight is model.embedding.weight and isinstance(
+        model.blocks[0].feed_forward.sublayer.act, nn.ReLU
+    )
+    assert isinstance(model.blocks[0].attention.norm, nn.LayerNorm)
+    assert not hasattr(network("relu", 0, code(data="shakespeare")).blocks[0].attention, "norm")
+
+
+def test_queries_and_keys_have_a_bias_and_values_none():
+    layer = QueryKeyBias(nn.Linear(D, 3 * D, bias=False, dtype=torch.float64))
+    nn.init.normal_(layer.bias, generator=seeded())
+    x, (q, k, v) = draw(2, T, D), layer.qkv.weight.detach().split(D)
+    want = [x @ q.T + layer.bias[:D].detach(), x @ k.T + layer.bias[D:].detach(), x @ v.T]
+    assert_near(layer(x).detach(), torch.cat(want, -1), rel=1e-12)
+    layer(x).sum().backward()
+    assert (layer.bias.grad == 2 * T).all()
+
+
+def test_loss_in_parts_is_the_loss():
+    logits, target = draw(5, 7, V), torch.randint(V, (5, 7), generator=seeded(), dtype=torch.int32)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    a, b = cross_entropy(ours, target), F.cross_entropy(theirs.flatten(0, 1), target.flatten().long())
+    a.backward(), b.backward()
+    assert_near(a.detach(), b.detach().float(), rel=1e-6)
+    assert_near(ours.grad, theirs.grad, rel=1e-5)
+
+
+def test_windows_stay_within_a_file():
+    texts = ["abcdefg", "hi", "", "jklmno"]
+    found = windows(iter(texts), lambda some: [[ord(c) for c in text] for text in some], 3)
+    assert ["".join(map(chr, row)) for row in found.tolist()] == ["abc", "def", "jkl", "mno"]
+    assert found.dtype == torch.int32 and windows([], list, 3).shape == (0, 3)
+
+
+def test_every_second_file_trains_and_the_first_held_out_ones_are_scored(monkeypatch):
+    where = "repro.papers.relus_revival.code_models."
+    sets = {"train": "abcdef", "valid": "uvwxyz"}
+    monkeypatch.setattr(where + "files", lambda split: (c * T for c in sets[split]))
+    monkeypatch.setattr(where + "encoder", lambda: lambda texts: [[ord(c) for c in text] for text in texts])
+    read.cache_clear()
+    train, valid = load(code(), torch.device("cpu"))
+    read.cache_clear()
+    assert ["".join(map(chr, part[:, 0].tolist())) for part in (train, valid)] == ["ace", "uvw"]
+    assert train.shape == (3, T) and load(code(), torch.device("meta"))[0].is_meta
+
+
+def test_tokenizer_from_a_file(monkeypatch, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    monkeypatch.setattr("repro.papers.relus_revival.code_models.cache_root", lambda: tmp_path)
+    (tmp_path / "codeparrot-ds").mkdir()
+    file = tmp_path / "codeparrot-ds" / "tokenizer.json"
+    file.write_text("{}")
+    with pytest.raises(ReproError, match=r"put its tokenizer.json at"):
+        encoder()
+    words = {"def": 0, "return": 1, "?": 2, "<s>": 3}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    made.save(str(file))
+    assert encoder()(["def f", "return"]) == [[0, 2], [1]]  # no special token is added
