@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional as F
 
-from repro.papers.powernorm import PowerNorm, PowerNormV, method
+from repro.experiments.iwslt14 import Iwslt14
+from repro.papers.powernorm import PowerNorm, PowerNormV, iwslt14, method
 from repro.testing import (
     assert_near,
     assert_same_outcome,
@@ -447,3 +448,30 @@ def test_any_input(x):
             assert torch.isfinite(norm.running_psi2).all() and (norm.running_psi2 >= 0).all()
             slack = 4 * torch.finfo(x.dtype).eps
             torch.testing.assert_close(y, kind(x.shape[-1])(x.contiguous()), rtol=slack, atol=slack)
+
+
+# --- the profile paper ------------------------------------------------------------------------------------------------
+
+
+def test_batchnorm_of_the_authors_code():
+    """Tokens over their RMS; padding takes the mean of the others, and so makes the variance smaller."""
+    x, pad = 2 + draw(2, 4, C), torch.tensor([[0, 0, 0, 1], [0, 1, 1, 1]]).bool()
+    scale = (x.square().mean(-1, keepdim=True) + EPS).sqrt()
+    rows = (x / scale)[~pad]
+    want = (rows - rows.mean(0)) / (rows.var(0, correction=0) * len(rows) / 8 + EPS).sqrt()
+    for value in (x, torch.where(pad[..., None], 1e3, x)):
+        norm = iwslt14.PaddedBatchNorm(C).double()
+        y = norm(value, pad)
+        assert_near(y[~pad].detach(), want, rel=1e-9)
+        assert_near(norm.running_mean, 0.05 * rows.mean(0), rel=1e-9)
+        assert norm.eval()(value, pad).isfinite().all()
+
+
+def test_norms_of_the_encoder():
+    config = Iwslt14(steps=1, batch=1, lr=1.0, warmup=8000, averaged=1, width=12)
+    assert [iwslt14.norm("pn", config, last).warmup_iters for last in (False, True)] == [8000, 1000]
+    assert iwslt14.norm("pn", config, False).groups == 4
+    x, pad = draw(2, 5, 12).float(), torch.zeros(2, 5).bool()
+    ours, plain = iwslt14.norm("pnv", config, False), PowerNormV(12)
+    assert type(ours) is PowerNormV and type(iwslt14.norm("batchnorm", config, True)) is iwslt14.PaddedBatchNorm
+    assert_near(ours(x, pad).detach(), plain(method.scaled(x, 4, 1e-5), pad).detach(), rel=1e-6)

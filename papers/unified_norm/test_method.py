@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional as F
 
+from repro.experiments.iwslt14 import Iwslt14, translator
 from repro.papers.powernorm import PowerNorm, PowerNormV
-from repro.papers.unified_norm import UnifiedNorm, fuse_into_linear
+from repro.papers.unified_norm import UnifiedNorm, fuse_into_linear, iwslt14
 from repro.testing import (
     assert_near,
     assert_same_outcome,
@@ -531,3 +532,17 @@ def test_any_input(x):
             y = norm(x)
             assert y.shape == x.shape and y.dtype == x.dtype and torch.isfinite(y).all()
         assert torch.isfinite(norm.running_psi2).all() and (norm.running_psi2 >= 0).all()
+
+
+# --- the profile paper ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", iwslt14.NORMS)
+def test_all_norms_of_the_translator_are_those_of_the_arm(arm):
+    config = Iwslt14(steps=1, batch=1, lr=1.0, warmup=1, averaged=1, width=8, depth=2, hidden=8)
+    model, kind = translator(9, "test unified_norm", 0, config, iwslt14.NORMS[arm]), iwslt14.NORMS[arm]
+    assert sum(type(module) is kind for module in model.modules()) == 2 * (2 + 3) + 2
+    norm = kind(8)
+    assert norm(torch.ones(2, 3, 8)).shape == (2, 3, 8)
+    if arm == "un":
+        assert (norm.window_size, norm.warmup_iters, norm.outlier_filtration) == (4, 4000, False)
