@@ -159,6 +159,7 @@ def test_the_best_rate_and_edges_are_told() -> None:
     assert [t["lr"] for t in norms["base"]["tuning"]] == [0.01, 0.1, 1.0] and norms["base"]["tuning_runs"] == 9
     assert norms["base"]["tuning"][2]["mean"] is None, "a rate at which a run diverged has no mean"
     assert norms["norm:a.A"]["steps_to_target"] == 40 and norms["norm:c.C"]["steps_to_target"] is None
+    assert norms["norm:a.A"]["reached"].count(40) > 6 and norms["norm:c.C"]["reached"].count(None) > 6
 
 
 def test_a_slot_that_cannot_tell_its_controls_gives_no_advice() -> None:

@@ -661,3 +661,65 @@ def test_of_open_rules_the_one_that_would_fail_first_tells() -> None:
     unknown = result("inconclusive", True, None)
     assert _most_open([near, unknown]) == (1, None)
     assert _most_open([unknown, failing]) == (1, 300)
+
+
+# ---- an arm against itself, an ablation that is open, ranks of runs that fail ----------------------------------------
+
+
+@pytest.mark.parametrize("idea", ["", ", without: idea"])
+def test_an_arm_against_itself_fails_no_part(paper, idea):
+    """It fails every rule of superiority, whatever the rows say."""
+    itself = f"{{replace: {{a: b}}, expect: not_reproduced{idea}}}"
+    found = claim(paper(controls=f"[{itself}]"), rows_of(**GOOD))
+    assert found["state"] == "inconclusive" and found["controls"][0]["state"] == "not_reproduced"
+    assert found["why"].startswith("No control but the comparator against itself fails the rule, so that this part was")
+    near = f"[{itself}, {{replace: {{a: c}}, expect: not_reproduced}}]"
+    assert claim(paper(controls=near), rows_of(**GOOD))["state"] == "reproduced"
+
+
+def test_of_a_list_only_the_parts_that_compare_an_arm_with_itself_do_not_count(paper):
+    rules = f"[{ORDER}, {{kind: ordering, measure: loss, arm: a, against: d, name: than d}}]"
+    rows = rows_of(**GOOD, d=around(0.9, -1))
+    found = claim(paper(rules, "[{replace: {a: b}, expect: not_reproduced}]"), rows)
+    assert found["why"].startswith("No control but the comparator against itself fails ordering of loss,")
+    ranks = "{kind: ranks, measure: loss, arm: a, others: [b, c], over: table}"
+    p = paper(ranks, "[{replace: {a: c}, expect: not_reproduced}]", change=TABLE)
+    found = claim(p, tables(a=lambda t: t, b=lambda t: t + 3.0, c=lambda t: t + 7.0))
+    assert found["state"] == "inconclusive" and "against c" in found["why"]
+
+
+def test_the_method_without_its_idea_must_be_shown_to_fail_whatever_is_expected(paper):
+    open_ = BROKEN.replace("]", ", {replace: {a: d}, expect: not_met, without: idea}]")
+    found = claim(paper(controls=open_), rows_of(**GOOD, d=around(1, 80)))
+    assert found["state"] == "inconclusive" and not found["controls"][1]["ok"]
+    assert "d in place of a came out inconclusive, and not reproduced is expected of it" in found["why"]
+    assert claim(paper(controls=open_), rows_of(**GOOD, d=around(1.2)))["state"] == "reproduced"
+
+
+def test_the_known_good_arm_must_show_a_part_that_fails_against_another_arm(paper):
+    """It is as good as itself in whatever setting; only that part fails here."""
+    rules = (
+        f"[{ORDER}, {{kind: noninferiority, measure: loss, arm: a, against: p, margin: 0.1, name: as good as p}}, "
+        "{kind: bound, measure: loss, arm: a, max: 3, name: low}]"
+    )
+    rows = {"a": around(0.8), "b": GOOD["b"], "c": GOOD["c"], "p": around(0.5, -1)}
+    found = claim(paper(rules, **LEARNT), learnt(rows_of(**rows)))
+    assert [part["state"] for part in found["parts"]] == ["reproduced", "not_reproduced", "reproduced"]
+    assert (found["state"], found["mark"]) == ("inconclusive", "not_shown")
+    assert "the known-good arm p is the comparator itself" in found["why"]
+    worse = claim(paper(rules, **LEARNT), learnt(rows_of(**{**rows, "a": around(1.5)})))
+    assert worse["state"] == "not_reproduced"  # it is not better than b, which p is
+
+
+def test_ranks_bar_an_arm_that_diverged_and_few_seeds(paper):
+    p = paper(RANKS, "[{replace: {a: d}, expect: not_reproduced}]", change=TABLE)
+    rows = tables(a=lambda t: t, b=lambda t: t + 3.0, c=lambda t: t + 7.0, d=lambda t: t + 9.0)
+    assert claim(p, rows)["state"] == "reproduced"
+    lost = next(i for i, x in enumerate(rows) if (x["arm"], x["seed"], x["factors"]["table"]) == ("a", 2, 5))
+    found = claim(p, [*rows[:lost], row("a", 2, status="diverged", factors={"table": 5}), *rows[lost + 1 :]])
+    assert found["state"] == "inconclusive" and "The arm a diverged at seed 2" in found["why"]
+    few = paper(
+        RANKS, "[{replace: {a: d}, expect: not_reproduced}]", replace=[TABLE, ("cpu: {seeds: 5", "cpu: {seeds: 2")]
+    )
+    found = claim(few, rows)
+    assert found["state"] == "inconclusive" and "only 2 seeds" in found["why"] and found["needed_seeds"] == 3

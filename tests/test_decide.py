@@ -10,7 +10,7 @@ from synthetic import DEPTHS, MEASURES, judged, row, rows_of, rule, state
 
 from repro.judge import decide as deciding
 from repro.judge.decide import Region, decide, decide_rate
-from repro.judge.rules import region_of
+from repro.judge.rules import Terms, region_of
 
 # ---- the sign test ------------------------------------------------------------------------------------------------
 
@@ -47,7 +47,7 @@ def test_ties_at_the_boundary_count_for_neither_state():
 
 def test_what_scatters_on_both_sides_is_not_outside():
     assert decide([-math.inf] * 5 + [math.inf] * 5, Region(-1, 1), 0.95).state == "inconclusive"
-    assert decide([math.inf] * 5, Region(-1, 1), 0.95).state == "not_reproduced"
+    assert decide([math.inf] * 6, Region(-1, 1), 0.95).state == "not_reproduced"
 
 
 # ---- error rates ---------------------------------------------------------------------------------------------------
@@ -80,6 +80,14 @@ def test_error_rates_of_the_sign_test(n):
     for wanted in ("reproduced", "not_reproduced"):
         assert share(wanted, draws, Region(high=0.0)) <= CHANCE
         assert share(wanted, draws, Region(low=0.0)) <= CHANCE
+
+
+@pytest.mark.parametrize("n", [5, 6, 10])
+def test_a_sign_test_of_a_narrow_region_errs_on_either_side_together_at_most_one_time_in_twenty(n):
+    draws = np.random.default_rng(20 + n).normal(0, 1, (RUNS, n))
+    assert share("not_reproduced", draws, Region(0.0, 1e-9), sign=True) <= CHANCE
+    far = decide([3.0] * 5 + [4.0], Region(0.0, 1.0), 0.95, sign=True)
+    assert far.state == "not_reproduced" and far.level == pytest.approx(0.975)
 
 
 def simulated(kind, rng, n, spread):
@@ -221,6 +229,17 @@ def test_needed_runs_of_a_failure_rate_decide_four_times_in_five(failed, n, high
     assert power(found.needed) > 0.78 and power(found.needed - 1) < 0.82  # whole numbers: it rises in steps
 
 
+def test_needed_seeds_of_three_equal_parts_let_all_of_them_hold_four_times_in_five():
+    values = [0.4, 1.5, 0.6, 0.7, 1.3]
+    rows = [one for depth in (1, 2, 4) for one in rows_of({"depth": depth}, a=values)]
+    found = judged(rule("bound", max=1.0, per="depth"), rows, factors={"depth": [1, 2, 4]})
+    mean, spread, m = np.mean(values), np.std(values, ddof=1), found["needed_seeds"]
+    assert found["state"] == "inconclusive" and f"about {m} fresh seeds" in found["why"]
+    draws = np.random.default_rng(5).normal(mean, spread, (2000, 3, m))
+    high = draws.mean(axis=-1) + stats.t.ppf(0.95, m - 1) * draws.std(axis=-1, ddof=1) / math.sqrt(m)
+    assert np.mean((high < 1.0).all(axis=1)) == pytest.approx(0.8, abs=0.03)
+
+
 def test_needed_pairs_of_a_failure_rate_count_those_that_do_not_differ():
     """At one pair in five that differs, 33 pairs give five such pairs four times out of five."""
 
@@ -251,7 +270,7 @@ def test_needed_seeds_of_several_levels():
     near, far = [0.5, 1.4, 0.7, 0.6, 1.2], [0.1, 1.1, 0.3, 0.2, 0.5]
     rows = rows_of({"depth": 4}, a=near) + rows_of({"depth": 12}, a=far)
     found = judged(r, rows, factors=DEPTHS)
-    alone = judged(replace(r, per=None, at={"depth": 4}), rows, factors=DEPTHS)
+    alone = judged(replace(r, per=None, at={"depth": 4}), rows, factors=DEPTHS, terms=Terms(parts=2))
     assert found["needed_seeds"] == alone["needed_seeds"] > 5
     assert found["why"].startswith("at depth 4, ") and f"about {found['needed_seeds']} fresh" in found["why"]
 

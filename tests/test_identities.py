@@ -135,3 +135,10 @@ def test_an_identity_is_no_claim_and_no_headline(tmp_path):
 
 def test_identities_are_not_part_of_the_registration(paper):
     assert paper().registration("cpu") == paper(EXACT.replace("1.0e-9", "1.0e-6")).registration("cpu")
+
+
+def test_an_empty_list_shows_nothing(paper):
+    found = exact(paper(), rows_of(a=[*SMALL[:4], []], d=[1.0] * 5))
+    assert (
+        found["state"] == "incomplete" and found["why"] == "'loss' of a, seed 4, is an empty list, which shows nothing."
+    )

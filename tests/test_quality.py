@@ -419,3 +419,11 @@ def test_judge_stores_the_rates_and_the_checks_know_them(checkout: Checkout) -> 
     assert "no error rates are stored" in checkout.run("verify", "demo").stdout
     checkout.ok("judge", "demo")
     assert "all checks passed" in checkout.ok("verify", "demo")
+
+
+def test_a_rule_that_asks_for_the_sign_test_is_simulated_as_coins(make):
+    """Five coins fall inside together one time in 32; Student's interval would be said to err one time in twenty."""
+    rule = f"{{kind: ordering, measure: loss, arm: a, against: b, statistic: sign, {AT}}}"
+    found = rates(make(rule, value="{value: -0.5, unit: nats}"), rows_of({"a": 0.5, "b": 1.0}))
+    assert found["false_rate"] == pytest.approx(1 / 32) and found["at"] == "at even chances"
+    assert found["power"] is None and found["why"].startswith("a sign test is asked for")

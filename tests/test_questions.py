@@ -29,6 +29,10 @@ answers: {"yes": It is., "no": It is not., both: It depends.}
 would_change: A larger model.
 """
 
+GOOD_ARENA = [
+    {"track": "gpt", "arm": "norm:rmsnorm.RMSNorm", "share": 0.5, "holds": "yes", "fails": "no", "about": "S."}
+]
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -128,24 +132,55 @@ def test_a_stale_verdict_speaks_for_nothing(tree):
 
 
 @pytest.mark.parametrize(
+    ("quality", "time", "answer"),
+    [
+        ("reproduced", "inconclusive", None),
+        ("reproduced", "not_run", None),
+        ("reproduced", "reproduced", "yes"),
+        ("not_reproduced", "inconclusive", "no"),
+        ("not_reproduced", "reproduced", "both"),
+        ("inconclusive", "inconclusive", None),
+    ],
+)
+def test_a_conjunction_is_not_answered_from_half_of_it(tree, quality, time, answer):
+    path = tree / "questions" / "demo.yaml"
+    lines_ = [line for line in GOOD.splitlines(keepends=True) if not line.startswith(("arena", "  - {track"))]
+    path.write_text("needs: all\n" + "".join(lines_))
+    asked = files.read_question(tree, "demo")
+    lines = {
+        "rmsnorm/quality-parity": line("quality-parity", quality),
+        "rmsnorm/running-time": line("running-time", time),
+    }
+    found = questions.answered(asked, lines, [])
+    assert found["answer"] == answer
+    assert (found["sentence"] == questions.IN_PART) is (quality == "reproduced" and answer is None)
+    with_arena = questions.answered({**asked, "arena": GOOD_ARENA}, lines, [])
+    assert with_arena["answer"] == (None if answer == "yes" else answer)  # the arena has not been run
+
+
+@pytest.mark.parametrize(
     ("standing", "steps", "usable", "answer"),
     [
-        ("better", 150, True, "yes"),
-        ("better", 200, True, "no"),  # better, but not in half of the steps
-        ("as good", 100, True, "no"),
-        ("worse", None, True, "no"),
-        ("not told apart", 100, True, None),
-        ("better", 100, False, None),
+        ("better", [150] * 5, True, "yes"),
+        ("better", [150] * 4 + [200], True, None),  # 4 of 5 is no sign test
+        ("better", [200, None, 300, 300, 300], True, None),  # better, but not midway in half of the steps
+        ("as good", [100] * 5, True, "no"),
+        ("worse", [None] * 5, True, "no"),
+        ("not told apart", [100] * 5, True, None),
+        ("better", [100] * 5, False, None),
     ],
 )
 def test_a_line_of_the_arena_speaks_by_its_standing_and_its_steps(tree, standing, steps, usable, answer):
     asked = {**files.read_question(tree, "demo"), "claims": []}
-    one = {"arm": "norm:rmsnorm.RMSNorm", "standing": standing, "steps_to_target": steps, "gap": [0.0, -0.1, 0.1]}
+    one = {"arm": "norm:rmsnorm.RMSNorm", "standing": standing, "steps_to_target": steps[-1], "gap": [0.0, -0.1, 0.1]}
+    one["reached"] = steps
     slots = {"norm": {"usable": usable, "lines": [one]}}
     cell = {"at": {"depth": 2, "steps": 300}, "slots": slots, "interactions": []}
     table = {"track": "gpt", "profile": "long", "settings": {}, "cells": [cell]}
     found = questions.answered(asked, {}, [table])
     assert found["answer"] == answer and not found["waits"]
+    midway = usable and standing == "better" and steps[0] == 200
+    assert (found["sentence"] == questions.MIDWAY) is midway and (found["places"][0]["why"] is not None) is midway
 
 
 @pytest.mark.parametrize(

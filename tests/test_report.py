@@ -1164,3 +1164,30 @@ def test_the_index_says_what_was_measured_and_counts_a_shared_trial_once() -> No
     records = [paper("a", ("k1", 1800.0), ("k2", 900.0)), paper("b", ("k2", 900.0), ("k3", 900.0))]
     assert pages.times(records) == [{"profile": "long", "papers": 2, "trials": 3, "hours": 1.0}]
     assert pages.times([]) == []
+
+
+def test_a_control_that_is_the_comparator_itself_is_said_to_count_for_nothing() -> None:
+    """On the page, and in the sentence that counts controls; of a list of rules only where it is."""
+    from types import SimpleNamespace
+
+    from repro import words
+    from repro.report import belief
+    from repro.report.claims import _positive, counts
+
+    first, second = ({"kind": "ordering", "name": f"than {b}", "arm": "a", "against": b} for b in "bc")
+    itself, other = {"replace": {"a": "b"}, "ok": True}, {"replace": {"a": "d"}, "ok": False}
+    told = "the comparator against itself, which counts for nothing"
+    assert words.alone_text(itself, [first]) == told and not counts(itself, [first])
+    assert words.alone_text(itself, [first, second]) == f"in than b {told}" and counts(itself, [first, second])
+    assert (
+        words.alone_text({**itself, "seed_offset": 1000}, [first]) is None and words.alone_text(other, [first]) is None
+    )
+    trivial = {"predictor": "linear", "state": "reproduced", "arm": "a"}
+    judged = {"rule": first, "controls": [itself, other], "trivial": trivial}
+    record = SimpleNamespace(headline="h", strongest=lambda name: (None, judged))
+    assert belief._guards(record).startswith("The negative control does not come out as expected; the arm a beats the")
+    ((_, text),) = _positive({"arm": "b", "state": "reproduced"}, [first], "b")
+    assert text == "none: b is the comparator against itself."
+    ((_, text),) = _positive({"arm": "b", "state": "reproduced"}, [first, second], "b")
+    assert text == f"b shows the effect here; in than b {told}."
+    assert words.expected({"expect": "not_met", "without": "idea"}) == "not reproduced"

@@ -266,11 +266,12 @@ def test_slope_of_a_diverged_seed_lies_outside():
     assert found["state"] == "inconclusive" and "4 of 5" in found["why"] and found["diverged"] == [1]
 
 
-def test_slope_of_a_diverged_comparator_lies_outside_too():
+def test_slope_of_a_diverged_comparator_counts_for_neither_side():
     factors = {"width": [1, 2]}
     rows = [row("a", seed, float(w), factors={"width": w}) for seed in range(5) for w in (1, 2)]
     rows += [row("b", seed, status="diverged", factors={"width": w}) for seed in range(5) for w in (1, 2)]
-    assert state(rule("slope", x="width", against="b", max=2), rows, factors=factors) == "not_reproduced"
+    found = judged(rule("slope", x="width", against="b", max=2), rows, factors=factors)
+    assert found["state"] == "inconclusive" and found["diverged"] == []
 
 
 def curves(**arms):
@@ -370,7 +371,9 @@ def test_a_diverged_comparator_counts_as_worst():
     assert (
         state(rule("ratio", against="b", max=0.9), rows_of(a=[1.0] * 5, b=[2.0, None, 2.0, 2.1, 2.2])) == "reproduced"
     )
-    assert state(rule("equivalence", against="b", margin=0.1), rows_of(a=[1.0] * 5, b=[None] * 5)) == "not_reproduced"
+    equal = rule("equivalence", against="b", margin=0.1)
+    assert state(equal, rows_of(a=[1.0] * 6, b=[None] * 6), 6) == "not_reproduced"
+    assert state(equal, rows_of(a=[1.0] * 5, b=[None] * 5)) == "inconclusive"  # past either end by chance: 2 / 32
 
 
 def test_a_diverged_arm_counts_against():

@@ -95,6 +95,25 @@ def test_an_arm_that_diverges_at_every_level_has_failed(paper):
     assert method["mark"] == "edge_of_grid" and "diverged at every level of lr" in method["why"]
 
 
+def test_an_invalid_tuning_row_is_no_divergence(paper):
+    rows = sweep(INSIDE, VALUES)
+    lost = next(i for i, x in enumerate(rows) if x["arm"] == "a" and x["seed"] == 1001)
+    rows[lost] = row("a", 1001, status="invalid", why="its A/A arms disagree", factors=rows[lost]["factors"])
+    found = claim(paper(), rows)
+    assert found["state"] == "inconclusive"
+    assert found["why"] == "The tuning row of a, seed 1001, is invalid: its A/A arms disagree."
+
+
+@pytest.mark.parametrize("levels", [[0.1, 0.2], [0.2, 0.1, 0.4], ["slow", "fast", "faster"]])
+def test_a_grid_has_an_inside(paper, levels):
+    change = (FACTOR[0], FACTOR[1].replace(str(RATES), str(levels)))
+    with pytest.raises(ReproError, match="write at least three numbers in rising order"):
+        paper(change=change)
+    maker_ = [change, ("smoke: {seeds: 1, e: {}}", "smoke: {seeds: 1, e: {factors: {lr: [0.1]}}}")]
+    good = [(FACTOR[0], FACTOR[1]), maker_[1]]
+    assert paper(change=None, replace=good).settings("smoke", "e").factors == {"lr": [0.1]}  # never judged
+
+
 def test_missing_tuning_rows_are_said(paper):
     rows = [x for x in sweep(INSIDE, VALUES) if x["seed"] != 1001]
     found = claim(paper(), rows)

@@ -278,4 +278,30 @@ def control_text(control: Mapping[str, Any]) -> str:
     return ", ".join(words) or "the same rule"
 
 
+def itself(rule: Mapping[str, Any], replace: Mapping[str, str]) -> bool:
+    """Whether a rule, with these arms replaced, only compares an arm with itself."""
+    others = rule.get("others") or [rule[k] for k in ("against",) if rule.get(k)]
+    arm = replace.get(rule["arm"], rule["arm"])
+    return bool(others) and all(replace.get(other, other) == arm for other in others)
+
+
+def alone(control: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rules in which a control only compares an arm with itself, at the same seeds."""
+    return [r for r in rules if not control.get("seed_offset") and itself(r, control.get("replace") or {})]
+
+
+def alone_text(control: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is to be said of a control that compares an arm with itself, in every rule or in some; None of others."""
+    own = alone(control, rules)
+    if not own:
+        return None
+    where = "" if len(own) == len(rules) else f"in {listed([r.get('name') or r['kind'] for r in own])} "
+    return f"{where}the comparator against itself, which counts for nothing"
+
+
+def expected(control: Mapping[str, Any]) -> str:
+    """What must come of a control; the method without its idea must fail, whatever is written."""
+    return EXPECTED["not_reproduced" if control.get("without") == "idea" else control["expect"]]
+
+
 EXPECTED = {"not_reproduced": "not reproduced", "not_met": "anything but reproduced", "violated": "violated"}

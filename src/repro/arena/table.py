@@ -11,6 +11,7 @@ failed      runs that diverged or ended above `fails_above` (what letter frequen
             has an exact interval (Clopper-Pearson), and their loss counts as `fails_above`
 standing    better, as good (the interval ends below the margin), worse, not told apart; fails; no better than a control
 steps       median number of steps to the target, which is the mean final loss of the reference; a miss is infinite
+reached     these steps seed by seed; a miss is null
 interaction of a norm and an optimizer: how much more the norm loses to the base's under the other optimizer than under
             the base's, paired by seed; Bonferroni's correction over the pairs
 calibration contrasts that are known beforehand; where one does not come out, the cell ranks nothing and says so
@@ -207,6 +208,7 @@ def _line(
         "tuning_runs": sum(r["seed"] >= TUNING for r in rows),
         "best": fmean(best) if best else None,
         "steps_to_target": _finite(median_high(steps)) if steps else None,
+        "reached": [_finite(step) for step in steps],
         "curve": mean_curve(judged),
     }
 

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from repro.errors import Failed
 from repro.run import measure, plan, progress
+from repro.run.tuning import Invalid
 from repro.spec.load import load_params
 from repro.spec.model import Paper
 from repro.store import Store
@@ -41,7 +43,10 @@ def tune(paper: Paper, profile: str, root: Path, device: str | None, jobs: int |
         if place in seen:
             continue
         seen.add(place)
-        chosen = measure.chosen_level(entry, document["rows"], *place[:2], cell)
+        try:
+            chosen = measure.chosen_level(entry, document["rows"], *place[:2], cell)
+        except Invalid as error:
+            raise Failed(f"{paper.slug}: {error} Run the same command again") from None
         lines.append(
             {
                 "paper": paper.slug,

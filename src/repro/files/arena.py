@@ -357,6 +357,7 @@ class Line(TypedDict):
     tuning_runs: Whole
     best: Number | None
     steps_to_target: Cost | None
+    reached: list[Cost | None]
     curve: list[Point]
 
 

@@ -40,7 +40,9 @@ class Ranked(TypedDict):
     __pydantic_config__ = CLOSED
     track: Name
     arm: Arm
-    share: NotRequired[Share]  # and better, with the base's final loss in at most this share of the steps
+    share: NotRequired[
+        Share
+    ]  # it holds where it is better, with the base's final loss in at most this share of the steps
     holds: Side
     fails: NotRequired[Side]
     about: Words
@@ -60,6 +62,7 @@ class Question(TypedDict):
 
     __pydantic_config__ = CLOSED
     question: matching(r"\S[^\n]*\?", "one line that ends with a question mark")
+    needs: NotRequired[one_of("all")]  # one side alone is "yes" only where every claim and line speaks for it
     disputed: Words
     voices: Annotated[list[Voice], Field(min_length=2), Wanted("a list of at least two voices")]
     claims: list[Judged]

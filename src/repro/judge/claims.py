@@ -5,8 +5,12 @@ A claim is reproduced where its rules hold, and not reproduced where one fails; 
 either           the arms have levels of the tuned factor inside the grid, and the comparator has learnt (it beats the
                  trivial predictor)
 reproduced       every negative control fails, every part of the rules is failed by one of them, and the method without
-                 its idea does not meet the rules
-not reproduced   of a claim about trained arms: an arm that is known to show the effect shows it in the same setting
+                 its idea is shown to fail the rules
+not reproduced   of a claim about trained arms: an arm that is known to show the effect shows it in the same setting,
+                 and in a part that the method fails
+
+An arm that is compared with itself counts for nothing in either gate: whatever the rows say, it fails every rule that
+asks it to be better, and meets every rule that asks it to be as good.
 
 A claim that misses its gate is inconclusive, and `mark` says why.
 """
@@ -46,7 +50,7 @@ class Outcome:
     """What several rules that must all hold come to, of the arms as they are or with some replaced.
 
     parts: as the document shows them.  failed: which parts of the rules fail, as (place of the rule, place of the
-    part).  first: the estimate of the first rule and its unit.
+    part).  itself: which parts compare an arm with itself.  first: the estimate of the first rule and its unit.
     """
 
     state: str
@@ -56,7 +60,8 @@ class Outcome:
     first: tuple[float | None, str]
     p: float
     parts: list[dict[str, Any]]
-    failed: set[tuple[int, int | None]]
+    failed: set[tuple[int, int]]
+    itself: set[tuple[int, int]]
     seen: Seen
 
 
@@ -114,7 +119,7 @@ class Case:
         settings, rows, terms = self.paper.settings(self.profile, experiment), self.rows_of(experiment), self.terms
         if terms.tune and experiment != self.claim.experiment:
             terms = replace(terms, tune=settings.tune)
-        seen, results, failed = Seen(), [], set()
+        seen, results, failed, itself = Seen(), [], set(), set()
         for i, rule in enumerate(self.rules):
             used, offset = controlled(rule, control) if control else rule, {}
             if control and control.seed_offset:
@@ -128,6 +133,7 @@ class Case:
                 result |= {"state": "inconclusive", "needed_seeds": None, "why": why, "p": 1.0}
             results.append(result)
             failed |= set(_failed(i, rule, used, result, len(self.parts(i)), self.settings))
+            itself |= {(i, j) for j in range(len(self.parts(i))) if _compares_itself(used, offset, j)}
         states = [result["state"] for result in results]
         state = next((s for s in ("not_reproduced", "inconclusive") if s in states), "reproduced")
         place, needed = states.index(state), None
@@ -149,6 +155,7 @@ class Case:
                 part for rule, result in zip(self.rules, results, strict=True) for part in self._parts(rule, result)
             ],
             failed=failed,
+            itself=itself,
             seen=seen,
         )
 
@@ -165,7 +172,7 @@ class Case:
 
 def _failed(
     i: int, rule: Rule, used: Rule, result: dict[str, Any], parts: int, settings: Settings
-) -> Iterator[tuple[int, int | None]]:
+) -> Iterator[tuple[int, int]]:
     """Which parts of rule i fail, where `used` was judged in its place."""
     if parts > 1 and len(result["parts"]) == parts:
         yield from ((i, j) for j, part in enumerate(result["parts"]) if part["state"] == "not_reproduced")
@@ -174,6 +181,12 @@ def _failed(
         levels = settings.factors[rule.per] if rule.per else []
         places = [levels.index(fixed)] if parts > 1 and fixed in levels else range(parts)
         yield from ((i, j) for j in places)
+
+
+def _compares_itself(used: Rule, offset: Mapping[str, int], j: int) -> bool:
+    """Whether part j of a rule compares an arm with itself at the same seeds."""
+    against = used.others[j] if used.kind == "ranks" else getattr(used, "against", None)
+    return used.arm == against and offset.get("arm") == offset.get("against")
 
 
 # ---- one claim ----------------------------------------------------------------------------------------------------
@@ -413,38 +426,39 @@ def _not_learnt(trivial: Mapping[str, Any]) -> Stop:
 
 def _control(case: Case, control: Control) -> tuple[dict[str, Any], Outcome]:
     came = case.outcome(control)
-    ok = came.state == "not_reproduced" or control.expect == "not_met" and came.state == "inconclusive"
+    ok = came.state == "not_reproduced" or _not_met(control) and came.state == "inconclusive"
     shown = {k: came.shown[k] for k in ("estimate", "interval")}
     return {**as_dict(control, drop={"why"}), "ok": ok, "state": came.state, "why": sentence(came.why), **shown}, came
 
 
 def _control_gate(case: Case, controls: list[tuple[dict[str, Any], Outcome]]) -> Stop | None:
     """What keeps rules that hold from being a reproduction."""
-    for entry, _ in controls:
-        if entry.get("without") == "idea" and entry["state"] == "reproduced":
+    parts = {(i, j): name for i in range(len(case.rules)) for j, name in enumerate(case.parts(i))}
+    for entry, came in controls:
+        if entry.get("without") == "idea" and entry["state"] == "reproduced" and came.itself != parts.keys():
             return Stop(
                 f"the method without its idea ({control_text(entry)}) meets the rules too, so that the effect is "
                 "not the method's.",
                 "phenomenon_only",
             )
-    for entry, came in controls:
+    for (entry, came), control in zip(controls, case.claim.controls, strict=True):
         if not entry["ok"]:
             return Stop(
                 f"the control {control_text(entry)} came out {entry['state'].replace('_', ' ')}, and "
-                f"{'anything but reproduced' if entry['expect'] == 'not_met' else 'not reproduced'} is expected of it: "
+                f"{'anything but reproduced' if _not_met(control) else 'not reproduced'} is expected of it: "
                 f"{came.why}",
                 needed=came.needed,
             )
     broken = [came for (_, came), control in zip(controls, case.claim.controls, strict=True) if not _is_aa(control)]
-    failed = set().union(*(came.failed for came in broken))
-    names = {(i, j): name for i in range(len(case.rules)) for j, name in enumerate(case.parts(i))}
-    if missed := [name for place, name in names.items() if place not in failed]:
+    failed = set().union(*(came.failed - came.itself for came in broken))
+    if missed := {place: name for place, name in parts.items() if place not in failed}:
+        alone = any(missed.keys() & came.failed for came in broken)
+        none = "no control but the comparator against itself" if alone else "no control"
+        these = "this part was" if len(missed) == 1 else "these parts were"
         return Stop(
-            "no control is there that could fail."
-            if not broken
-            else f"no control fails {listed(missed)}, so that this part was never shown able to fail."
-            if len(missed) == 1
-            else f"no control fails {listed(missed, 'or')}, so that these parts were never shown able to fail."
+            f"{none} fails {listed(list(missed.values()), 'or')}, so that {these} never shown able to fail."
+            if broken
+            else "no control is there that could fail."
         )
     return next(
         (stop for entry, came in controls if (stop := _edge(case, came.seen, f"the control {control_text(entry)}, "))),
@@ -454,7 +468,12 @@ def _control_gate(case: Case, controls: list[tuple[dict[str, Any], Outcome]]) ->
 
 def _is_aa(control: Control) -> bool:
     """An A/A control tests how often chance passes, not whether a part can fail."""
-    return control.expect == "not_met" or control.seed_offset is not None
+    return _not_met(control) or control.seed_offset is not None
+
+
+def _not_met(control: Control) -> bool:
+    """Whether anything but reproduced will do; never of the method without its idea, whatever is written."""
+    return control.expect == "not_met" and control.without is None
 
 
 def _positive(case: Case) -> tuple[dict[str, Any], Outcome] | None:
@@ -476,14 +495,12 @@ def _positive_gate(case: Case, method: Outcome, positive: tuple[dict[str, Any], 
             "not_shown",
         )
     entry, came = positive
-    swaps = case.claim.swaps
-    compared = [[swaps.get(arm, arm) for arm in (rule.arm, *_others(rule))] for rule in case.rules]
-    if all(len(arms) > 1 and len(set(arms)) == 1 for arms in compared):
+    if not method.failed - came.itself:
         if not case.claim.trained:
             return None
         return Stop(
-            f"the rules fail ({method.why.rstrip('.')}), but the known-good arm {entry['arm']} is the comparator "
-            "itself, and an arm that is compared with itself shows nothing of the setting.",
+            f"the rules fail ({method.why.rstrip('.')}), but where they do the known-good arm {entry['arm']} is the "
+            "comparator itself, and an arm that is compared with itself shows nothing of the setting.",
             "not_shown",
         )
     if entry["state"] != "reproduced":
@@ -494,11 +511,6 @@ def _positive_gate(case: Case, method: Outcome, positive: tuple[dict[str, Any], 
             came.needed,
         )
     return _edge(case, came.seen, "the known-good arm ")
-
-
-def _others(rule: Any) -> list[str]:
-    """The arms that a rule compares its arm with."""
-    return [*([rule.against] if getattr(rule, "against", None) else []), *getattr(rule, "others", ())]
 
 
 def _mutants(case: Case) -> list[dict[str, Any]]:

@@ -6,14 +6,16 @@ t   the two-sided interval at 2 level - 1, so that each end is one-sided at `lev
 sign test   where a parameter is infinite, cannot be scored or is counted as outside, and where a rule asks for it (a
     worst case or an R2 is skewed, and t is wrong there): the number of seeds inside R (or on one side outside) against
     a fair coin, exact and one-sided.  A seed on the boundary, or not scored, counts for neither.  At level 0.95 this
-    needs 5 seeds.
+    needs 5 seeds; not_reproduced of an R with two ends needs 6, since chance could carry the seeds past either end.
 
 failure rate   the share of runs that failed, with the exact (Clopper-Pearson) interval of a binomial
 
 needed_seeds   the least number of seeds at which, if effect and spread are as observed, the decision towards which the
-    estimate points is made with a probability of at least 80 % (noncentral t; binomial for the sign test).  It is for
-    planning a new registration with fresh seeds.  Adding seeds to those seen and looking again is no such test: it
-    raises the 5 % to 9 % within two looks.
+    estimate points is made with a probability of at least 80 % (noncentral t; binomial for the sign test).  Of k parts
+    that must all hold each holds with the k-th root of 80 %, so that all of them do with 80 %.  It is for planning a
+    new registration with fresh seeds.  Looking again raises the 5 % however it is done: adding seeds to those seen to
+    9 % within two looks, fresh seeds in place of those seen to 1 - 0.95^2 = 9.75 % within two registrations and to
+    14.3 % within three.
 """
 
 import functools
@@ -105,13 +107,15 @@ def decide(
     least: int = LEAST_SEEDS,
     sign: bool = False,
     pairs: int | None = None,
+    power: float = POWER,
 ) -> Decision:
     """Decide on one parameter: `values` per seed, or two unpaired samples whose difference it is (Welch).
 
     `out`: seeds that count as outside R whatever their value; where all do, nothing is left to test.
     `level` is for reproduced, `no_level` (the same unless
     given) for not_reproduced.  `least`: with fewer seeds nothing is decided.  `sign`: the sign test in place of t.
-    `pairs`: the values are those of so many pairs that differ, and what would decide is said in pairs.
+    `pairs`: the values are those of so many pairs that differ, and what would decide is said in pairs.  `power`: the
+    chance with which `needed` seeds show that the parameter lies in R; that it does not, they show with POWER.
     """
     n, no_level = len(values), level if no_level is None else no_level
     if n < least:
@@ -121,7 +125,7 @@ def decide(
         return Decision("not_reproduced", why, level=no_level, n=n, slack=-INF, p=1.0)
     if sign or out or not all(map(math.isfinite, [*values, *(other or ())])):
         paired = values if other is None else [a - b for a, b in zip(values, other, strict=True)]
-        return _sign_decision(paired, region, level, no_level, out, pairs)
+        return _sign_decision(paired, region, level, no_level, out, pairs, power)
     mean, variance = _moments(values)
     df = n - 1.0
     if other is not None:
@@ -146,7 +150,7 @@ def decide(
     needed = None
     if state == "inconclusive":
         at_m = (lambda m: m - 1.0) if other is None else (lambda m: _welch(share[0], share[1], m, m))
-        needed = _needed_t(mean, math.sqrt(variance), region, level, no_level, n, at_m)
+        needed = _needed_t(mean, math.sqrt(variance), region, level, no_level, n, at_m, power)
     ends = (region.display(low), region.display(high))
     shown = f"the {100 * (2 * used - 1):.4g} % interval [{number(ends[0])}, {number(ends[1])}]"
     if state == "inconclusive":
@@ -218,14 +222,23 @@ def _above(failed: int, n: int, rate: float) -> float:
 
 
 def decide_rate(
-    failed: int, n: int, region: Region, level: float, no_level: float, least: int = LEAST_SEEDS
+    failed: int,
+    n: int,
+    region: Region,
+    level: float,
+    no_level: float,
+    least: int = LEAST_SEEDS,
+    power: float = POWER,
 ) -> Decision:
     """Decide whether a failure rate lies in R, from `failed` of `n` runs."""
     if n < least:
         return Decision("inconclusive", few(n, least), level=level, n=n, needed=least)
 
     state = _rate_state(failed, n, region.low, region.high, level, no_level)
-    needed = _needed_rate(failed, n, region.low, region.high, level, no_level) if state == "inconclusive" else None
+    needed = None
+    if state == "inconclusive":
+        goal = power if region.holds(failed / n) else POWER
+        needed = _needed_rate(failed, n, region.low, region.high, level, no_level, goal)
     used = no_level if state == "not_reproduced" else level
     low, high = failure_rate(failed, n, used)
     where = f"and the {100 * (2 * used - 1):.4g} % interval of the failure rate, [{low:.3f}, {high:.3f}], "
@@ -248,8 +261,10 @@ def _rate_state(failed: int, n: int, low: float, high: float, level: float, no_l
 
 
 @functools.lru_cache(maxsize=1024)
-def _needed_rate(failed: int, n: int, low: float, high: float, level: float, no_level: float) -> int | None:
-    """The least number of runs above n that decide with a chance of POWER, at the failure rate that was seen."""
+def _needed_rate(
+    failed: int, n: int, low: float, high: float, level: float, no_level: float, goal: float
+) -> int | None:
+    """The least number of runs above n that decide with a chance of `goal`, at the failure rate that was seen."""
     from scipy.stats import binom
 
     def power(m: int) -> float:
@@ -257,7 +272,7 @@ def _needed_rate(failed: int, n: int, low: float, high: float, level: float, no_
         likely = [k for k in range(m + 1) if chances[k] > 1e-4]
         return sum(chances[k] for k in likely if _rate_state(k, m, low, high, level, no_level) != "inconclusive")
 
-    return _first(power, n)
+    return _first(power, n, goal)
 
 
 def _sign_decision(
@@ -267,8 +282,11 @@ def _sign_decision(
     no_level: float,
     out: frozenset[int],
     pairs: int | None,
+    power: float,
 ) -> Decision:
     n = len(values)
+    if region.low != -INF and region.high != INF:  # chance could carry the seeds past either end, as in `_outer_level`
+        no_level = (1 + no_level) / 2
     inside = sum(i not in out and region.holds(x) for i, x in enumerate(values))
     below = sum(i in out or x < region.low for i, x in enumerate(values))
     above = sum(i in out or x > region.high for i, x in enumerate(values))
@@ -280,9 +298,9 @@ def _sign_decision(
         state, used = "not_reproduced", no_level
     needed = None
     if state == "inconclusive":
-        at = level if inside >= outside else no_level
+        at, goal = (level, power) if inside >= outside else (no_level, POWER)
         share = max(inside, outside) / n
-        needed = _needed_sign(share, at, n) if pairs is None else _needed_pairs(share, at, n, pairs)
+        needed = _needed_sign(share, at, n, goal) if pairs is None else _needed_pairs(share, at, n, pairs, goal)
     count, side = (inside, "inside") if state == "reproduced" or inside > outside else (outside, "outside")
     at_most = 1 - (level if side == "inside" else no_level)
     why = f"{count} of {n} seeds lie {side} {region.text} (exact sign test, p = {sign_p(count, n):.2g}"
@@ -325,21 +343,28 @@ def _welch(a: float, b: float, n: int, m: int) -> float:
     return (a + b) ** 2 / (a * a / (n - 1) + b * b / (m - 1))
 
 
-def _least(power: Callable[[int], float], above: int) -> int | None:
-    """The least m > above with power(m) >= POWER, power rising with m."""
+def _least(power: Callable[[int], float], above: int, goal: float) -> int | None:
+    """The least m > above with power(m) >= goal, power rising with m."""
     low, high = above, max(above + 1, 4)
-    while not power(high) >= POWER:
+    while not power(high) >= goal:
         low, high = high, 2 * high
         if low > MOST_SEEDS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+        low, high = (low, middle) if power(middle) >= goal else (middle, high)
     return high
 
 
 def _needed_t(
-    mean: float, spread: float, region: Region, level: float, no_level: float, n: int, df: Callable[[int], float]
+    mean: float,
+    spread: float,
+    region: Region,
+    level: float,
+    no_level: float,
+    n: int,
+    df: Callable[[int], float],
+    goal: float,
 ) -> int | None:
     from scipy.special import nctdtr
 
@@ -358,17 +383,17 @@ def _needed_t(
         misses = [0.0 if shift > critical + 30 else float(nctdtr(df(m), shift, critical)) for shift in shifts]
         return 1 - sum(misses)
 
-    return _least(power, n)
+    return _least(power, n, goal if inside else POWER)
 
 
 @functools.lru_cache(maxsize=1024)
-def _needed_sign(share: float, level: float, n: int) -> int | None:
-    return None if share <= 0.5 else _first(lambda m: _sign_power(m, share, level), n)
+def _needed_sign(share: float, level: float, n: int, goal: float) -> int | None:
+    return None if share <= 0.5 else _first(lambda m: _sign_power(m, share, level), n, goal)
 
 
 @functools.lru_cache(maxsize=1024)
-def _needed_pairs(share: float, level: float, differ: int, pairs: int) -> int | None:
-    """The least number of pairs at which a sign test of those that differ decides with a chance of POWER.
+def _needed_pairs(share: float, level: float, differ: int, pairs: int, goal: float) -> int | None:
+    """The least number of pairs at which a sign test of those that differ decides with a chance of `goal`.
 
     differ: of the `pairs` that were seen, so many differ, of which this share in one direction.
     """
@@ -378,7 +403,7 @@ def _needed_pairs(share: float, level: float, differ: int, pairs: int) -> int | 
         chances = binom.pmf(range(m + 1), m, differ / pairs)
         return sum(chances[k] * _sign_power(k, share, level) for k in range(1, m + 1) if chances[k] > 1e-6)
 
-    return _first(power, pairs)
+    return _first(power, pairs, goal)
 
 
 def _sign_power(n: int, share: float, level: float) -> float:
@@ -389,6 +414,6 @@ def _sign_power(n: int, share: float, level: float) -> float:
     return 0.0 if k is None else share**n if k == n else float(bdtrc(k - 1, n, share))
 
 
-def _first(power: Callable[[int], float], above: int) -> int | None:
-    """The least m > above with power(m) >= POWER, where power rises in steps and falls between them."""
-    return next((m for m in range(above + 1, MOST_RUNS) if power(m) >= POWER), None)
+def _first(power: Callable[[int], float], above: int, goal: float) -> int | None:
+    """The least m > above with power(m) >= goal, where power rises in steps and falls between them."""
+    return next((m for m in range(above + 1, MOST_RUNS) if power(m) >= goal), None)

@@ -93,6 +93,10 @@ def _every_row(data: Values) -> tuple[str, str, float]:
         for seed in data.seeds["arm"]:
             row = data.row(rule.arm, seed, {**rule.at, **dict(zip(open_, levels, strict=True))})
             value = data.measure(row, rule.measure)
+            if value == []:
+                raise CannotJudge(
+                    f"'{rule.measure}' of {rule.arm}, seed {seed}, is an empty list, which shows nothing."
+                )
             for x in (math.nan,) if value is None else value if isinstance(value, list) else (value,):
                 past = INF if math.isnan(x) else _excess(x, rule.bound, region)
                 if past > excess:

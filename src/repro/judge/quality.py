@@ -15,8 +15,8 @@ of its parameter with the spread of its real seeds; parts vary together as their
                  at the effect seen here would be a function of the p value, and is not given.
 
 Parts that are decided without sampling (seeds without any spread) are right or wrong, in every repeat alike.  A part
-decided by the sign test is a coin for each seed at its boundary.  Failure rates and ranks are exact tests and not
-simulated.  Controls are not drawn again.
+decided by the sign test, as its rule asks or because a run diverged, is a coin for each seed at its boundary.  Failure
+rates and ranks are exact tests and not simulated.  Controls are not drawn again.
 """
 
 import hashlib
@@ -141,7 +141,7 @@ def _modelled(part: Part) -> _Any:
         return _Coins(len(part.values), part.level)
     if all(min(sample) == max(sample) for sample in samples):
         return _Exact(part.decision.inside)
-    return _Sampled(part)
+    return _Coins(len(part.values), part.level) if part.sign else _Sampled(part)
 
 
 class _Repeats:
@@ -285,7 +285,7 @@ def _place(parts: list[_Any], labels: list[str], truths: Mapping[int, float]) ->
 def _effects(rules: list[_Rule], parts: list[_Any], told: PaperValue, unit: str) -> dict[int, float] | str:
     """The truth of every part, the first rule's being the paper's effect; or why there is none at which it is true."""
     if any(isinstance(part, _Coins) for part in parts):
-        return "a row diverged or never got there, so that there is no spread to draw from"
+        return "a sign test is asked for, or a row diverged or never got there, so that there is no spread to draw from"
     here = {i: part.holds if isinstance(part, _Exact) else part.estimate for i, part in enumerate(parts)}
     first = {
         i: _paper_effect(told, unit, parts[i].part.region) for i in rules[0].parts if isinstance(parts[i], _Sampled)

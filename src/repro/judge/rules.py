@@ -4,7 +4,8 @@ parameter  the value of an arm, or arm minus against seed by seed (two unpaired 
            logarithms where the rule is about a ratio
 R          an open interval: touching its boundary decides nothing
 
-A diverged row has the worst value of its measure; a seed at which the arm diverged lies outside R.  The levels of `per`
+A diverged row has the worst value of its measure; a seed at which the arm diverged lies outside R, and one at which
+the comparator has no slope counts for neither side.  The levels of `per`
 and the cells of a count are judged one by one and put together.
 
 Both errors are held at 1 - level.  Of n parts of which at least k must hold, each holds at 1 - alpha / (n - k + 1).
@@ -19,7 +20,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from repro.judge.decide import INF, LEAST_SEEDS, Decision, Region, advice, decide, decide_rate, few, number
+from repro.judge.decide import INF, LEAST_SEEDS, POWER, Decision, Region, advice, decide, decide_rate, few, number
 from repro.judge.values import CannotJudge, Values
 from repro.spec.model import Measure, Rule, Settings, Tuning
 
@@ -121,7 +122,7 @@ class Part:
     """One level of `per` or cell of a rule (the whole rule where it has neither), decided.
 
     `values`, `region` and `other` are what `decide` was given: a parameter per seed, or two unpaired samples.  What is
-    decided otherwise (failure rates, ranks) has no values and no region.
+    decided otherwise (failure rates, ranks) has no values and no region.  `sign`: the rule asks for the sign test.
     """
 
     cell: dict[str, Any]
@@ -132,6 +133,7 @@ class Part:
     region: Region | None = None
     other: tuple[float, ...] | None = None
     out: frozenset[int] = frozenset()
+    sign: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,13 +176,15 @@ def parts_of(
     seen = Seen() if seen is None else seen
     cells = cells_of(rule, settings)
     level = 1 - (1 - rule.level) / (len(cells) - (rule.at_least or len(cells)) + 1)
-    no_level = 1 - (1 - rule.level) / (terms.parts or weight(rule, settings))
+    parts_all = terms.parts or weight(rule, settings)
+    no_level = 1 - (1 - rule.level) / parts_all
+    power = POWER ** (1 / parts_all)  # of each part, so that all of them hold with POWER
     try:
         if rule.kind == "ranks":
-            parts = _ranks(data, level, no_level)
+            parts = _ranks(data, level, no_level, terms.least, seen)
         else:
             judge_cell = _failures if rule.kind == "failures" else _compare
-            parts = [judge_cell(data, cell, level, no_level, terms.least, seen) for cell in cells]
+            parts = [judge_cell(data, cell, level, no_level, terms.least, seen, power) for cell in cells]
         ends = (v for part in parts for v in (part.decision.estimate, *part.decision.interval))
         if not all(v is None or math.isfinite(v) for v in ends):
             raise OverflowError
@@ -251,7 +255,9 @@ def judge_rule(
     return {**result, **more, "parts": parts if several else []}
 
 
-def _compare(data: Values, cell: dict[str, Any], level: float, no_level: float, least: int, seen: Seen) -> Part:
+def _compare(
+    data: Values, cell: dict[str, Any], level: float, no_level: float, least: int, seen: Seen, power: float
+) -> Part:
     """One parameter at fixed levels: values of the arm, alone or against those of the other."""
     rule, region = data.rule, region_of(data.rule, data.measures)
     values, other, out = parameters(data, cell, region.log)
@@ -265,17 +271,18 @@ def _compare(data: Values, cell: dict[str, Any], level: float, no_level: float, 
         no_level=no_level,
         least=least,
         sign=rule.statistic == "sign",
+        power=power,
     )
     itself = data.names["arm"] == data.names["against"] and data.seeds["arm"] == data.seeds["against"]
     if itself and rule.pair and decision.state == "inconclusive" and not region.holds(0.0) and len(values) >= least:
         why = f"an arm against itself differs by nothing, which lies outside {region.text}."
         decision = replace(decision, state="not_reproduced", why=why, level=no_level, needed=None, slack=-INF)
     kept = None if other is None else tuple(other)
-    return Part(cell, decision, level, no_level, tuple(values), region, kept, frozenset(out))
+    return Part(cell, decision, level, no_level, tuple(values), region, kept, frozenset(out), rule.statistic == "sign")
 
 
 def parameters(data: Values, cell: Mapping[str, Any], log: bool) -> tuple[list[float], list[float] | None, set[int]]:
-    """Return the parameter of every seed (or two unpaired samples), and the places of seeds that lie outside."""
+    """Return the parameter of every seed (or two unpaired samples), and the places at which the arm diverged."""
     rule, fixed = data.rule, {**data.rule.at, **cell}
     indices = range(len(data.settings.seeds))
     arm = [data.value("arm", i, fixed, log) for i in indices]
@@ -284,20 +291,20 @@ def parameters(data: Values, cell: Mapping[str, Any], log: bool) -> tuple[list[f
     if data.names["against"] is None:
         return values, None, out
     against = [data.value("against", i, fixed, log) for i in indices]
-    if rule.kind == "slope":
-        out |= {i for i in indices if against[i].diverged}
     if rule.pair:
         return [a - b.x for a, b in zip(values, against, strict=True)], None, out
     return values, [v.x for v in against], out
 
 
-def _failures(data: Values, cell: dict[str, Any], level: float, no_level: float, least: int, seen: Seen) -> Part:
+def _failures(
+    data: Values, cell: dict[str, Any], level: float, no_level: float, least: int, seen: Seen, power: float
+) -> Part:
     """The failure rate of an arm in its region, or smaller than that of the other (exact test of McNemar)."""
     rule, region = data.rule, region_of(data.rule, data.measures)
     fixed, n = {**rule.at, **cell}, len(data.settings.seeds)
     fails = {side: failed_runs(data, side, fixed, rule) for side, name in data.names.items() if name}
     if rule.against is None:
-        decision = decide_rate(sum(fails["arm"]), n, region, level, no_level, least)
+        decision = decide_rate(sum(fails["arm"]), n, region, level, no_level, least, power)
         return Part(cell, decision, level, no_level)
     counts = f"{sum(fails['arm'])} runs of {rule.arm} and {sum(fails['against'])} of {rule.against} failed, of {n} each"
     rate = (sum(fails["arm"]) - sum(fails["against"])) / n
@@ -309,7 +316,7 @@ def _failures(data: Values, cell: dict[str, Any], level: float, no_level: float,
             "inconclusive", f"{counts}, at the same seeds.", rate, level=level, n=n, inside=False, p=1.0
         )
     else:
-        found = decide(unlike, region, level, no_level=no_level, least=0, sign=True, pairs=n)
+        found = decide(unlike, region, level, no_level=no_level, least=0, sign=True, pairs=n, power=power)
         why = f"{counts}: of the {len(unlike)} seeds at which only one failed, {found.why}"
         decision = Decision(
             found.state, why, rate, level=found.level, n=n, needed=found.needed, slack=0.0, inside=rate < 0, p=found.p
@@ -330,13 +337,19 @@ def failed_runs(data: Values, side: str, fixed: Mapping[str, Any], threshold: An
     return failed
 
 
-def _ranks(data: Values, level: float, no_level: float) -> list[Part]:
+def _ranks(data: Values, level: float, no_level: float, least: int, seen: Seen) -> list[Part]:
     """The arm before each other one over the levels of a factor: Friedman's test, then Wilcoxon's of each pair."""
     from scipy import stats
 
-    rule = data.rule
+    rule, seeds = data.rule, data.seeds["arm"]
+    if len(seeds) < least:
+        few_ = Decision("inconclusive", few(len(seeds), least), level=level, n=len(seeds), needed=least)
+        return [Part({"against": other}, few_, level, no_level) for other in rule.others]
     arms, cases = [rule.arm, *rule.others], data.settings.factors[rule.over]
     scores = {name: [_score(data, name, {**rule.at, rule.over: case}) for case in cases] for name in arms}
+    for case in cases:
+        values = _seeds_of(data, rule.arm, {**rule.at, rule.over: case})
+        seen.diverged |= {seed for seed, value in zip(seeds, values, strict=True) if value == INF}
     table = [[scores[name][i] for name in arms] for i in range(len(cases))]
     ranks = [list(stats.rankdata(line)) for line in table]
     mean = {name: fmean(line[i] for line in ranks) for i, name in enumerate(arms)}
@@ -371,13 +384,18 @@ def _ranks(data: Values, level: float, no_level: float) -> list[Part]:
 
 def _score(data: Values, name: str, fixed: Mapping[str, Any]) -> float:
     """The mean of an arm over the seeds, less being better; infinite where one diverged."""
+    return fmean(_seeds_of(data, name, fixed))
+
+
+def _seeds_of(data: Values, name: str, fixed: Mapping[str, Any]) -> list[float]:
+    """The value of an arm at every seed, less being better; infinite where it diverged."""
     fixed, values = data.tuned(name, fixed), []
     for seed in data.seeds["arm"]:
         value = None if data.untunable(name, fixed) else data.measure(data.row(name, seed, fixed), data.rule.measure)
         if isinstance(value, list):
             raise CannotJudge(f"measure '{data.rule.measure}' is a curve, which has no rank.")
         values.append(INF if value is None else data.sign * value)
-    return fmean(values)
+    return values
 
 
 def _gaps(ours: list[float], theirs: list[float]) -> list[float]:

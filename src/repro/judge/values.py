@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.judge.decide import INF, number
-from repro.run.tuning import Chosen, choose
+from repro.run.tuning import Chosen, Invalid, choose
 from repro.spec.model import Measure, Rule, Settings, Tuning
 
 
@@ -136,6 +136,8 @@ class Values:
                     measure=self.tune.measure,
                     better=self.tune.better,
                 )
+            except Invalid as error:
+                raise CannotJudge(str(error)) from None
             except KeyError:
                 raise CannotJudge(
                     f"rows of {name} at the tuning seeds are missing, so that no {factor} can be chosen; run the "

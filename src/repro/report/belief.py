@@ -4,6 +4,7 @@ from typing import Any
 
 from repro import words
 from repro.report import identities
+from repro.report.claims import counts
 from repro.report.records import Record
 
 
@@ -41,7 +42,8 @@ def _guards(one: Record) -> str:
     judged, parts = found[1], []
     if judged.get("mark"):
         parts.append(words.MARKS[judged["mark"]])
-    controls = judged.get("controls") or []
+    rules = words.rules(judged.get("rule"))
+    controls = [k for k in judged.get("controls") or [] if counts(k, rules)]
     if controls:
         came = sum(bool(k["ok"]) for k in controls)
         alone = "the negative control comes" if came else "the negative control does not come"
@@ -49,7 +51,7 @@ def _guards(one: Record) -> str:
         parts.append(f"{told} out as expected")
     if trivial := judged.get("trivial"):
         beats = "beats" if trivial["state"] == "reproduced" else "is not shown to beat"
-        parts.append(f"the baseline {beats} the trivial predictor ({trivial['predictor']})")
+        parts.append(f"the arm {trivial['arm']} {beats} the trivial predictor ({trivial['predictor']})")
     if judged.get("tuned"):
         parts.append("every arm has its own tuning")
     if (mutants := judged.get("mutants")) and judged["state"] == "reproduced":

@@ -91,23 +91,13 @@ class ClaimView:
         for profile, _, judged in self.judged():
             told = [*_trivial(judged.get("trivial")), *_tuned(judged.get("tuned"), self.claim.get("tune"))]
             told += [
-                *_positive(judged.get("positive"), self.compares_itself(self.rule(profile))),
+                *_positive(judged.get("positive"), self.rule(profile), self.claim.get("positive")),
                 *_mutants(judged.get("mutants"), judged["state"]),
                 *_failures(judged.get("failures")),
             ]
             if told:
                 found.append({"profile": profile, "facts": told})
         return found
-
-    def compares_itself(self, rules: Iterable[Mapping[str, Any]]) -> bool:
-        """Whether the known-good arm is what the method is compared with, so that it shows nothing."""
-        positive = self.claim.get("positive")
-        if not isinstance(positive, Mapping):
-            return False
-        pairs = [
-            [positive.get(rule[side], rule[side]) for side in ("arm", "against") if rule.get(side)] for rule in rules
-        ]
-        return all(len(pair) == 2 and pair[0] == pair[1] for pair in pairs)
 
     def rules_told(self) -> list[tuple[str | None, str]]:
         """(profile, rule in words); the profile is None where all have the same rules."""
@@ -168,10 +158,11 @@ class ClaimView:
             {
                 "profile": p,
                 "text": words.control_text(k),
-                "expect": words.EXPECTED[k["expect"]],
+                "expect": words.expected(k),
                 "idea": k.get("without") == "idea",
+                "itself": words.alone_text(k, self.rule(p)),
                 "state": k.get("state"),
-                "ok": k.get("ok"),
+                "ok": k.get("ok") if counts(k, self.rule(p)) else None,
                 "reason": k.get("why"),
                 "unit": k.get("unit"),
                 **estimate_of(k),
@@ -315,6 +306,11 @@ def estimate_of(judged: Mapping[str, Any]) -> dict[str, Any]:
     return {"estimate": judged.get("estimate"), "low": low, "high": high}
 
 
+def counts(control: Mapping[str, Any], rules: list[Mapping[str, Any]]) -> bool:
+    """Whether a control says something in some rule, and does not only compare an arm with itself."""
+    return not rules or len(words.alone(control, rules)) < len(rules)
+
+
 def part_name(part: Mapping[str, Any], index: int) -> str:
     """`depth 4`, a rule's name, or `part 2`."""
     return str(part.get("name") or words.levels(part.get("at") or {}) or f"part {index + 1}")
@@ -423,13 +419,18 @@ def _tuned(told: Iterable[Mapping[str, Any]] | None, tune: Any) -> list[tuple[st
     return [("tuned levels", f"{factor}, chosen for each arm on its tuning seeds: {'; '.join(parts)}.")]
 
 
-def _positive(told: Mapping[str, Any] | None, itself: bool) -> list[tuple[str, str]]:
+def _positive(
+    told: Mapping[str, Any] | None, rules: list[Mapping[str, Any]], positive: str | Mapping[str, str] | None
+) -> list[tuple[str, str]]:
     if not told:
         return []
-    if itself:
+    swaps = {rule["arm"]: positive for rule in rules} if isinstance(positive, str) else positive or {}
+    alone = words.alone_text({"replace": swaps}, rules)
+    if not counts({"replace": swaps}, rules):
         return [("known-good arm", f"none: {told['arm']} is the comparator against itself.")]
     shows = {"reproduced": "shows the effect here", "not_reproduced": "does not show the effect here"}
-    return [("known-good arm", f"{told['arm']} {shows.get(told['state'], 'is not shown to show the effect here')}.")]
+    says = shows.get(told["state"], "is not shown to show the effect here")
+    return [("known-good arm", f"{told['arm']} {says}{f'; {alone}' if alone else ''}.")]
 
 
 def _mutants(told: Iterable[Mapping[str, Any]] | None, state: str) -> list[tuple[str, str]]:

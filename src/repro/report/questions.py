@@ -1,7 +1,8 @@
 """Pages by question: who says what, which claims of the suite bear on it, and the answer that their verdicts give.
 
 The answer follows from the verdicts by one rule: a claim that holds or does not speaks for a side, which its file
-fixes; all on one side give its answer, both sides give the answer "both", and nothing decided gives none.
+fixes; all on one side give its answer, both sides give the answer "both", and nothing decided gives none.  A question
+that `needs: all` is a conjunction: "yes" asks that every claim and line speaks for it, and "no" one that denies it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,11 +11,18 @@ from typing import Any
 
 import repro
 from repro import words
+from repro.judge.decide import sign_p
 from repro.report import arena
 from repro.report.records import Stale, claim_lines, readable, strongest
 from repro.report.templates import Fragment, part
 
 UNDECIDED = "Nothing that is measured here decides it."
+IN_PART = "A part of what it asks holds here; the rest is not decided, and it asks for all."
+MIDWAY = (
+    "It is better at equal steps, and does not reach the other's final loss in as few steps as are asked for. That was "
+    "read midway in a run whose schedule has full length; a run whose schedule is as short was not measured."
+)
+LEVEL = 0.05  # of the sign test over seeds that decides a share of the steps
 SIGNS = {"yes": "reproduced", "no": "not_reproduced", "both": "inconclusive", None: "not_run"}  # badges of answers
 TITLES = {"yes": "yes", "no": "no", "both": "it depends", None: "not decided"}
 Line = Mapping[str, Any]
@@ -27,7 +35,10 @@ def speaks(one: Mapping[str, Any], state: str) -> str | None:
 
 
 def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, Any]]:
-    """What the arena's cells say of an arm: state, and in which share of the steps it reaches the base's loss."""
+    """What the arena's cells say of an arm: state, and in which share of the steps it reaches the base's loss.
+
+    `why`: why a share is not decided, where there is more to say than that seeds are few.
+    """
     found = []
     for made in (table for table in tables if table["track"] == one["track"]):
         for cell in made["cells"]:
@@ -35,21 +46,34 @@ def of_arena(one: Mapping[str, Any], tables: Iterable[Line]) -> list[dict[str, A
             for pair in (pair for pair in cell["interactions"] if pair["arm"] == one["arm"]):
                 state = of_pair(pair, made["margin"]) if cell["ranks"] else "inconclusive"
                 told = {"state": state, "standing": pair["standing"], "gap": pair["interaction"]}
-                found.append({"place": place, "profile": made["profile"], "reached": None, **told})
+                found.append({"place": place, "profile": made["profile"], "reached": None, "why": None, **told})
             slot = cell["slots"].get(one["arm"].partition(":")[0])
             line = next((x for x in slot["lines"] if x["arm"] == one["arm"]), None) if slot else None
             if line is None:
                 continue
-            steps, share, state = line["steps_to_target"], None, "inconclusive"
+            steps, share, state, why = line["steps_to_target"], None, "inconclusive", None
             if slot["usable"] and line["standing"] != "not told apart":
-                share = None if steps is None else steps / cell["at"].get("steps", made["settings"].get("steps"))
-                good = line["standing"] in ("better", "as good")
-                if one.get("share") is not None:
-                    good = line["standing"] == "better" and share is not None and share <= one["share"]
-                state = "reproduced" if good else "not_reproduced"
-            told = {"state": state, "standing": line["standing"], "gap": line["gap"]}
+                length = cell["at"].get("steps", made["settings"].get("steps"))
+                share = None if steps is None else steps / length
+                if one.get("share") is not None and line["standing"] == "better":
+                    state, why = of_share(line["reached"], one["share"], length)
+                else:
+                    good = one.get("share") is None and line["standing"] in ("better", "as good")
+                    state = "reproduced" if good else "not_reproduced"
+            told = {"state": state, "standing": line["standing"], "gap": line["gap"], "why": why}
             found.append({"place": place, "profile": made["profile"], "reached": share, **told})
     return found
+
+
+def of_share(reached: list[float | None], share: float, length: float) -> tuple[str, str | None]:
+    """Whether an arm that is better at equal steps is shown to need at most a share of them: a sign test over seeds.
+
+    That it needs more is not shown by missing them: the loss midway in a long schedule is not that of a short one.
+    """
+    n, soon = len(reached), sum(step is not None and step <= share * length for step in reached)
+    if sign_p(soon, n) <= LEVEL:
+        return "reproduced", None
+    return "inconclusive", MIDWAY if share < 1 and sign_p(n - soon, n) <= LEVEL else None
 
 
 def of_pair(pair: Mapping[str, Any], margin: float) -> str:
@@ -71,16 +95,25 @@ def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Lin
     places = [
         {**one, **found, "side": speaks(one, found["state"])} for one in ranked for found in of_arena(one, tables)
     ]
+    waits = [one for one in ranked if not any(p["arm"] == one["arm"] for p in places)]
     sides = {one["side"] for one in [*claims, *places]} - {None}
     answer = "both" if len(sides) == 2 else next(iter(sides), None)
+    open_ = next((place["why"] for place in places if place["why"]), UNDECIDED)
+    if (
+        question.get("needs") == "all"
+        and answer == "yes"
+        and (waits or None in [x["side"] for x in [*claims, *places]])
+    ):
+        answer, open_ = None, IN_PART
     return {
         "answer": answer,
         "title": TITLES[answer],
         "badge": SIGNS[answer],
-        "sentence": question["answers"][answer] if answer else UNDECIDED,
+        "sentence": question["answers"][answer] if answer else open_,
         "claims": claims,
         "places": places,
-        "waits": [one for one in ranked if not any(p["arm"] == one["arm"] for p in places)],
+        "waits": waits,
+        "needs": question.get("needs"),
     }
 
 

@@ -184,7 +184,7 @@ def is_open(entry: dict, trial: dict) -> bool:
 def chosen_level(entry: dict, rows: Iterable[dict], experiment: str, arm: str, cell: dict) -> Chosen:
     """What the tuning rows of an experiment choose for an arm where the other factors are as in `cell`.
 
-    KeyError where a tuning row is missing.
+    KeyError where a tuning row is missing or invalid.
     """
     tuned = entry["tune"][experiment]
     return choose(
@@ -208,7 +208,7 @@ def settled(entry: dict, rows: Iterable[dict]) -> list[dict]:
             if place not in levels:
                 try:
                     levels[place] = level_to_run(chosen_level(entry, rows, *place[:2], trial["factors"]))
-                except KeyError:  # a tuning row is missing
+                except KeyError:  # a tuning row is missing, or invalid and to be measured again
                     levels[place] = None
             if levels[place] is None:
                 continue

@@ -12,6 +12,13 @@ Level = bool | int | float | str
 TUNING_SEEDS = 1000  # seeds from here on tune, or belong to A/A controls; those below are judged
 
 
+class Invalid(KeyError):
+    """A tuning row that is no measurement, so that no level can be chosen."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The level of one arm in one cell of the other factors.
@@ -41,7 +48,8 @@ def choose(
     """Choose the level of `factor` for `arm` where the other factors are as in `cell`.
 
     The score of a level is the mean of `measure` over the tuning seeds (of a curve its last point).  A level at which
-    any run diverged is worse than every other.  Of equal scores the first counts.  KeyError where a row is missing.
+    any run diverged is worse than every other.  Of equal scores the first counts.  KeyError where a row is missing,
+    Invalid where one is neither measured nor diverged.
     """
     found = {
         (row["seed"], row["factors"][factor]): row
@@ -69,6 +77,9 @@ def _score(rows: Sequence[Mapping[str, Any]], measure: str) -> float | None:
     """The mean of the last values; None where a run diverged."""
     values = []
     for row in rows:
+        if row["status"] not in ("ok", "diverged"):
+            why = row.get("why", "no reason given")
+            raise Invalid(f"the tuning row of {row['arm']}, seed {row['seed']}, is {row['status']}: {why}.")
         value = row["measures"].get(measure) if row["status"] == "ok" else None
         value = value[-1] if isinstance(value, list) and value else value
         if not isinstance(value, int | float) or not math.isfinite(value):

@@ -363,6 +363,11 @@ def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, whe
         if tune.by is not None and tune.by not in paper.measures:
             file.fail((*where, "tune", "by"), f"no measure '{tune.by}'{did_you_mean(tune.by, paper.measures)}")
         for profile in paper.judged_profiles(claim_id):
+            levels = paper.shape(profile, claim.experiment)[1][tune.factor]
+            numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
+            if not numbers or len(levels) < 3 or levels != sorted(levels):
+                hint = "write at least three numbers in rising order, so that the best can lie inside the grid"
+                file.fail((*where, "tune", "factor"), f"{tune.factor} has the levels {levels} at '{profile}'; {hint}")
             own, by = paper.tuning(profile, claim.experiment), tune.by or paper.rules(claim_id, profile)[0].measure
             if paper.measures[by].better is None:
                 file.fail(("measures", by), f"claim '{claim_id}' tunes by it; write better: lower, or better: higher")

@@ -298,9 +298,9 @@ class Control(_Strict):
     expect: Literal["not_reproduced", "not_met", "violated"]
     """`not_reproduced` of a broken arm; `not_met` of an A/A control, the same arm under other seeds; `violated` where the rules are those of an identity."""
     replace: dict[str, str] = field(default_factory=dict)
-    """Arm of the rule, and the arm that takes its place. Example: `{rmsnorm: identity}`"""
+    """Arm of the rule, and the arm that takes its place; a part that then compares an arm with itself counts for nothing. Example: `{rmsnorm: identity}`"""
     without: Literal["idea"] | None = None
-    """`idea` marks the arm that lacks what distinguishes the method: where it is reproduced too, the effect is not the method's."""
+    """`idea` marks the arm that lacks what distinguishes the method: where it is reproduced too, the effect is not the method's. It must come out not reproduced, whatever `expect` says."""
     seed_offset: int | None = None
     """Added to the seeds of the replaced arm, for the same arm under other seeds. Example: `1000`"""
     experiment: str | None = None
@@ -332,7 +332,7 @@ class Tune(_Strict):
     """Every arm gets its own level of a factor: the best one on the tuning seeds."""
 
     factor: str
-    """Factor whose level is tuned. Example: `lr`"""
+    """Factor whose level is tuned, with at least three levels in rising order wherever the claim is judged. Example: `lr`"""
     seeds: int = 2
     """How many tuning seeds: 1000, 1001 and so on."""
     by: str | None = None
@@ -411,7 +411,7 @@ class Claim(_Strict):
     """Broken arms that the same rule must reject."""
     positive: ArmOrSwaps | None = None
     """Arm that is known to show the effect, or what takes the place of which arm; nothing is not reproduced where it
-    fails, or where every rule would compare it with itself."""
+    fails, or where all parts that the method fails would compare it with itself."""
     tune: TuneOrShared | None = None
     """How every arm gets its own level of a factor; `shared` where one recipe for all is the paper's point."""
     trivial: NameOrTrivial | None = None
@@ -419,7 +419,7 @@ class Claim(_Strict):
     mutants: list[str] = field(default_factory=list)
     """Arms that are nearly the method; the page says which of them the verdict cannot tell from it."""
     fails: Fails | None = None
-    """Level of a measure beyond which a run has failed; the failure rate is then what is judged."""
+    """Level of a measure beyond which a run has failed; a method of which single runs diverge is then not barred, and the verdict holds how many runs of each arm failed. The failure rate itself is judged by a rule of kind `failures`."""
     untested: str | None = None
     """Why there is no rule."""
     note: str | None = None
