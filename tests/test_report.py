@@ -1176,7 +1176,7 @@ def test_a_control_that_is_the_comparator_itself_is_said_to_count_for_nothing() 
 
     first, second = ({"kind": "ordering", "name": f"than {b}", "arm": "a", "against": b} for b in "bc")
     itself, other = {"replace": {"a": "b"}, "ok": True}, {"replace": {"a": "d"}, "ok": False}
-    told = "the comparator against itself, which counts for nothing"
+    told = "the comparator against itself, which shows nothing"
     assert words.alone_text(itself, [first]) == told and not counts(itself, [first])
     assert words.alone_text(itself, [first, second]) == f"in than b {told}" and counts(itself, [first, second])
     assert (

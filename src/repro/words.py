@@ -296,7 +296,7 @@ def alone_text(control: Mapping[str, Any], rules: Sequence[Mapping[str, Any]]) -
     if not own:
         return None
     where = "" if len(own) == len(rules) else f"in {listed([r.get('name') or r['kind'] for r in own])} "
-    return f"{where}the comparator against itself, which counts for nothing"
+    return f"{where}the comparator against itself, which shows nothing"
 
 
 def expected(control: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ reproduced       every negative control fails, every part of the rules is failed
 not reproduced   of a claim about trained arms: an arm that is known to show the effect shows it in the same setting,
                  and in a part that the method fails
 
-An arm that is compared with itself counts for nothing in either gate: whatever the rows say, it fails every rule that
-asks it to be better, and meets every rule that asks it to be as good.
+An arm that is compared with itself meets every rule that asks it to be as good and fails every rule that asks it to be
+better, whatever the rows say.  So it is no known-good arm; and it shows that a part can fail, but one control at least
+must fail by its rows.
 
 A claim that misses its gate is inconclusive, and `mark` says why.
 """
@@ -450,16 +451,17 @@ def _control_gate(case: Case, controls: list[tuple[dict[str, Any], Outcome]]) ->
                 needed=came.needed,
             )
     broken = [came for (_, came), control in zip(controls, case.claim.controls, strict=True) if not _is_aa(control)]
-    failed = set().union(*(came.failed - came.itself for came in broken))
-    if missed := {place: name for place, name in parts.items() if place not in failed}:
-        alone = any(missed.keys() & came.failed for came in broken)
-        none = "no control but the comparator against itself" if alone else "no control"
+    failed = set().union(*(came.failed for came in broken))
+    if missed := [name for place, name in parts.items() if place not in failed]:
         these = "this part was" if len(missed) == 1 else "these parts were"
         return Stop(
-            f"{none} fails {listed(list(missed.values()), 'or')}, so that {these} never shown able to fail."
+            f"no control fails {listed(missed, 'or')}, so that {these} never shown able to fail."
             if broken
             else "no control is there that could fail."
         )
+    told = [came for (_, came), control in zip(controls, case.claim.controls, strict=True) if not _not_met(control)]
+    if not any(came.failed - came.itself for came in told):
+        return Stop("the only control that fails compares an arm with itself, which fails whatever the rows say.")
     return next(
         (stop for entry, came in controls if (stop := _edge(case, came.seen, f"the control {control_text(entry)}, "))),
         None,

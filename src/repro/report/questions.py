@@ -11,7 +11,6 @@ from typing import Any
 
 import repro
 from repro import words
-from repro.judge.decide import sign_p
 from repro.report import arena
 from repro.report.records import Stale, claim_lines, readable, strongest
 from repro.report.templates import Fragment, part
@@ -70,6 +69,8 @@ def of_share(reached: list[float | None], share: float, length: float) -> tuple[
 
     That it needs more is not shown by missing them: the loss midway in a long schedule is not that of a short one.
     """
+    from repro.judge.decide import sign_p  # here, since to import reports is light
+
     n, soon = len(reached), sum(step is not None and step <= share * length for step in reached)
     if sign_p(soon, n) <= LEVEL:
         return "reproduced", None

@@ -298,7 +298,7 @@ class Control(_Strict):
     expect: Literal["not_reproduced", "not_met", "violated"]
     """`not_reproduced` of a broken arm; `not_met` of an A/A control, the same arm under other seeds; `violated` where the rules are those of an identity."""
     replace: dict[str, str] = field(default_factory=dict)
-    """Arm of the rule, and the arm that takes its place; a part that then compares an arm with itself counts for nothing. Example: `{rmsnorm: identity}`"""
+    """Arm of the rule, and the arm that takes its place; a part that then compares an arm with itself fails whatever the rows say, and one control must fail by its rows. Example: `{rmsnorm: identity}`"""
     without: Literal["idea"] | None = None
     """`idea` marks the arm that lacks what distinguishes the method: where it is reproduced too, the effect is not the method's. It must come out not reproduced, whatever `expect` says."""
     seed_offset: int | None = None
