@@ -61,7 +61,7 @@ def test_the_table_has_the_defaults_and_the_state(name: str) -> None:
     p = torch.nn.Parameter(torch.ones(3, 2))
     p.grad = torch.ones_like(p)
     wraps = next(iter(signature.parameters)) == "optimizer"
-    optimizer = kind(torch.optim.SGD([p], lr=0.1) if wraps else [p])
+    optimizer = kind(torch.optim.SGD([{"params": [p], "norm": True}], lr=0.1) if wraps else [p])
     optimizer.step(*([lambda: p.sum()] if getattr(optimizer, "needs_closure", False) else []))
     kept = [value for value in optimizer.state[p].values() if torch.is_tensor(value) and value.shape == p.shape]
     assert len(kept) == int(tensors)

@@ -63,10 +63,11 @@ class Decoupled(Rule):
 
 
 class AdamW(Decoupled, Adam):
-    """Adam with decoupled weight decay; arguments and state as those of torch.optim.AdamW.
+    """Adam with decoupled weight decay; arguments and state as those of torch.optim.AdamW but for the decay.
 
-    weight_decay: lambda, or torch's coefficient with parametrization="torch".  ValueError for numbers outside their
-    range, RuntimeError for sparse gradients and complex parameters.
+    weight_decay: lambda, a share of the weight per step (torch's is times lr), or torch's coefficient with
+    parametrization="torch".  ValueError for numbers outside their range, RuntimeError for sparse gradients and complex
+    parameters.
     """
 
     def __init__(

@@ -56,7 +56,8 @@ class SAM(torch.optim.Optimizer):
 
     Parameter groups, state, state dict and everything else are those of the wrapped `optimizer`.  model: that whose
     BatchNorm statistics the second pass leaves alone (D2).  TypeError if `optimizer` is none, ValueError where rho is
-    negative, RuntimeError where `step` gets no closure, and for sparse gradients and complex parameters.
+    negative, RuntimeError where `step` gets no closure or
+    finds no new gradients at w, and for sparse gradients and complex parameters.
     """
 
     needs_closure = True
@@ -120,7 +121,12 @@ class SAM(torch.optim.Optimizer):
         step is left out where gradients at w or at w + e are not finite.
         """
         if closure is None:
-            raise RuntimeError("SAM needs the gradients at w + e too: write optimizer.step(closure)")
+            raise RuntimeError(
+                "SAM needs the gradients at w and at w + e: write closure(), then optimizer.step(closure)"
+            )
+        first = next((p.grad for group in self.param_groups for p in group["params"] if p.grad is not None), None)
+        if first is None or getattr(first, "spent", None) == first._version:
+            raise RuntimeError("SAM has no new gradients at w: write closure(), then optimizer.step(closure)")
         scale, overflow = self.__dict__.get("grad_scale"), self.__dict__.get("found_inf")  # a GradScaler's
         if overflow is not None and scale is None:
             raise RuntimeError("SAM unscales the gradients at w and at w + e itself: leave out scaler.unscale_")
@@ -139,6 +145,10 @@ class SAM(torch.optim.Optimizer):
             self.restore()
         if self.unscale(scale):
             self.optimizer.step()
+        for group in self.param_groups:  # gradients at w + e, of which no step may start
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.spent = p.grad._version
         return loss
 
     @torch.no_grad()

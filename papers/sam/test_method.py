@@ -165,8 +165,19 @@ def test_it_wraps():
     assert len(other.state) == 2
     copied, twin = copy.deepcopy((optimizer, model))
     assert copied.rho == 0.1 and copied.param_groups[0]["params"][0] is twin.weight
-    with pytest.raises(RuntimeError, match=r"write optimizer.step\(closure\)"):
+    with pytest.raises(RuntimeError, match=r"write closure\(\), then optimizer.step\(closure\)"):
         optimizer.step()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(RuntimeError, match="no new gradients at w"):
+        optimizer.step(closure)  # those that are there are at w + e of the step before
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match="no new gradients at w"):
+        optimizer.step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    for to_none in (True, False):
+        optimizer.zero_grad(set_to_none=to_none)
+        closure()
+        optimizer.step(closure)
     with pytest.raises(TypeError, match="Linear is no optimizer"):
         SAM(model)
     with pytest.raises(ValueError, match="rho=-1"):

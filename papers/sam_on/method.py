@@ -41,9 +41,10 @@ NORMS = (
 class SAMON(SAM):
     """SAM whose e lies in the gains and shifts of a model's norms; everything else is `repro.papers.sam.SAM`.
 
-    model: that whose norms are perturbed.  norms: the types of layers that count as such.  Without a model those
-    parameter groups of `optimizer` are perturbed that hold `"norm": True`; where none does, nothing is, and a step is
-    that of `optimizer`.  ValueError where the model has no norm with parameters, or a number is negative.
+    model: that whose norms are perturbed.  norms: the types of layers that count as such, torch's unless given; write
+    `norms=(RMSNorm, ...)` for those of the suite.  Without a model those parameter groups of `optimizer` are perturbed
+    that hold `"norm": True`.  ValueError where there are neither, where the model has no norm with parameters, or where
+    a number is negative.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class SAMON(SAM):
         self.norms, self.adaptive, self.eta = tuple(norms), adaptive, eta
         if model is not None:
             norm_parameters(model, self.norms)  # says so where there is none
+        elif not any(group.get("norm") for group in optimizer.param_groups):
+            raise ValueError('SAMON does not know the norms: write model=model, or groups with "norm": True')
 
     def __reduce__(self) -> tuple:  # for copies
         return _rebuild, (type(self), self.optimizer, self.rho, self.model, self.norms, self.adaptive, self.eta)

@@ -174,18 +174,10 @@ def test_it_is_sam_where_all_layers_are_norms():
     assert all(torch.equal(a, b) for a, b in zip(*(m.parameters() for m in models), strict=True))
 
 
-def test_without_norms_it_is_the_wrapped_optimizer():
-    ends = []
-    for wrap in (False, True):
-        model = network()
-        base = torch.optim.SGD(model.parameters(), lr=LR)
-        optimizer = SAMON(base, RHO) if wrap else base
-        closure = closure_of(model, optimizer)
-        for _ in range(3):
-            closure()
-            optimizer.step(closure)
-        ends.append(list(model.parameters()))
-    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+def test_without_norms_it_says_what_to_write():
+    model = network()
+    with pytest.raises(ValueError, match=r"write model=model, or groups"):
+        SAMON(torch.optim.SGD(model.parameters(), lr=LR), RHO)
 
 
 def test_groups_may_name_the_norms():
@@ -206,7 +198,7 @@ def test_copies_and_refusals():
     assert (copied.rho, copied.adaptive, copied.eta, copied.norms) == (0.2, True, 0.5, NORMS)
     assert [id(p) for p in copied.perturbed()] == [id(p) for p in twin[1].parameters()]
     assert optimizer.needs_closure and optimizer.param_groups is optimizer.optimizer.param_groups
-    with pytest.raises(RuntimeError, match=r"write optimizer.step\(closure\)"):
+    with pytest.raises(RuntimeError, match=r"write closure\(\), then optimizer.step\(closure\)"):
         optimizer.step()
     with pytest.raises(ValueError, match="Linear has no"):
         SAMON(torch.optim.SGD(model[0].parameters(), lr=0.1), model=model[0])

@@ -40,7 +40,7 @@ The settings of an experiment are the fields of its Config dataclass, and these:
 | `arms` | list of arms | The arms that run at this profile. | all |
 | `factors` | mapping of factor: levels | Levels in place of the experiment's. | |
 | `tuning_seeds` | list of whole numbers from 1000 on | Seeds that are measured and not judged. | `[]` |
-| `batched` | true or false | All seeds of an arm run as one call, `measure_batch`. | `false` |
+| `batched` | true or false | All seeds of an arm run as one call, `<experiment>_batch`. | `false` |
 | `ranks` | whole number, at most 1024 | Processes that share one trial. | |
 
 ## Identities and claims
