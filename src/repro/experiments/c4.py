@@ -85,7 +85,7 @@ def documents(split: str, count: int, length: int) -> Tensor:
     file = cache_root() / "c4" / f"t5-base-{split}-{count}x{length}.npy"
     if not file.is_file():
         _write(file, split, count, length)
-    return torch.from_numpy(np.load(file))
+    return torch.from_numpy(np.array(np.lib.format.open_memmap(file, "r")))
 
 
 def _write(file: Path, split: str, count: int, length: int) -> None:
