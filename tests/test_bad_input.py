@@ -420,6 +420,13 @@ def test_random_values_in_verdicts(suite: Path, tmp_path: Path, data: st.DataObj
         shows.show("demo")
 
 
+def test_a_kind_that_is_no_word_names_the_measure_alone() -> None:
+    from repro.publish.evidence import measured
+
+    assert measured({"rule": {"kind": [], "measure": "val_nats"}}) == "val nats"
+    assert measured({"rule": {"kind": "ratio", "measure": "val_nats"}}) == "ratio of val nats"
+
+
 @settings(max_examples=100, **FUZZ)
 @given(data=st.data())
 def test_random_values_in_plans(suite: Path, tmp_path: Path, data: st.DataObject) -> None:

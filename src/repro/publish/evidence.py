@@ -30,7 +30,7 @@ def measured(judged: dict[str, Any]) -> str:
     first = next(iter(rules(judged.get("rule"))), {})
     measure = first["steps_to"].get("axis") if first.get("steps_to") else first.get("measure")
     kind = "ratio" if first.get("ratio") or (first.get("contrast") or {}).get("as") == "ratio" else first.get("kind")
-    return QUANTITIES.get(kind, "{}").format(str(measure or "").replace("_", " "))
+    return QUANTITIES.get(str(kind), "{}").format(str(measure or "").replace("_", " "))
 
 
 def estimate(judged: dict[str, Any]) -> str:
