@@ -180,6 +180,8 @@ def test_small_is_gpt2():
     try:
         model, tokenizer = gpt2.small().eval(), gpt2.tokenizer()
     except ReproError as error:
+        if "cannot be had" not in str(error) and "need the package" not in str(error):  # a damaged file must fail
+            raise
         pytest.skip(str(error))
     assert len(tokenizer) == data.VOCAB and tokenizer.tokens[data.END] == "<|endoftext|>"
     assert tokenizer.encode("Hello world") == [15496, 995]

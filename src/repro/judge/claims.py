@@ -459,8 +459,7 @@ def _control_gate(case: Case, controls: list[tuple[dict[str, Any], Outcome]]) ->
             if broken
             else "no control is there that could fail."
         )
-    told = [came for (_, came), control in zip(controls, case.claim.controls, strict=True) if not _not_met(control)]
-    if not any(came.failed - came.itself for came in told):
+    if not any(came.failed - came.itself for came in broken):
         return Stop("the only control that fails compares an arm with itself, which fails whatever the rows say.")
     return next(
         (stop for entry, came in controls if (stop := _edge(case, came.seen, f"the control {control_text(entry)}, "))),
