@@ -44,6 +44,7 @@ class Tune:
     factor: str
     seeds: int
     by: str | None = None
+    start: list[float] | None = None
 
 
 def tuned(*claims: tuple[str, Tune | str | None]) -> Paper:

@@ -68,6 +68,29 @@ def test_a_best_level_at_the_edge_decides_nothing(paper, arm, values, best, valu
     assert f"the best lr of {arm}, {best}, lies at the edge" in found["why"].lower()
 
 
+def test_an_arm_that_climbs_is_judged_where_the_climb_ends(paper):
+    """Levels beyond the climb are not read, even where rows of them are at hand."""
+    wide = (FACTOR[0], FACTOR[1].replace(str(RATES), str([*RATES, 0.8, 1.6])))
+    p = paper(change=wide, tune="{factor: lr, seeds: 2, start: [0.1, 0.2, 0.4]}")
+    rows = sweep({**INSIDE, "b": [4, 3, 2]}, VALUES, {"b": 0.8})
+    missing = claim(p, rows)
+    assert missing["state"] == "inconclusive" and "Rows of b at the tuning seeds are missing" in missing["why"]
+    beyond = {0.8: {"b": 1, "c": -9}, 1.6: {"b": 2}}
+    rows += [
+        row(arm, s, x, factors={"lr": lr})
+        for lr, arms in beyond.items()
+        for arm, x in arms.items()
+        for s in (1000, 1001)
+    ]
+    found = claim(p, rows)
+    assert found["state"] == "reproduced"
+    assert [(t["arm"], t["level"], len(t["scores"])) for t in found["tuned"]] == [
+        ("a", 0.2, 3),
+        ("b", 0.8, 5),
+        ("c", 0.2, 3),
+    ]
+
+
 def test_a_level_beside_one_that_diverged_is_inside(paper):
     found = claim(paper(), sweep({**INSIDE, "a": [3, 1, None]}, VALUES))
     assert found["state"] == "reproduced" and found["tuned"][0]["scores"][2] == [0.4, None]
@@ -166,6 +189,8 @@ def test_one_recipe_for_all_is_said_and_plans_no_tuning(paper):
         ({"tune": "{factor: lr, by: los}"}, "no measure 'los'"),
         ({"tune": "{factor: lr, by: trivial_linear}"}, "tunes by it"),
         ({"tune": "shared"}, "leaves factor 'lr' open"),
+        ({"tune": "{factor: lr, start: [0.1, 0.4]}"}, "at least three neighbours of the levels at 'cpu'"),
+        ({"tune": "{factor: lr, start: [0.1, 0.2, 0.3]}"}, "at least three neighbours of the levels at 'cpu'"),
     ],
 )
 def test_what_a_tuned_claim_must_say(paper, keys, message):

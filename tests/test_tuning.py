@@ -10,7 +10,7 @@ from conftest import Checkout
 from repro.errors import Failed
 from repro.files.paths import row_key
 from repro.run import measure as run
-from repro.run.tuning import choose, level_to_run
+from repro.run.tuning import Further, choose, level_to_run
 from repro.store import Store
 
 PLACE = {"class": "cpu-test", "model": "a test"}
@@ -137,6 +137,75 @@ def test_where_every_level_diverges_the_first_one_runs(tmp_path: Path) -> None:
         better="lower",
     )
     assert (chosen.level, chosen.edge, level_to_run(chosen)) == (None, True, 0.01)
+
+
+GRID, START = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0], [0.03, 0.1, 0.3]
+
+
+def climbing(**setting: object) -> dict:
+    """The plan of `entry` on a grid of seven rates, of which every arm tries three first."""
+    made = entry(**setting)
+    tuned = [trial for trial in made["trials"] if trial["seed"] >= 1000 and trial["factors"]["lr"] == 0.1]
+    judged = [trial for trial in made["trials"] if trial["seed"] < 1000]
+    first = [{**t, "factors": {**t["factors"], "lr": lr}} for t in tuned for lr in START]
+    how = {**made["tune"]["noop"], "levels": GRID, "start": START}
+    return {**made, "trials": judged + first, "tune": {"noop": how}}
+
+
+def tried(document: dict) -> dict[str, set[float]]:
+    rows = [row for row in document["rows"] if row["seed"] >= 1000]
+    return {arm: {row["factors"]["lr"] for row in rows if row["arm"] == arm} for arm in BEST}
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_arm_climbs_until_its_best_level_lies_inside(tmp_path: Path, batched: bool) -> None:
+    plan, engine, path = climbing(batched=batched), Engine(), tmp_path / "results" / "cpu.rows.json"
+    document = measured(tmp_path, plan, engine)
+    assert tried(document) == {"method": set(START), "baseline": {*START, 1.0, 3.0}}
+    assert levels_of(document) == {"method": {0.1}, "baseline": {1.0}}
+    assert len(document["rows"]) == len(engine.asked) == len(set(engine.asked)) == len(plan["trials"]) + 8
+    assert "missing" not in document["provenance"]
+    trials = run.settled(plan, document["rows"])
+    keys = {row_key(t): t["key"] for unit in run.units_of(plan, "cpu", PLACE, trials) for t in unit["trials"]}
+    assert [keys[row_key(row)] for row in document["rows"]] == document["provenance"]["trials"]
+    assert run.missing_trials(plan, trials, document["rows"]) == 0
+    run.write_rows(path, document)
+    again = Engine()
+    assert measured(tmp_path / "elsewhere", plan, again, results=path)["rows"] == document["rows"] and again.asked == []
+
+
+@pytest.mark.parametrize("after", [5, 24, 26, 30, 34, 43])
+def test_a_climb_that_was_stopped_goes_on(tmp_path: Path, after: int) -> None:
+    path = tmp_path / "results" / "cpu.rows.json"
+    half = measured(tmp_path / "here", climbing(), Engine(after=after), deadline=time.monotonic() + 3600)
+    assert half["provenance"]["missing"] > 0 and len(half["rows"]) == after
+    run.write_rows(path, half)
+    engine = Engine()
+    whole = measured(tmp_path / "there", climbing(), engine, results=path)
+    assert len(engine.asked) == 44 - after and whole["rows"] == measured(tmp_path / "new", climbing(), Engine())["rows"]
+
+
+def test_where_all_first_levels_diverge_every_level_is_tried(tmp_path: Path) -> None:
+    document = measured(tmp_path, climbing(), Engine(diverged="method"))
+    assert tried(document)["method"] == set(GRID) and levels_of(document)["method"] == {GRID[0]}
+
+
+@pytest.mark.parametrize(
+    ("best", "tries", "edge"),
+    [(0.1, START, False), (0.01, GRID[:4], True), (10.0, GRID[1:], True), (0.3, GRID[1:5], False)],
+)
+def test_a_climb_ends_inside_or_at_the_end_of_the_grid(best: float, tries: list[float], edge: bool) -> None:
+    rows = [
+        {"arm": "a", "seed": 1000, "factors": {"lr": lr}, "status": "ok", "measures": {"loss": abs(lr - best)}}
+        for lr in GRID
+    ]
+    options = {"arm": "a", "cell": {}, "factor": "lr", "seeds": [1000], "measure": "loss", "better": "lower"}
+    chosen = choose(rows, levels=GRID, start=START, **options)
+    assert (chosen.level, list(chosen.scores), chosen.edge) == (best, tries, edge)
+    if tries != START:
+        with pytest.raises(Further) as further:
+            choose([row for row in rows if row["factors"]["lr"] in START], levels=GRID, start=START, **options)
+        assert set(START) < set(further.value.levels) <= set(tries)
 
 
 @pytest.mark.parametrize(("levels", "edge"), [([0.0, 0.1, 1.0], False), ([0.1, 1.0, 10.0], True)])

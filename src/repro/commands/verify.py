@@ -110,7 +110,8 @@ def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
         return f"provenance: {min(missing)} is missing; {again}"
     stale, entry = changes(paper, profile, document), plan.entry(paper, profile)
     place = {"class": record["device_class"], "model": record["device_model"], "torch": record["versions"].get("torch")}
-    units = run.units_of(entry, record["device"], place, run.settled(entry, document["rows"]))
+    trials = run.settled(entry, document["rows"])
+    units = run.units_of(entry, record["device"], place, trials)
     keys = {row_key(trial): trial["key"] for unit in units for trial in unit["trials"]}
     foreign = [
         f"rows[{i}] ({row['experiment']} {row['arm']}, seed {row['seed']})"
@@ -122,7 +123,7 @@ def foreign_rows(paper: Paper, profile: str, document: dict) -> str | None:
             f"{len(foreign)} rows have keys of other trials (another source, setting, seed or device), first "
             f"{foreign[0]}; {again}"
         )
-    absent = len(entry["trials"]) - len(document["rows"])
+    absent = run.missing_trials(entry, trials, document["rows"])
     if not stale and absent != record.get("missing", 0):
         return f"{absent} planned trials have no row, and the rows say {record.get('missing', 0)}; {again}"
     return None

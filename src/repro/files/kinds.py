@@ -54,6 +54,7 @@ class Tuned(TypedDict):
     factor: Words
     seeds: list[Whole]
     levels: list[Level]
+    start: NotRequired[list[Level]]
     measure: Words
     better: one_of("lower", "higher")
 

@@ -135,6 +135,7 @@ class Values:
                     seeds=self.tune.seeds,
                     measure=self.tune.measure,
                     better=self.tune.better,
+                    start=self.tune.start,
                 )
             except Invalid as error:
                 raise CannotJudge(str(error)) from None

@@ -26,7 +26,7 @@ from repro.files.trial import is_record
 from repro.run import provenance
 from repro.run.engines import local
 from repro.run.execute import LARGEST_RANKS, SUFFIX, function_name
-from repro.run.tuning import TUNING_SEEDS, Chosen, choose, level_to_run
+from repro.run.tuning import TUNING_SEEDS, Chosen, Further, Level, choose, level_to_run
 from repro.store import Store, digest, rows_digest, sealed, write_file
 
 
@@ -184,7 +184,7 @@ def is_open(entry: dict, trial: dict) -> bool:
 def chosen_level(entry: dict, rows: Iterable[dict], experiment: str, arm: str, cell: dict) -> Chosen:
     """What the tuning rows of an experiment choose for an arm where the other factors are as in `cell`.
 
-    KeyError where a tuning row is missing or invalid.
+    KeyError where a tuning row is missing or invalid, Further where the climb asks for more levels.
     """
     tuned = entry["tune"][experiment]
     return choose(
@@ -196,26 +196,62 @@ def chosen_level(entry: dict, rows: Iterable[dict], experiment: str, arm: str, c
         seeds=tuned["seeds"],
         measure=tuned["measure"],
         better=tuned["better"],
+        start=tuned.get("start"),
     )
 
 
 def settled(entry: dict, rows: Iterable[dict]) -> list[dict]:
-    """The planned trials, open ones at the level that the tuning rows choose; without those that must wait for it."""
-    rows, levels, trials = list(rows), {}, []
+    """The planned trials, open ones at the level that the tuning rows choose; without those that must wait for it.
+
+    At the end stand the tuning trials that no plan can name: those at the levels to which an arm climbed.
+    """
+    rows, found, trials, climbed = list(rows), {}, [], []
     for trial in entry["trials"]:
-        if is_open(entry, trial):
-            place = trial["experiment"], trial["arm"], frozenset(trial["factors"].items())
-            if place not in levels:
-                try:
-                    levels[place] = level_to_run(chosen_level(entry, rows, *place[:2], trial["factors"]))
-                except KeyError:  # a tuning row is missing, or invalid and to be measured again
-                    levels[place] = None
-            if levels[place] is None:
-                continue
-            factor = entry["tune"][trial["experiment"]]["factor"]
-            trial = {**trial, "factors": {**trial["factors"], factor: levels[place]}}
-        trials.append(trial)
-    return trials
+        tuned = (entry.get("tune") or {}).get(trial["experiment"])
+        if tuned is None:
+            trials.append(trial)
+            continue
+        factor = tuned["factor"]
+        cell = {name: level for name, level in trial["factors"].items() if name != factor}
+        place = trial["experiment"], trial["arm"], frozenset(cell.items())
+        if place not in found:
+            found[place], tried = _level(entry, rows, *place[:2], cell)
+            further = [level for level in tried if level not in tuned.get("start", tuned["levels"])]
+            climbed += [
+                {**trial, "seed": seed, "factors": {**cell, factor: level}}
+                for level in further
+                for seed in tuned["seeds"]
+            ]
+        if not is_open(entry, trial):
+            trials.append(trial)
+        elif found[place] is not None:
+            trials.append({**trial, "factors": {**cell, factor: found[place]}})
+    return trials + climbed
+
+
+def _level(entry: dict, rows: list[dict], experiment: str, arm: str, cell: dict) -> tuple[Level | None, list[Level]]:
+    """The level at which the judged seeds of an arm run, None before it is known; and the levels to try for it."""
+    try:
+        chosen = chosen_level(entry, rows, experiment, arm, cell)
+    except Further as more:
+        return None, more.levels
+    except KeyError:  # a tuning row is missing, or invalid and to be measured again
+        return None, []
+    return level_to_run(chosen), list(chosen.scores)
+
+
+def missing_trials(entry: dict, trials: list[dict], rows: list[dict]) -> int:
+    """How many trials have no row yet, of those that are planned and of those that `settled` returned."""
+    planned = {row_key(trial) for trial in entry["trials"] if not is_open(entry, trial)}
+    tuned = entry.get("tune") or {}
+    climbed = [
+        trial
+        for trial in trials
+        if trial["experiment"] in tuned
+        and trial["seed"] in tuned[trial["experiment"]]["seeds"]
+        and row_key(trial) not in planned
+    ]
+    return len(entry["trials"]) + len(climbed) - len(rows)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -249,36 +285,40 @@ def measure(
     store.sweep()
     documents, sources = earlier_documents(results), entry_sources(entry)
     first = [trial for trial in entry["trials"] if not is_open(entry, trial)]
-    waiting = len(entry["trials"]) - len(first)
+    taken: set[tuple] = set()
+    units: list[dict] = []
 
-    def gather(trials: list[dict]) -> tuple[list[dict], list[dict]]:
-        """The units of these trials, and those that must be measured."""
-        units = units_of(entry, device, place, trials)
+    def gather(trials: list[dict]) -> list[dict]:
+        """Take up these trials; the units of them that must be measured."""
+        new = units_of(entry, device, place, trials)
+        taken.update(row_key(trial) for trial in trials)
+        units.extend(new)
         if not force:
-            _take_up(units, documents[:1], store)
-            _take_up(units, _of_other_papers(units, results, store), store)
-        kept = {t["key"]: _final(store.get(t["key"])) for unit in units for t in unit["trials"]}
-        missing = [unit for unit in units if force or not all(kept[t["key"]] for t in unit["trials"])]
+            _take_up(new, documents[:1], store)
+            _take_up(new, _of_other_papers(new, results, store), store)
+        kept = {t["key"]: _final(store.get(t["key"])) for unit in new for t in unit["trials"]}
+        missing = [unit for unit in new if force or not all(kept[t["key"]] for t in unit["trials"])]
         for unit in missing:
             if unit["ranks"]:  # its checkpoints outlive a killed run
                 unit["scratch"] = str(state / "ranks" / unit["trials"][0]["key"].removeprefix("sha256:"))
-        return units, missing
+        return missing
 
     def rest() -> list[dict]:
-        """The trials that the tuning rows have settled."""
-        known = {row_key(trial) for trial in first}
-        return [trial for trial in settled(entry, _stored(units, store)) if row_key(trial) not in known]
+        """The trials that the rows have settled by now, and that are not taken up yet."""
+        return [trial for trial in settled(entry, _stored(units, store)) if row_key(trial) not in taken]
 
-    units, missing = gather(first)
-    more: tuple[list[dict], list[dict]] | None = gather(rest()) if waiting and not missing else None
-    queue = missing + (more[1] if more else [])
+    def waiting() -> int:
+        """How many planned trials still wait for the level of their arm."""
+        return missing_trials(entry, settled(entry, _stored(units, store)), [*taken])
+
+    queue = gather(first)
+    while not queue and (more := rest()):
+        queue = gather(more)
     asked = {t["key"] for unit in queue for t in unit["trials"]}
-    count = len(asked) + (waiting if more is None else 0)
-    progress.start(entry, len(entry["trials"]), count)
-    everything = units + (more[0] if more else [])
-    progress.stored([r for r in _stored(everything, store, but=asked)])
+    progress.start(entry, len(entry["trials"]), len(asked) + waiting())
+    progress.stored(_stored(units, store, but=asked))
     failures: list[tuple[dict, dict]] = []
-    finished, total = [0], len(queue) + (waiting if more is None else 0)
+    finished, total = [0], len(queue) + waiting()
 
     def done(unit: dict, answer: dict) -> None:
         finished[0] += 1
@@ -311,15 +351,15 @@ def measure(
 
     try:
         run(queue)
-        if waiting and more is None and not failures and (deadline is None or time.monotonic() < deadline):
-            more = gather(rest())
-            total = finished[0] + len(more[1])
-            run(more[1])
+        while not failures and (deadline is None or time.monotonic() < deadline) and (more := rest()):
+            queue = gather(more)
+            total = finished[0] + len(queue) + waiting()
+            run(queue)
     finally:
         progress.close()
     if failures:
         raise _failed(entry, failures, state)
-    document = _document(entry, units + (more[0] if more else []), store, device, place, documents, sources)
+    document = _document(entry, units, store, device, place, documents, sources)
     if document["provenance"].get("missing") and deadline is None:
         raise Failed(
             f"{entry['paper']}: {document['provenance']['missing']} trials have no record; run the same command again"
@@ -460,11 +500,12 @@ def _document(
                 trial["key"],
                 {**record, "row": {**record["row"], **{n: trial[n] for n in IDENTITY}}},
             )
-    order = [row_key(trial) for trial in settled(entry, [record["row"] for _, record in found.values()])]
+    trials = settled(entry, [record["row"] for _, record in found.values()])
+    order = [row_key(trial) for trial in trials]
     keys = [found[key][0] for key in order if key in found]
     records = [found[key][1] for key in order if key in found]
     rows = [record["row"] for record in records]
-    missing = len(entry["trials"]) - len(rows)
+    missing = missing_trials(entry, trials, rows)
     if not rows:
         raise Failed(f"{entry['paper']} {entry['profile']}: no trial ended in time; write more --minutes")
     return {

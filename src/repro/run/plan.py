@@ -4,7 +4,7 @@ plan = {schema, digest, entries}, an entry being {paper, profile, registered, ju
 
     experiments  {name: {module, function, exclusive, batched, ranks, arms, config}}
     trials       [{experiment, arm, seed, factors}], in seed-major order
-    tune         {experiment: {factor, seeds, levels, measure, better}}: on these seeds each arm's level is chosen
+    tune         {experiment: {factor, seeds, levels, start?, measure, better}}: on these seeds an arm's level is chosen
 """
 
 from collections.abc import Callable, Mapping
@@ -25,8 +25,8 @@ LARGEST_PLAN = 200_000  # trials of one paper at one profile
 def entry(paper: Paper, profile: str, seeds: int | None = None) -> dict:
     """The trials of one paper at one profile; `seeds` overrides how many the paper plans.
 
-    Of a tuned experiment the tuning trials stand in the plan with every level; its judged trials lack the tuned factor,
-    whose level the tuning rows choose (`measure.settled`).
+    Of a tuned experiment the tuning trials stand in the plan with every level that is tried at any rate; its judged
+    trials lack the tuned factor, whose level the tuning rows choose (`measure.settled`, which adds what an arm climbs).
     """
     experiments, wanted, tuned = {}, [], tuning(paper, profile)
     _bounded(paper, profile, tuned, seeds)
@@ -51,7 +51,7 @@ def entry(paper: Paper, profile: str, seeds: int | None = None) -> dict:
             if tune is None:
                 own |= set(setting.tuning_seeds)
             else:
-                levels = product(tune["levels"], tune["seeds"])
+                levels = product(tune.get("start", tune["levels"]), tune["seeds"])
                 wanted += [_trial(name, arm, s, {**cell, tune["factor"]: level}) for level, s in levels]
                 own -= set(tune["seeds"])  # an A/A control may have seeds that are measured at every level already
             wanted += [_trial(name, arm, seed, cell) for seed in sorted(own)]
@@ -72,7 +72,7 @@ def _trial(experiment: str, arm: str, seed: int, factors: dict) -> dict:
 
 
 def tuning(paper: Paper, profile: str) -> dict[str, dict]:
-    """Per tuned experiment {factor, seeds, levels, measure, better}, as the claims judged there ask for it.
+    """Per tuned experiment {factor, seeds, levels, start?, measure, better}, as the claims judged there ask for it.
 
     The experiments of a claim's controls are tuned alike.  ReproError where two claims ask for different tunings.
     """
@@ -91,6 +91,7 @@ def tuning(paper: Paper, profile: str) -> dict[str, dict]:
                 "factor": tune.factor,
                 "seeds": [TUNING_SEEDS + n for n in range(tune.seeds)],
                 "levels": list(setting.factors[tune.factor]),
+                **({"start": list(tune.start)} if tune.start else {}),
                 "measure": measure,
                 "better": paper.measures[measure].better,
             }

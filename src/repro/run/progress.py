@@ -45,8 +45,9 @@ class Forming:
         """`headline: 0.98 [0.95, 1.01], reproduced at 3 seeds`, or nothing before three seeds are complete."""
         if self.claim is None:
             return ""
-        settled = run.settled({**self.entry, "trials": self.planned}, self.rows.values())
-        if len(settled) < len(self.planned):  # some arm has no level of its tuned factor yet
+        planned = {**self.entry, "trials": self.planned}
+        settled = run.settled(planned, self.rows.values())
+        if run.missing_trials(planned, settled, settled):  # some arm has no level of its tuned factor yet
             return ""
         missing = {t["seed"] for t in settled if row_key(t) not in self.rows}
         seeds = sorted({t["seed"] for t in self.planned if t["seed"] < 1000})

@@ -12,6 +12,17 @@ Level = bool | int | float | str
 TUNING_SEEDS = 1000  # seeds from here on tune, or belong to A/A controls; those below are judged
 
 
+class Further(KeyError):
+    """The best level tried so far is the outermost one, and rows of those beyond it are missing.
+
+    levels: all that are to be tried by now.
+    """
+
+    def __init__(self, levels: Sequence[Level]):
+        super().__init__(levels)
+        self.levels = list(levels)
+
+
 class Invalid(KeyError):
     """A tuning row that is no measurement, so that no level can be chosen."""
 
@@ -23,10 +34,10 @@ class Invalid(KeyError):
 class Chosen:
     """The level of one arm in one cell of the other factors.
 
-    level: the best one, None where every level diverged.  scores: the mean over the tuning seeds of each level, None
-    where a run diverged.  edge: the best level is the first or the last of the grid and nothing beyond it was seen to
-    fail, so that a better one may lie outside; never the level 0, beyond which there is nothing, and not where all
-    levels are equal, to the last bit, as without training.
+    level: the best one, None where every level diverged.  scores: of each level that was tried the mean over the tuning
+    seeds, None where a run diverged.  edge: the best level is the first or the last of the grid and nothing beyond it
+    was seen to fail, so that a better one may lie outside; never the level 0, beyond which there is nothing, and not
+    where all levels are equal, to the last bit, as without training.
     """
 
     level: Level | None
@@ -44,28 +55,58 @@ def choose(
     seeds: Sequence[int],
     measure: str,
     better: Literal["lower", "higher"],
+    start: Sequence[Level] | None = None,
 ) -> Chosen:
     """Choose the level of `factor` for `arm` where the other factors are as in `cell`.
 
+    start: the levels that are tried first, all unless given.  While the best one is the outermost of those tried, the
+    next level of the grid is tried too; where all are alike (every run diverged), all that are left are.
+
     The score of a level is the mean of `measure` over the tuning seeds (of a curve its last point).  A level at which
     any run diverged is worse than every other.  Of equal scores the first counts.  KeyError where a row is missing,
-    Invalid where one is neither measured nor diverged.
+    Further where it is one to which the climb from `start` has led, Invalid where one is neither measured nor diverged.
     """
     found = {
         (row["seed"], row["factors"][factor]): row
         for row in rows
         if row["arm"] == arm and {k: v for k, v in row["factors"].items() if k != factor} == dict(cell)
     }
-    scores = {level: _score([found[seed, level] for seed in seeds], measure) for level in levels}
+
+    def score(level: Level) -> float | None:
+        return _score([found[seed, level] for seed in seeds], measure)
+
     sign = 1.0 if better == "lower" else -1.0
-    ranked = [math.inf if scores[level] is None else sign * scores[level] for level in levels]
+    scores = {level: score(level) for level in levels if start is None or level in start}
+    while more := _beyond(levels, scores, sign):
+        try:
+            scores |= {level: score(level) for level in more}
+        except Invalid:
+            raise
+        except KeyError:
+            raise Further([level for level in levels if level in scores or level in more]) from None
+        scores = {level: scores[level] for level in levels if level in scores}
+    ranked = _ranked(scores, sign)
     if not ranked or min(ranked) == math.inf:
         return Chosen(None, scores, edge=True)
-    best = ranked.index(min(ranked))
+    best = list(scores)[ranked.index(min(ranked))]
     # The neighbour beyond the best level bounds the grid, also where it diverged: only the outermost levels are edges,
     # and a level of 0 (no decay, no noise) is none, since nothing lies beyond it.
-    outer = best in (0, len(levels) - 1) and levels[best] != 0
-    return Chosen(levels[best], scores, edge=outer and len(set(ranked)) > 1)
+    outer = best in (levels[0], levels[-1]) and best != 0
+    return Chosen(best, scores, edge=outer and len(set(ranked)) > 1)
+
+
+def _ranked(scores: Mapping[Level, float | None], sign: float) -> list[float]:
+    """The scores as numbers of which the lowest is best."""
+    return [math.inf if score is None else sign * score for score in scores.values()]
+
+
+def _beyond(levels: Sequence[Level], scores: Mapping[Level, float | None], sign: float) -> list[Level]:
+    """The levels of the grid to try next; none where the best of those tried lies inside them or ends the grid."""
+    left, ranked = [level for level in levels if level not in scores], _ranked(scores, sign)
+    if not left or len(set(ranked)) == 1:
+        return left
+    at = levels.index(list(scores)[ranked.index(min(ranked))])
+    return [level for level in levels[max(0, at - 1) : at + 2] if level in left]
 
 
 def level_to_run(chosen: Chosen) -> Level:

@@ -341,6 +341,11 @@ def _tuned(judged: Claim | Statement) -> str | None:
     return tune.factor if isinstance(tune, Tune) else None
 
 
+def _neighbours(start: list, levels: list) -> bool:
+    """Whether at least three levels stand side by side in the grid."""
+    return len(start) >= 3 and any(levels[i : i + len(start)] == start for i in range(len(levels)))
+
+
 def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, where: Where) -> None:
     """What a claim about trained arms says of tuning, of the trivial predictor and of runs that fail."""
     trivial, arms = claim.predictor, paper.experiments[claim.experiment].arms
@@ -368,12 +373,16 @@ def _check_learnt(file: YamlFile, paper: Paper, claim_id: str, claim: Claim, whe
             if not numbers or len(levels) < 3 or levels != sorted(levels):
                 hint = "write at least three numbers in rising order, so that the best can lie inside the grid"
                 file.fail((*where, "tune", "factor"), f"{tune.factor} has the levels {levels} at '{profile}'; {hint}")
+            if tune.start is not None and not _neighbours(tune.start, levels):
+                hint = f"write at least three neighbours of the levels at '{profile}', {levels}"
+                file.fail((*where, "tune", "start"), f"is {tune.start}; {hint}")
             own, by = paper.tuning(profile, claim.experiment), tune.by or paper.rules(claim_id, profile)[0].measure
             if paper.measures[by].better is None:
                 file.fail(("measures", by), f"claim '{claim_id}' tunes by it; write better: lower, or better: higher")
-            if (own.factor, len(own.seeds), own.measure) != (tune.factor, tune.seeds, by):
+            if (own.factor, len(own.seeds), own.measure, own.start) != (tune.factor, tune.seeds, by, tune.start):
                 hint = f"another claim of '{claim.experiment}' tunes {own.factor} by {own.measure} on {len(own.seeds)}"
-                file.fail((*where, "tune"), f"{hint} seeds; write the same here, with by: {own.measure}")
+                start = "" if own.start is None else f" and start: {own.start}"
+                file.fail((*where, "tune"), f"{hint} seeds; write the same here, with by: {own.measure}{start}")
     if claim.fails is not None:
         if claim.fails.measure not in paper.measures:
             hint = did_you_mean(claim.fails.measure, paper.measures)

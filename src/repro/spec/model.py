@@ -337,6 +337,8 @@ class Tune(_Strict):
     """How many tuning seeds: 1000, 1001 and so on."""
     by: str | None = None
     """Measure by which the level is chosen; that of the rule unless given."""
+    start: list[float] | None = None
+    """Neighbouring levels that every arm tries first; while its best one is the outermost, it tries the next one of the factor. All levels unless given. Example: `[0.0015, 0.004, 0.01]`"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -556,6 +558,7 @@ class Tuning:
     seeds: list[int]
     measure: str
     better: Literal["lower", "higher"]
+    start: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -706,6 +709,7 @@ class Paper(_Strict):
                     seeds=list(range(1000, 1000 + claim.tune.seeds)),
                     measure=measure,
                     better=self.measures[measure].better,
+                    start=claim.tune.start,
                 )
         return None
 
