@@ -4,8 +4,8 @@ A claim is reproduced where its rules hold, and not reproduced where one fails; 
 
 either           the arms have levels of the tuned factor inside the grid, and the comparator has learnt (it beats the
                  trivial predictor)
-reproduced       every negative control fails, every part of the rules is failed by one of them, and the method without
-                 its idea is shown to fail the rules
+reproduced       every negative control fails, every part of the rules is failed by one of them, the method without its
+                 idea is shown to fail the rules, and the method is not shown to be worse than the trivial predictor
 not reproduced   of a claim about trained arms: an arm that is known to show the effect shows it in the same setting,
                  and in a part that the method fails
 
@@ -25,7 +25,7 @@ from typing import Any
 from repro.errors import ReproError
 from repro.files.paths import SCHEMA, results_name
 from repro.files.rows import read_rows
-from repro.judge.decide import INF, LEAST_SEEDS, LEAST_TRAINED, Region, decide, failure_rate
+from repro.judge.decide import INF, LEAST_SEEDS, LEAST_TRAINED, Decision, Region, decide, failure_rate
 from repro.judge.identities import judge_identity
 from repro.judge.rules import (
     Part,
@@ -231,7 +231,7 @@ def judge_claim(paper: Paper, profile: str, claim_id: str, rows: list[dict]) -> 
     if stop is None and trivial and trivial["state"] != "reproduced" and not unread and not short:
         stop = _not_learnt(trivial)
     if stop is None and state == "reproduced":
-        stop = _control_gate(case, controls)
+        stop = _control_gate(case, controls) or _below_trivial(case)
     if stop is None and state == "not_reproduced" and (claim.trained or claim.positive):
         stop = _positive_gate(case, method, positive)
     if stop:
@@ -347,27 +347,17 @@ def _places(rule: Rule, settings: Settings) -> list[dict[str, Any]]:
 
 def _learnt(case: Case) -> dict[str, Any] | None:
     """The comparator (the arm, where there is none) against the trivial predictor at every level that a rule reads."""
-    trivial, paper, terms = case.claim.predictor, case.paper, case.terms
+    trivial = case.claim.predictor
     if trivial is None:
         return None
-    settings, rows = case.settings, case.rows_of(case.claim.experiment)
     decided = []
     for rule in case.rules:
         arm = trivial.arm or getattr(rule, "against", None) or rule.arm
         measure = trivial.measure or rule.measure
-        higher = paper.measures[measure].better == "higher"
-        bound = Bound(kind="bound", measure=measure, arm=arm, level=rule.level, max=0.0)
-        data = Values(bound, rows, paper.measures, settings, {}, terms.tune)
-        region = (
-            Region(0.0, INF, text="the range of 'better'")
-            if higher
-            else Region(-INF, 0.0, text="the range of 'better'")
-        )
-        for place in _places(rule, settings):
+        for place in _places(rule, case.settings):
             head = {"predictor": trivial.predictor, "measure": measure, "arm": arm, "at": place}
             try:
-                gaps, out = _beyond(data, place, trivial.predictor)
-                found = decide(gaps, region, rule.level, out=frozenset(out), least=terms.least)
+                found = _beats(case, rule, measure, arm, place)
             except CannotJudge as error:
                 decided.append({**head, "state": "inconclusive", "why": sentence(str(error)), **_NOTHING})
                 continue
@@ -386,6 +376,42 @@ def _learnt(case: Case) -> dict[str, Any] | None:
     order = {"not_reproduced": 0, "inconclusive": 1, "reproduced": 2}
     telling = min(decided, key=lambda entry: (order[entry["state"]], entry.get("slack", 0.0)))
     return {k: v for k, v in telling.items() if k != "slack" and not (k == "at" and not v)}
+
+
+def _beats(case: Case, rule: Rule, measure: str, arm: str, place: Mapping[str, Any]) -> Decision:
+    """Whether an arm is better than the trivial predictor in a measure; CannotJudge where rows are missing."""
+    bound = Bound(kind="bound", measure=measure, arm=arm, level=rule.level, max=0.0)
+    data = Values(bound, case.rows_of(case.claim.experiment), case.paper.measures, case.settings, {}, case.terms.tune)
+    higher = case.paper.measures[measure].better == "higher"
+    region = Region(*((0.0, INF) if higher else (-INF, 0.0)), text="the range of 'better'")
+    gaps, out = _beyond(data, place, case.claim.predictor.predictor)
+    return decide(gaps, region, rule.level, out=frozenset(out), least=case.terms.least)
+
+
+def _below_trivial(case: Case) -> Stop | None:
+    """A method that is to be better than another arm, or as good, and is shown to be worse than the trivial predictor.
+
+    Read where the rule's measure is of the kind that the predictor is scored in.
+    """
+    trivial, measures = case.claim.predictor, case.paper.measures
+    for rule in case.rules if trivial else ():
+        if getattr(rule, "against", None) is None:
+            continue
+        told, own = measures[trivial.measure or rule.measure], measures[rule.measure]
+        if (told.unit, told.better) != (own.unit, own.better):
+            continue
+        for place in _places(rule, case.settings):
+            try:
+                found = _beats(case, rule, rule.measure, rule.arm, place)
+            except CannotJudge:  # the rows have no such predictor
+                continue
+            if found.state == "not_reproduced":
+                return Stop(
+                    f"the method has not learnt: {rule.measure} of {rule.arm} is worse than that of the trivial "
+                    f"predictor '{trivial.predictor}' ({found.why.rstrip('.')}).",
+                    "not_learnt",
+                )
+    return None
 
 
 _NOTHING = {"estimate": None, "interval": [None, None], "level": None, "n": None}
