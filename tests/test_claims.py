@@ -219,6 +219,22 @@ def test_the_comparator_is_no_known_good_arm(paper):
 # ---- has it learnt? ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "measure, unit, passed", [("other", "nats", False), ("other", "share", True), ("loss", "nats", True)]
+)
+def test_a_method_that_is_worse_than_the_trivial_predictor_is_not_reproduced(paper, measure, unit, passed):
+    """Where the gate looks at a measure that is easier than the judged one, in the same unit."""
+    measures = ("measures:\n", f"measures:\n  other: {{unit: {unit}, better: lower}}\n")
+    p = paper(trivial=f"{{predictor: linear, measure: {measure}}}", change=measures)
+    assert p.measures["loss"].unit == "nats"
+    rows = learnt(rows_of(**GOOD), 0.2 if measure == "other" else 9.0)
+    rows = [{**x, "measures": {**x["measures"], "other": 0.1 + 0.001 * x["seed"]}} for x in rows]
+    found = claim(p, rows)
+    assert found["trivial"]["state"] == "reproduced"
+    assert found["state"] == ("reproduced" if passed else "inconclusive")
+    assert passed or (found["mark"] == "not_learnt" and "loss of a is worse than" in found["why"])
+
+
 @pytest.mark.parametrize("values", [GOOD, BAD])
 @pytest.mark.parametrize("trivial, passed", [(2.0, True), (0.9, False), (1.0, False)])
 def test_the_comparator_must_beat_the_trivial_predictor_whatever_the_arms_do(paper, values, trivial, passed):

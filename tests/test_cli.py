@@ -267,6 +267,11 @@ def test_a_table_keeps_its_first_column_on_a_narrow_terminal(monkeypatch: pytest
     common.table(["paper", "verdict", "headline", "ours", "title"], [[slug, words, slug, words, words]])
     lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()
     assert any(line.startswith(slug) for line in lines) and max(map(len, lines)) <= 80
+    told = " ".join(" ".join(lines).split())
+    assert f"verdict: {words}" in told and f"headline: {slug}" in told, "no word is broken"
+    monkeypatch.setenv("COLUMNS", "200")
+    common.table(["paper", "title"], [[slug, words]])
+    assert re.search(rf"{slug} +{words}", re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out))
 
 
 def test_outside_a_checkout_it_says_so(tmp_path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from repro.arena import protocol
 from repro.errors import ReproError
 from repro.files import questions as files
 from repro.publish import stages
@@ -39,6 +40,7 @@ def tree(tmp_path: Path) -> Path:
     """A checkout with one paper and one question."""
     shutil.copytree(ROOT / "papers" / "rmsnorm", tmp_path / "papers" / "rmsnorm")
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copy(ROOT / "arena.yaml", tmp_path)
     (tmp_path / "questions").mkdir()
     (tmp_path / "questions" / "demo.yaml").write_text(GOOD)
     return tmp_path
@@ -56,6 +58,12 @@ def test_every_question_is_sound_and_has_a_page(name):
     assert all(f"papers/{one['claim'].split('/')[0]}/results\n" in stage for one in asked["claims"])
 
 
+def test_the_arms_of_all_questions_are_entrants_of_their_tracks() -> None:
+    wanted = [one for name in files.names(ROOT) for one in files.read_question(ROOT, name).get("arena", ())]
+    known = {track: set(protocol.entrants(track)[0]) for track in {one["track"] for one in wanted}}
+    assert wanted and [one["arm"] for one in wanted if one["arm"] not in known[one["track"]]] == []
+
+
 @pytest.mark.parametrize(
     ("before", "after", "wanted"),
     [
@@ -71,6 +79,7 @@ def test_every_question_is_sound_and_has_a_page(name):
         ("Is RMSNorm as good?", "RMSNorm is as good.", "ends with a question mark"),
         ("would_change", "would_chance", "would_chance"),
         ("share: 0.5", "share: 2", "from 0 to 1"),
+        ("track: gpt", "track: gtp", "no track gtp in arena.yaml; did you mean 'gpt'"),
     ],
 )
 def test_a_wrong_question_is_refused_in_one_line_with_its_place(tree, before, after, wanted):

@@ -982,6 +982,21 @@ def test_numbers_are_told_to_three_digits(value, told):
 
 
 @pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ((1.0266, 1.0249, 1.0284), ("1.0266", "1.0249", "1.0284")),
+        ((0.222, 0.161, 0.282), ("0.222", "0.161", "0.282")),
+        ((-0.0003, -0.000987, 0.000387), ("−0.000300", "−0.000987", "0.000387")),
+        ((5.0, None, 7.0), ("5.00", "−∞", "7.00")),
+        ((2.0, 2.0, 2.0), ("2.00", "2.00", "2.00")),
+    ],
+)
+def test_an_interval_is_printed_so_that_its_width_can_be_read(numbers: tuple, told: tuple) -> None:
+    """A ratio of 1.0266 from 1.0249 on is above a bound of 1.022, which three digits would hide."""
+    assert words.with_ends(*numbers) == told
+
+
+@pytest.mark.parametrize(
     ("value", "told"),
     [(0.02, "0.02"), (1e-10, "10⁻¹⁰"), (2.5e-6, "2.5 × 10⁻⁶"), (20.0, "20"), (-0.1, "−0.1"), (0.00012, "0.00012")],
 )

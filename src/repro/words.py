@@ -62,6 +62,22 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−")
 
 
+def with_ends(value: float | None, low: float | None, high: float | None) -> tuple[str, str, str]:
+    """An estimate and the ends of its interval, with enough digits that half of the interval shows two: 1.0266, 1.0249.
+
+    An end that is None is infinite.
+    """
+    finite = [x for x in (low, value, high) if x is not None and math.isfinite(x)]
+    half = (max(finite) - min(finite)) / 2 if finite else 0.0
+
+    def told(x: float | None) -> str:
+        if not half or x is None or not math.isfinite(x) or x == 0:
+            return number(x)
+        return number(x, min(6, max(3, math.floor(math.log10(abs(x))) + 2 - math.floor(math.log10(half)))))
+
+    return told(value), "−∞" if low is None else told(low), "∞" if high is None else told(high)
+
+
 def is_count(unit: str | None) -> bool:
     """Whether an estimate of this unit counts the cells in which a condition holds: `of 3 cells`."""
     return (unit or "").startswith("of ")

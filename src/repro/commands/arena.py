@@ -186,7 +186,7 @@ def _compared(line: dict, method: dict) -> list[str]:
         number(gap) if low is None else f"{number(gap)} [{number(low)}, {number(high)}]",
         f"{line['failed']} of {line['n']}",
         f"{line['lr']:g}{' (edge)' if line['edge'] else ''}"
-        + (f", decay {line['decay']:g}{' (edge)' if line['decay_edge'] else ''}" if len(line["decays"]) > 1 else ""),
+        + (f", decay {line['decay']:.3g}{' (edge)' if line['decay_edge'] else ''}" if len(line["decays"]) > 1 else ""),
         "not reached" if steps is None else f"{steps:g}",
         "" if seconds is None else f"{1000 * seconds:.1f} ms",
     ]
@@ -273,11 +273,11 @@ def _advice(slot: str, lines: list[dict], compared: dict, trials: dict[str, list
             say(f"  base: {number(line['mean'])}, the reference, tuned like the others")
             continue
         gap, low, high = map(number, line["gap"])
-        keys = ", ".join(key.removeprefix("sha256:")[:12] for key in trials[line["arm"]][:3])
-        edge = "; its best rate lies at the edge of the grid" if line["edge"] else ""
+        rate = f"rate {line['lr']:g}" + (", the edge of the grid" if line["edge"] else "")
+        decay = f", decay {line['decay']:.3g}" if line.get("decay") is not None else ""
         say(
             f"  {line['arm']}: {line['standing']}; {number(line['mean'])}, {gap} from the base [{low}, {high}], "
-            f"n = {line['n']}{edge}; {len(trials[line['arm']])} trials: {keys}, ..."
+            f"n = {line['n']}; at {rate}{decay}; {len(trials[line['arm']])} trials"
         )
     tied = [line["arm"] for line in compared["lines"] if line["standing"] == "not told apart"]
     if tied:

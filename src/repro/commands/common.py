@@ -71,15 +71,28 @@ def dump(value: object) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:
-    """Print a table for people: with rich on a terminal, as aligned lines elsewhere; the first column is whole."""
+    """Print a table for people: with rich on a terminal, as aligned lines elsewhere.
+
+    On a terminal on which some column would be narrower than its words, each row becomes a paragraph.
+    """
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
+        longest = [
+            max(len(word) for row in [head, *rows] for word in ["", *str(row[i]).split()]) for i in range(len(head))
+        ]
+        longest[0] = max(len(str(row[0])) for row in [head, *rows])  # the first column is whole
+        if sum(longest) + 2 * len(head) > Console().width:
+            for row in rows:
+                say(str(row[0]))
+                for title, cell in zip(head[1:], row[1:], strict=True):
+                    paragraph(str(cell), f"  {title + ': ' if title else ''}", "    ") if str(cell).strip() else None
+            return
         shown = Table(box=None, pad_edge=False, header_style="bold")
-        for i, title in enumerate(head):
-            shown.add_column(title, no_wrap=i == 0, overflow="fold")
+        for title, width in zip(head, longest, strict=True):
+            shown.add_column(title, min_width=width)
         for row in rows:
             shown.add_row(*(Text(str(cell)) for cell in row))
         Console().print(shown)

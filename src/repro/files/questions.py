@@ -78,6 +78,7 @@ def names(root: Path) -> list[str]:
 
 def read_question(root: Path, name: str) -> dict[str, Any]:
     """One question as plain data; a ReproError with the line of what is wrong."""
+    from repro.arena import protocol
     from repro.spec import load
 
     known = names(root)
@@ -100,4 +101,8 @@ def read_question(root: Path, name: str) -> dict[str, Any]:
             file.fail(("claims", i, "claim"), f"{slug} has no claim {claim}{did_you_mean(claim, paper.claims)}")
         if paper.claims[claim].untested:
             file.fail(("claims", i, "claim"), f"{claim} of {slug} is not tested; name a claim that has a rule")
+    for i, one in enumerate(file.data.get("arena", ())):
+        if one["track"] not in (tracks := protocol.tracks(root)):
+            what = f"no track {one['track']} in arena.yaml{did_you_mean(one['track'], tracks)}"
+            file.fail(("arena", i, "track"), what)
     return file.data

@@ -10,7 +10,7 @@ from repro.files.verdict import stored
 from repro.spec.load import load
 from repro.spec.model import Paper
 from repro.store import file_digest
-from repro.words import is_count, number, percent, rules, verdict_words, without_interval
+from repro.words import is_count, number, percent, rules, verdict_words, with_ends, without_interval
 
 STRONGEST = JUDGED[::-1]
 
@@ -42,8 +42,9 @@ def estimate(judged: dict[str, Any]) -> str:
     if text == "–":
         return text
     if text is None:
-        text = number(value) + (f" {unit}" if unit not in ("", "ratio") else "")
-        text += f" [{number(low)}, {number(high)}]{level}" if low is not None or high is not None else ""
+        shown, *ends = with_ends(value, low, high)
+        text = shown + (f" {unit}" if unit not in ("", "ratio") else "")
+        text += f" [{', '.join(ends)}]{level}" if low is not None or high is not None else ""
     elif value is None:
         text += level
     return text + (f", n = {judged['n']}" if judged.get("n") else "")

@@ -106,12 +106,9 @@ def ours(line: Mapping[str, Any]) -> str:
     if odd is not None:
         return odd
     unit = f" {line['unit']}" if line["unit"] else ""
-    ends = ""
-    if line["low"] is not None or line["high"] is not None:
-        low = "−∞" if line["low"] is None else words.number(line["low"])
-        high = "∞" if line["high"] is None else words.number(line["high"])
-        ends = f" [{low}, {high}]"
-    return f"{words.number(line['estimate'])}{ends}{unit}"
+    shown, low, high = words.with_ends(line["estimate"], line["low"], line["high"])
+    ends = "" if line["low"] is None and line["high"] is None else f" [{low}, {high}]"
+    return f"{shown}{ends}{unit}"
 
 
 def _judged(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
