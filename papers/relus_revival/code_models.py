@@ -22,6 +22,7 @@ from repro import tasks, trivial
 from repro.data.archives import Unusable
 from repro.data.hub import from_folder, from_hub, parquet_files
 from repro.data.sources import cache_root
+from repro.data.tokenizer import load as load_tokenizer
 from repro.errors import ReproError
 from repro.models.gpt import GPT
 from repro.papers.relus_revival import method
@@ -84,15 +85,7 @@ def files(split: str) -> Iterable[str]:
 
 def encoder() -> Encode:
     """The authors' byte-level BPE of 50,000 tokens: from .repro/data/codeparrot-ds/tokenizer.json, else the Hub."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ReproError(f"{DATA} is cut into tokens by `tokenizers`; run `pip install tokenizers`") from error
-    file = cache_root() / DATA / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(TOKENIZER)
-    except Exception as error:  # those of the library share no base
-        raise ReproError(f"no tokenizer {TOKENIZER} ({error}). Connect, or put its tokenizer.json at {file}") from error
+    tokenizer = load_tokenizer(TOKENIZER, cache_root() / DATA / "tokenizer.json")
     return lambda texts: [found.ids for found in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from repro import trivial
 from repro.data import original
 from repro.data.sources import cache_root
+from repro.data.tokenizer import load as load_tokenizer
 from repro.errors import ReproError
 from repro.experiments.language_model import ARMS, LanguageModel, build
 from repro.models.gpt import GPT
@@ -64,15 +65,8 @@ class C4(LanguageModel):
 
 def tokenizer(length: int) -> Any:
     """T5's tokenizer, from a folder or the Hub: it ends a document by </s> and cuts or pads it to `length` tokens."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ReproError("C4 is cut into T5's tokens by the package tokenizers: pip install tokenizers") from error
     file = cache_root() / "t5-base" / "tokenizer.json"
-    try:
-        made = Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(TOKENIZER)
-    except Exception as error:  # what it raises shares no base
-        raise ReproError(f"the tokenizer {TOKENIZER} is not here ({error}): connect, or put it into {file}") from error
+    made = load_tokenizer(TOKENIZER, file)
     if made.encode(KNOWN[0]).ids != KNOWN[1]:
         raise ReproError(f"the tokenizer is not that of {TOKENIZER}: put its tokenizer.json into {file}")
     made.enable_truncation(length)
