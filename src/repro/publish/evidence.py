@@ -51,9 +51,18 @@ def estimate(judged: dict[str, Any]) -> str:
 
 
 def ours(judged: dict[str, Any]) -> str:
-    """The estimate with its name: `ratio of seconds: 0.43 [0.41, 0.45] (95 %), n = 5`."""
-    name = "" if is_count(judged.get("unit")) else measured(judged)
+    """The estimate with its name: `ratio of seconds: 0.43 [0.41, 0.45] (95 %), n = 5`.
+
+    Where cells are counted, their estimates stand before: `ratio of error: 0.986 to 0.992; 3 of 3 cells, n = 12`.
+    """
     told = estimate(judged)
+    if is_count(judged.get("unit")):
+        cells = [part["estimate"] for part in judged.get("parts", ()) if part.get("estimate") is not None]
+        span = f"{number(min(cells))} to {number(max(cells))}" if len(cells) > 1 else ""
+        ratios = {part.get("unit") for part in judged.get("parts", ())} == {"ratio"}
+        name = measured(judged).replace("cells with", "ratio of" if ratios else "")
+        return f"{name.strip()}: {span}; {told}" if span else told
+    name = measured(judged)
     return f"{name}: {told}" if name and told != "–" else told
 
 
