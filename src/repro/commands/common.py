@@ -88,7 +88,8 @@ def table(head: list[str], rows: list[list[str]]) -> None:
             for row in rows:
                 say(str(row[0]))
                 for title, cell in zip(head[1:], row[1:], strict=True):
-                    paragraph(str(cell), f"  {title + ': ' if title else ''}", "    ") if str(cell).strip() else None
+                    if str(cell).strip():
+                        paragraph(str(cell), f"  {title}: " if title else "  ", "    ")
             return
         shown = Table(box=None, pad_edge=False, header_style="bold")
         for title, width in zip(head, longest, strict=True):
