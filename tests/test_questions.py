@@ -130,7 +130,8 @@ def test_the_answer_follows_from_the_verdicts(tree, quality, time, answer):
     }
     found = questions.answered(asked, lines, [])
     assert found["answer"] == answer
-    assert found["sentence"] == (asked["answers"][answer] if answer else questions.UNDECIDED)
+    open_ = questions.UNMEASURED if {quality, time} == {"not_run"} else questions.UNDECIDED
+    assert found["sentence"] == (asked["answers"][answer] if answer else open_)
     assert len(found["waits"]) == 1  # the arena has not been run
 
 
@@ -211,6 +212,9 @@ def test_a_pair_of_the_arena_speaks_by_its_interaction(tree, standing, high, ran
     table = {"track": "gpt", "profile": "long", "settings": {}, "cells": [cell], "margin": 0.01}
     found = questions.answered(asked, {}, [table])
     assert found["answer"] == answer and not found["waits"]
+    numbers = found["places"][0]["numbers"]
+    assert "more lost under the other optimizer" in numbers and numbers.count("[") == 1
+    assert answer is not None or found["sentence"] == questions.UNDECIDED  # it was measured, and tells nothing
 
 
 def test_a_page_escapes_what_the_file_says_and_names_the_command_for_what_has_not_run(tree):
@@ -218,7 +222,17 @@ def test_a_page_escapes_what_the_file_says_and_names_the_command_for_what_has_no
     page = str(QuestionPage("demo", tree, stale={}).page())
     assert "<script>" not in page and "&lt;script&gt;B" in page
     assert "repro run rmsnorm --profile long" in page and "repro arena --track gpt" in page
-    assert questions.UNDECIDED in page
+    assert questions.UNMEASURED in page
+
+
+def test_a_page_names_the_profile_that_can_decide_a_claim(tree):
+    if not (tree / "papers" / "scalenorm").exists():
+        shutil.copytree(ROOT / "papers" / "scalenorm", tree / "papers" / "scalenorm")
+    shutil.rmtree(tree / "papers" / "scalenorm" / "results", ignore_errors=True)
+    text = GOOD.replace("rmsnorm/quality-parity", "scalenorm/warmup-free")
+    (tree / "questions" / "demo.yaml").write_text(text)
+    page = str(QuestionPage("demo", tree, stale={}).page())
+    assert "repro run scalenorm --profile gpu" in page  # it has no long profile
 
 
 def test_a_paper_that_cannot_be_read_stops_no_question(tree):

@@ -190,6 +190,9 @@ def ask(
         for claim in one["claims"] if name else ():
             verdict = claim["line"]["verdict"] if claim["line"] else "not run"
             paragraph(f"{claim['claim']}: {verdict}, speaks for {claim['side'] or 'neither'}", "  claim    ")
+        for place in one["places"] if name else ():
+            told = f"{place['standing']}{place['numbers']}, speaks for {place['side'] or 'neither'}"
+            paragraph(f"{place['place']}: {place['arm']}: {told}", "  arena    ")
         for voice in one["voices"] if name else ():
             paragraph(f"{voice['who']}: {voice['text']} ({voice['where']})", f"  {voice['says']:<8} ")
         if name:

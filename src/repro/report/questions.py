@@ -12,10 +12,11 @@ from typing import Any
 import repro
 from repro import words
 from repro.report import arena
-from repro.report.records import Stale, claim_lines, readable, strongest
+from repro.report.records import Stale, claim_lines, load_paper, readable, strongest
 from repro.report.templates import Fragment, part
 
-UNDECIDED = "Nothing that is measured here decides it."
+UNDECIDED = "What is measured here does not decide it."
+UNMEASURED = "Nothing that could decide it has been measured here yet."
 IN_PART = "A part of what it asks holds here; the rest is not decided, and it asks for all."
 MIDWAY = (
     "It is better at equal steps, and does not reach the other's final loss in as few steps as are asked for. That was "
@@ -85,6 +86,20 @@ def of_pair(pair: Mapping[str, Any], margin: float) -> str:
     return "not_reproduced" if high is not None and high <= margin else "inconclusive"
 
 
+def numbers(place: Mapping[str, Any]) -> str:
+    """What the arena measured of an arm, to follow its standing: the gap with its interval, and the share of steps."""
+    value, low, high = place["gap"]
+    gap = "" if value is None else f", {words.number(value)}"
+    if low is not None:
+        value, low, high = words.with_ends(value, low, high)
+        gap = f", {value} [{low}, {high}]"
+    if gap:
+        gap += " more lost under the other optimizer" if place["arm"].startswith("pair:") else " from the tuned base"
+    if place["reached"] is not None:
+        gap += f", whose loss it reaches in {words.number(place['reached'])} of the steps"
+    return gap
+
+
 def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Line]) -> dict[str, Any]:
     """The evidence of a question with the side for which each piece speaks, and the answer."""
     claims = []
@@ -94,12 +109,15 @@ def answered(question: Question, lines: Mapping[str, Line], tables: Iterable[Lin
         claims.append({"fails": None, **one, "line": line, "state": state, "side": speaks(one, state)})
     ranked = [{"fails": None, "share": None, **one} for one in question.get("arena", ())]
     places = [
-        {**one, **found, "side": speaks(one, found["state"])} for one in ranked for found in of_arena(one, tables)
+        {**one, **found, "side": speaks(one, found["state"]), "numbers": numbers({**one, **found})}
+        for one in ranked
+        for found in of_arena(one, tables)
     ]
     waits = [one for one in ranked if not any(p["arm"] == one["arm"] for p in places)]
     sides = {one["side"] for one in [*claims, *places]} - {None}
     answer = "both" if len(sides) == 2 else next(iter(sides), None)
-    open_ = next((place["why"] for place in places if place["why"]), UNDECIDED)
+    measured = places or any(claim["state"] != "not_run" for claim in claims)
+    open_ = next((place["why"] for place in places if place["why"]), UNDECIDED if measured else UNMEASURED)
     if (
         question.get("needs") == "all"
         and answer == "yes"
@@ -165,11 +183,15 @@ class QuestionPage:
         self.name, self.question = name, read_question(root, name)
         lines, self.faults = lines_of([self.question], root, stale)
         self.found = answered(self.question, _by_claim(lines), arena.tables(root))
+        self.root = root
 
     def page(self) -> Fragment:
         """The whole page."""
         for one in self.found["claims"]:
             one["slug"], _, one["id"] = one["claim"].partition("/")
+            if one["state"] == "not_run" and one["slug"] not in self.faults:
+                profiles = load_paper(one["slug"], self.root).judged_profiles(one["id"])
+                one["waits_for"] = "long" if "long" in profiles else next(iter(profiles), "long")
         voices = {side: [v for v in self.question["voices"] if v["says"] == side] for side in ("yes", "no")}
         found = {**self.found, "claims": [one for one in self.found["claims"] if one["slug"] not in self.faults]}
         values = {**self.question, **found, "name": self.name, "faults": self.faults, "voices": voices}
