@@ -23,6 +23,7 @@ from repro.papers.dyt import DyT
 from repro.papers.evonorm import EvoNormS0
 from repro.papers.layernorm import LayerNorm
 from repro.papers.rmsnorm import RMSNorm
+from repro.errors import ReproError
 from repro.publish import namespaces
 from repro.spec.load import load_yaml, paper_dirs, slugs
 from repro.surgery import recognise
@@ -265,6 +266,9 @@ def test_namespaces_are_those_of_the_papers():
         assert (root / path).read_text() == text, f"{path}: run `repro index`"
     twice = [SimpleNamespace(slug=slug, provides=[]) for slug in ("dyt", "dyt")]
     assert namespaces.homes(twice)["nn"] == {"DyT": "dyt", "convert_ln_to_dyt": "dyt"}
+    wrong = SimpleNamespace(slug="dyt", provides=[SimpleNamespace(slot="norm", name="DyTT")])
+    with pytest.raises(ReproError, match="papers/dyt/paper.yaml: provides: DyTT is no public.* did you mean 'DyT'"):
+        namespaces.homes([wrong])
 
 
 def test_a_function_stands_where_its_name_and_signature_say(monkeypatch, tmp_path):
