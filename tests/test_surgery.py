@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import repro
+from repro.errors import ReproError
 from repro.papers.batchnorm import BatchNorm
 from repro.papers.dyt import DyT
 from repro.papers.evonorm import EvoNormS0
 from repro.papers.layernorm import LayerNorm
 from repro.papers.rmsnorm import RMSNorm
-from repro.errors import ReproError
 from repro.publish import namespaces
 from repro.spec.load import load_yaml, paper_dirs, slugs
 from repro.surgery import recognise
