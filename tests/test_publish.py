@@ -17,11 +17,14 @@ from dev import demo
 from repro.commands import doctor, history, new, reproduce
 from repro.commands.verify import moved_registration, on_trust
 from repro.errors import ReproError
+from repro.files.earlier import read_earlier
 from repro.files.paths import SCHEMA
 from repro.publish import evidence, export, listing, markdown, readme, stages
 from repro.publish.evidence import Evidence, estimate, measured, ours
 from repro.publish.index import BEGIN, END
 from repro.publish.plaintext import equation
+from repro.report import belief
+from repro.report.records import Record, Result
 from repro.spec import load as spec
 from repro.store import rows_digest, sealed, write_file
 
@@ -318,6 +321,57 @@ def test_what_could_not_be_measured_here_is_no_difference() -> None:
     assert reproduce._outcome(judged, {"state": "reproduced"}, None) == ("differs", "A timing is invalid.")
     assert reproduce._outcome(judged, {"state": "inconclusive"}, "2 measurements failed")[0] == "agrees"
     assert reproduce._outcome(judged, {}, None)[0] == "not committed"
+
+
+def test_the_registrations_before_the_present_one_are_found_in_git_and_told_on_the_page(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    """Rows that were judged again are one registration, other seeds or rules another; the present one is left out."""
+    folder, git = checkout.root / "papers/demo/results", ["git", "-c", "user.name=a", "-c", "user.email=a@b.test"]
+    subprocess.run(["git", "init", "-q", str(checkout.root)], check=True)
+
+    def commit(registered: str, first: int, state: str | None) -> None:
+        rows = [{"experiment": "e", "arm": "a", "seed": seed, "factors": {}} for seed in (first, first + 4, 1000)]
+        document = {"schema": 2, "registered": f"sha256:{registered}", "rows": rows}
+        write_file(folder / "cpu.rows.json", json.dumps(document))
+        verdict = {"rows_digest": rows_digest(rows), "headline": "main", "claims": {"main": {"state": state}}}
+        write_file(folder / "cpu.verdict.json", json.dumps(verdict if state else {"claims": {}}))
+        subprocess.run([*git, "-C", str(checkout.root), "add", "papers/demo/results"], check=True)
+        subprocess.run([*git, "-C", str(checkout.root), "commit", "-q", "--allow-empty", "-m", "rows"], check=True)
+
+    folder.mkdir(exist_ok=True)
+    assert history.registrations("demo", "cpu", checkout.root) == []
+    commit("a", 0, "inconclusive")
+    commit("a", 0, "reproduced")  # judged again
+    commit("b", 20, None)
+    commit("c", 40, "reproduced")
+    first, second = history.registrations("demo", "cpu", checkout.root)
+    assert (first["seeds"], first["headline"], first["state"]) == ([0, 4], "main", "reproduced")
+    assert (second["seeds"], second["headline"], second["state"]) == ([20, 24], None, None)
+    assert [fault.split(":")[0] for fault in history.faults(["demo"], checkout.root)] == [
+        "papers/demo/results/cpu.earlier.json"
+    ]
+    history.write(["demo"], checkout.root)
+    assert history.faults(["demo"], checkout.root) == [] and len(history.looks(["demo"], checkout.root)) == 2
+    commit("c", 40, "reproduced")  # with the file, which does not count itself
+    assert history.faults(["demo"], checkout.root) == []
+    stored = read_earlier(folder / "cpu.earlier.json")
+    claim = {"claims": {"main": {"state": "reproduced"}}}
+    result = Result("cpu", {}, claim, earlier=stored)
+    (told,) = belief._looks(Record("demo", folder, {"headline": "main", "claims": {}}, {"cpu": result}))
+    assert "2 registrations" in told and "reproduced on seeds 0 to 4 and without a verdict on seeds 20 to 24" in told
+    assert belief._looks(Record("demo", folder, {"headline": "main"}, {"cpu": Result("cpu", {}, claim)})) == []
+
+    document = json.loads((folder / "cpu.earlier.json").read_text())
+    document["registrations"][0]["state"] = "supported"
+    write_file(folder / "cpu.earlier.json", json.dumps(document))
+    with pytest.raises(ReproError, match="state: .*one of reproduced, not_reproduced, inconclusive"):
+        read_earlier(folder / "cpu.earlier.json")
+    cut = tmp_path / "cut"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", checkout.root.as_uri(), str(cut)], check=True)
+    assert history.faults(["demo"], cut) == []  # it cannot be told
+    with pytest.raises(ReproError, match="git fetch --unshallow"):
+        history.write(["demo"], cut)
 
 
 def test_a_cut_history_and_a_refusal_of_git_are_said(

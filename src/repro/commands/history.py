@@ -1,14 +1,21 @@
-"""`repro history SLUG`: the verdicts of every commit, as far as git has them."""
+"""`repro history`: the verdicts of every commit and the registrations before the present one, as git has them."""
 
+import functools
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repro.errors import ReproError
-from repro.files.paths import results_name
+from repro.files.earlier import read_earlier, write_earlier
+from repro.files.paths import JUDGED, results, results_name
 from repro.run import provenance
+from repro.store import rows_digest
 
 CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
+LOOK = ["paper", "profile", "since", "commit", "seeds", "headline", "verdict then"]
+TUNING = 1000  # the first tuning seed
 
 
 def changes(slug: str, profile: str, root: Path) -> tuple[list[list[str]], str | None]:
@@ -35,6 +42,103 @@ def changes(slug: str, profile: str, root: Path) -> tuple[list[list[str]], str |
         states = {**{claim: "gone" for claim in states}, **now}
     cut = "The history of this clone is cut (git clone --depth): the first line is not the first verdict."
     return lines, f"{cut} `git fetch --unshallow` brings the rest." if provenance.shallow(root) else None
+
+
+@dataclass(frozen=True)
+class Version:
+    """The rows of a paper at a profile in one commit; `registered` is None where no rows can be read there."""
+
+    commit: str
+    day: str
+    registered: str | None = None
+    schema: Any = None
+    digest: str | None = None
+    seeds: tuple[int, int] | None = None  # first and last judged seed
+
+
+def versions(path: Path) -> list[Version]:
+    """Every commit that changed a file of rows, the newest first; none without git or without a history."""
+    try:
+        head = provenance.git("rev-parse", "HEAD", folder=path.parent).strip()
+        return list(_versions(path, head))
+    except ReproError:
+        return []
+
+
+@functools.lru_cache(maxsize=512)
+def _versions(path: Path, head: str) -> tuple[Version, ...]:
+    log = provenance.git("log", "--format=%H %as", head, "--", path.name, folder=path.parent)
+    return tuple(_version(path, *line.split()) for line in log.splitlines())
+
+
+def _version(path: Path, commit: str, day: str) -> Version:
+    try:
+        stored = json.loads(provenance.git("show", f"{commit}:./{path.name}", folder=path.parent))
+        seeds = [row["seed"] for row in stored["rows"] if row["seed"] < TUNING]
+        ends = (min(seeds), max(seeds)) if seeds else None
+        return Version(commit, day, stored["registered"], stored["schema"], rows_digest(stored["rows"]), ends)
+    except (ReproError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Version(commit, day)
+
+
+def registrations(slug: str, profile: str, root: Path) -> list[dict[str, Any]]:
+    """The registrations with rows before the present one, oldest first, as `files.earlier` stores them."""
+    path = results(slug, profile, "rows", root)
+    known = versions(path)[::-1]
+    present = json.loads(path.read_text()).get("registered") if path.is_file() else None
+    found: dict[str, dict[str, Any]] = {}
+    for version, after in zip(known, [*known[1:], None], strict=False):
+        if version.registered in (None, present) or version.seeds is None:
+            continue
+        last = "HEAD" if after is None else f"{after.commit}^"  # the last commit that has these rows
+        commit = provenance.git("rev-parse", last, folder=path.parent).strip()
+        verdict = _read(commit, results_name(slug, profile, "verdict"), root) or {}
+        headline = verdict.get("headline") if verdict.get("rows_digest") == version.digest else None
+        judged = _claims(verdict).get(headline) or {}
+        found[version.registered] = {
+            "registered": version.registered,
+            "since": found.get(version.registered, {}).get("since", version.day),
+            "commit": commit,
+            "seeds": list(version.seeds),
+            "headline": headline if judged else None,
+            "state": judged.get("state"),
+        }
+    return list(found.values())
+
+
+def faults(slugs: Iterable[str], root: Path) -> list[str]:
+    """Files of earlier registrations that do not say what git says; none where the history is cut or not there."""
+    try:
+        if provenance.shallow(root):
+            return []
+    except ReproError:
+        return []
+    return [
+        f"papers/{slug}/results/{profile}.earlier.json: not what the history says; run `repro history --write`"
+        for slug in slugs
+        for profile in JUDGED
+        if read_earlier(results(slug, profile, "earlier", root)) != registrations(slug, profile, root)
+    ]
+
+
+def write(slugs: Iterable[str], root: Path) -> None:
+    """Write the earlier registrations of papers; a ReproError where git does not have the whole history."""
+    if provenance.shallow(root):
+        raise ReproError("the history of this clone is cut; run `git fetch --unshallow`, and then this again")
+    for slug in slugs:
+        for profile in JUDGED:
+            write_earlier(results(slug, profile, "earlier", root), registrations(slug, profile, root))
+
+
+def looks(slugs: Iterable[str], root: Path) -> list[list[str]]:
+    """A line (LOOK) for every stored earlier registration."""
+    return [
+        [slug, profile, one["since"], one["commit"][:10], "{} to {}".format(*one["seeds"]), one["headline"] or "–"]
+        + [(one["state"] or "–").replace("_", " ")]
+        for slug in slugs
+        for profile in JUDGED
+        for one in read_earlier(results(slug, profile, "earlier", root))
+    ]
 
 
 def _read(commit: str, name: str, root: Path) -> dict[str, Any] | None:

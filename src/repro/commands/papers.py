@@ -201,22 +201,34 @@ def ask(
         raise Failed(f"{len(faults)} of the papers cannot be read: {'; '.join(faults.values())}")
 
 
-def history(slug: Slug, profile: Profile = None, as_json: AsJson = False) -> None:
-    """Show how a paper's verdicts changed, commit by commit."""
+def history(
+    slug: Annotated[str | None, typer.Argument(metavar="[SLUG]", help="The paper, such as rmsnorm.")] = None,
+    profile: Profile = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Bring the stored list of earlier registrations up to date, from git.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a paper's verdicts changed, commit by commit; without a paper, which claims were registered before."""
     from repro.commands import history as past
-    from repro.spec.load import load
+    from repro.spec.load import load, slugs
 
-    one = load(slug)
-    changes, note = past.changes(slug, profile_of(profile), root())
+    if slug is None or write:
+        named = [load(slug).slug] if slug else slugs()
+        if write:
+            past.write(named, root())
+        heads, lines, note = past.LOOK, past.looks(named, root()), None
+    else:
+        heads, (lines, note) = past.CHANGE, past.changes(load(slug).slug, profile_of(profile), root())
     if as_json:
         if note:
             print(f"note: {note}", file=sys.stderr)
-        return dump([dict(zip(past.CHANGE, line, strict=True)) for line in changes])
-    table(past.CHANGE, changes)
+        return dump([dict(zip(heads, line, strict=True)) for line in lines])
+    table(heads, lines)
     if note:
         say(note)
-    if one.withdrawn:
-        say(f"withdrawn: {one.withdrawn}")
+    if slug and (withdrawn := load(slug).withdrawn):
+        say(f"withdrawn: {withdrawn}")
 
 
 def trial(

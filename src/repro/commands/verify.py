@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from repro import judge
-from repro.commands import judging
+from repro.commands import history, judging
 from repro.errors import Failed, ReproError
 from repro.files.paths import JUDGED, KINDS, results, row_key
 from repro.files.strict import plain
@@ -44,6 +44,7 @@ def verify(papers: list[Paper], root: Path, rerun: int, say: Say, only: str | No
                     wrong.append(str(error))
                 say(f"{paper.slug} {profile}: checked")
             wrong += orphans(paper, root)
+        wrong += history.faults([paper.slug for paper in papers], root)
         wrong += [] if only else [*outdated_table(root), *arena_faults(root), *equal.faults(root)]
     if rerun:
         wrong += _rerun(measured, rerun, root, say)
@@ -154,19 +155,12 @@ def _unseen_history(root: Path) -> list[str]:
 
 def earlier_rows(path: Path, document: dict) -> list[tuple[str, str]]:
     """(commit, registration) of every commit that has these very rows, the newest first."""
-    try:
-        commits = provenance.git("log", "--format=%h", "--", path.name, folder=path.parent).split()
-    except ReproError:  # no git, or no history
-        return []
-    found, digest = [], rows_digest(document["rows"])
-    for commit in commits:
-        try:
-            earlier = json.loads(provenance.git("show", f"{commit}:./{path.name}", folder=path.parent))
-            if earlier["schema"] == document["schema"] and rows_digest(earlier["rows"]) == digest:
-                found.append((commit, earlier["registered"]))
-        except (ReproError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-    return found
+    digest = rows_digest(document["rows"])
+    return [
+        (version.commit[:10], version.registered)
+        for version in history.versions(path)
+        if (version.schema, version.digest) == (document["schema"], digest)
+    ]
 
 
 def moved_registration(path: Path, document: dict) -> str | None:
@@ -215,9 +209,9 @@ def orphans(paper: Paper, root: Path) -> list[str]:
         shown = path.relative_to(root)
         if profile not in paper.profiles or profile not in JUDGED:
             lines.append(f"{shown}: {paper.slug} has no profile {profile}; delete the file")
-        elif path.name != f"{profile}.{kind}.json" or kind not in (*KINDS, "metrics"):
+        elif path.name != f"{profile}.{kind}.json" or kind not in (*KINDS, "metrics", "earlier"):
             lines.append(f"{shown}: no command reads a file of this name; delete it")
-        elif kind != "rows" and not results(paper.slug, profile, "rows", root).is_file():
+        elif kind not in ("rows", "earlier") and not results(paper.slug, profile, "rows", root).is_file():
             lines.append(f"{shown}: has no rows beside it; run `repro run {paper.slug} --profile {profile}`")
     return lines
 

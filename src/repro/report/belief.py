@@ -1,4 +1,4 @@
-"""What to believe of a paper, in three sentences made of stored fields alone."""
+"""What to believe of a paper, in three or four sentences made of stored fields alone."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from repro.report.records import Record
 
 
 def sentences(one: Record) -> list[str]:
-    """The headline's verdict, what guards it, and what else is known."""
-    return [_verdict(one), _guards(one), _beside(one)]
+    """The headline's verdict, what guards it, how often it was registered before, and what else is known."""
+    return [_verdict(one), _guards(one), *_looks(one), _beside(one)]
 
 
 def _verdict(one: Record) -> str:
@@ -65,6 +65,24 @@ def _guards(one: Record) -> str:
         )
     text = "; ".join(parts) or "no control guards this verdict"
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _looks(one: Record) -> list[str]:
+    """The registrations whose rows were read before the present one; nothing where there is none."""
+    found = one.strongest(one.headline)
+    earlier = found[0].earlier if found else []
+    if not earlier:
+        return []
+    several, ends = len(earlier) > 1, []
+    for look in earlier:
+        other = "" if look["headline"] in (one.headline, None) else ", with another headline"
+        state = words.verdict_words(look["state"]) if look["state"] else "without a verdict"
+        ends.append(f"{state} on seeds {look['seeds'][0]} to {look['seeds'][1]}{other}")
+    before = f"{words.number(len(earlier))} registrations" if several else "one registration"
+    return [
+        f"At this profile {before} with other rules, arms or seeds came before, whose rows were read: "
+        f"{words.listed(ends)}; each of them was one more chance to err."
+    ]
 
 
 def _beside(one: Record) -> str:

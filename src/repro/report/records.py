@@ -27,6 +27,7 @@ class Result:
     verdict: dict[str, Any] | None = None
     stale: dict[str, str] = field(default_factory=dict)  # experiment -> why
     quality: dict[str, Any] | None = None  # the error rates of this very verdict
+    earlier: list[dict[str, Any]] = field(default_factory=list)  # registrations whose rows were read before these
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -139,6 +140,7 @@ def load_paper(slug: str, root: Path) -> "Paper":
 
 def record(slug: str, root: Path, *, current: Current = current, stale: Stale | None = None) -> Record:
     """One paper with its results; `stale` (profile -> experiment -> why) replaces the comparison of digests."""
+    from repro.files.earlier import read_earlier
     from repro.files.verdict import read_quality, stored
     from repro.spec.model import as_dict
 
@@ -158,7 +160,8 @@ def record(slug: str, root: Path, *, current: Current = current, stale: Stale | 
         quality = read_quality(path, f"run `repro judge {slug}` again") if verdict and path.exists() else None
         if quality and quality["rows_digest"] != verdict["rows_digest"]:
             quality = None  # of other rows
-        found[profile] = Result(profile, rows, verdict, dict(why), quality)
+        earlier = read_earlier(results(slug, profile, "earlier", root))
+        found[profile] = Result(profile, rows, verdict, dict(why), quality, earlier)
     return Record(slug, folder, as_dict(loaded), found)
 
 
@@ -274,6 +277,7 @@ _LINE = (
     "needed_seeds",
     "p",
     "post_hoc",
+    "registrations",
     "stale",
     "device",
     "seconds",
@@ -324,6 +328,7 @@ def claim_lines(one: Record) -> list[dict[str, Any]]:
                     "needed_seeds": judged.get("needed_seeds"),
                     "p": judged.get("p"),
                     "post_hoc": bool(judged and (result.verdict or {}).get("post_hoc")),
+                    "registrations": len(result.earlier) + 1 if judged else None,
                     "stale": result.stale_for(claim) if judged else None,
                     "device": result.provenance.get("device_model") if judged else None,
                     "seconds": sum(r["seconds"] for r in result.of(claim.get("experiment"))) if judged else None,
