@@ -1,6 +1,7 @@
 """`repro history`: the verdicts of every commit and the registrations before the present one, as git has them."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def registrations(slug: str, profile: str, root: Path) -> list[dict[str, Any]]:
     """The registrations with rows before the present one, oldest first, as `files.earlier` stores them."""
     path = results(slug, profile, "rows", root)
     known = versions(path)[::-1]
-    present = json.loads(path.read_text()).get("registered") if path.is_file() else None
+    present = _present(path)
     found: dict[str, dict[str, Any]] = {}
     for version, after in zip(known, [*known[1:], None], strict=False):
         if version.registered in (None, present) or version.seeds is None:
@@ -106,19 +107,39 @@ def registrations(slug: str, profile: str, root: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def _present(path: Path) -> str | None:
+    """The registration of the rows as they are now; a ReproError where they cannot be read."""
+    try:
+        return json.loads(path.read_bytes())["registered"] if path.is_file() else None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ReproError(f"{path}: its registration cannot be read ({error})") from error
+
+
 def faults(slugs: Iterable[str], root: Path) -> list[str]:
-    """Files of earlier registrations that do not say what git says; none where the history is cut or not there."""
+    """Files of earlier registrations that do not say what git says; none where the history is cut or not there.
+
+    Which commits have them is not compared: a rebase changes that, and nothing else.
+    """
+
+    def known(registrations: list[dict[str, Any]]) -> list[tuple]:
+        return [tuple(one[key] for key in ("registered", "seeds", "headline", "state")) for one in registrations]
+
     try:
         if provenance.shallow(root):
             return []
     except ReproError:
         return []
-    return [
-        f"papers/{slug}/results/{profile}.earlier.json: not what the history says; run `repro history --write`"
-        for slug in slugs
-        for profile in JUDGED
-        if read_earlier(results(slug, profile, "earlier", root)) != registrations(slug, profile, root)
-    ]
+    found = []
+    for slug, profile in itertools.product(slugs, JUDGED):
+        try:
+            said, true = read_earlier(results(slug, profile, "earlier", root)), registrations(slug, profile, root)
+        except ReproError as error:
+            found.append(str(error))
+            continue
+        if known(said) != known(true):
+            name = results_name(slug, profile, "earlier")
+            found.append(f"{name}: is not what the history says; run `repro history --write`")
+    return found
 
 
 def write(slugs: Iterable[str], root: Path) -> None:
