@@ -10,6 +10,7 @@ left out of it by name.  Trials lie in the same store as those of the papers.  `
 the rows, `advice.py` reads it for `repro recommend`.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,6 +27,7 @@ from repro.store import Store, digest, rows_digest
 TUNING = 1000  # the first tuning seed
 EXPERIMENT = "repro.experiments.arena"
 BASE = "base"  # the model with torch's own layers
+STACKED = "mlp"  # the track whose seeds train in one pass
 DECAYED = ("optimizer", "pair")  # slots whose arms tune a weight decay
 TUNED = ("lr", "decay")
 Trial = dict[str, Any]
@@ -76,9 +78,35 @@ def entrants(track: str) -> tuple[list[str], dict[str, str]]:
 
     provided = [f"{one.slot}:{slug}.{one.name}" for slug in paper.slugs() for one in paper.load(slug).provides]
     every = [arm for arm in provided if slot_of(arm) in SLOTS[track]] + arms_of(track)
-    reasons = {arm: misfit(track, arm) for arm in every}
+    reasons = {arm: misfit(track, arm) or (unstacked(arm) if track == STACKED else None) for arm in every}
     out = {arm: reason for arm, reason in reasons.items() if reason is not None}
     return [BASE, *(arm for arm in every if arm not in out)], out
+
+
+@functools.cache
+def unstacked(arm: str) -> str | None:
+    """Why several seeds of a norm cannot be trained in one pass, tried on tiny models; None where they can.
+
+    Norms alone keep buffers that a backward pass may change.  Optimizers are trained seed by seed where they must be.
+    """
+    import torch
+
+    from repro.batched import fit_batched
+    from repro.experiments.arena import build, inputs, slots_of, tiny
+    from repro.train import generator
+
+    if slot_of(arm) != "norm":
+        return None
+    slots, config = slots_of(STACKED, arm), tiny(STACKED)
+    models = [build(STACKED, slots, config, generator("arena stacked", seed)) for seed in (0, 1)]
+    x, y = inputs(config, generator("arena stacked inputs"), torch.device("cpu"))
+    try:
+        fit_batched(models, (x, y), seeds=[0, 1], steps=2, batch=len(x), lr=1e-3)
+    except RuntimeError as error:
+        return (
+            f"several seeds of it cannot be trained in one pass, as this model is: {str(error).splitlines()[0][:160]}"
+        )
+    return None
 
 
 def same_as_base(track: str, arms: Iterable[str], cells: Iterable[dict]) -> list[dict[str, str]]:
@@ -157,7 +185,13 @@ def _entry(plan: dict, trials: list[Trial]) -> dict:
         "registered": digest(settings),
         "tune": {track: {"factor": "lr", "seeds": list(_tuning_seeds(settings))}},
         "experiments": {
-            track: {"module": EXPERIMENT, "exclusive": False, "batched": track == "mlp", "arms": arms, "config": model},
+            track: {
+                "module": EXPERIMENT,
+                "exclusive": False,
+                "batched": track == STACKED,
+                "arms": arms,
+                "config": model,
+            },
             "cost": {"module": EXPERIMENT, "exclusive": True, "batched": False, "arms": arms, "config": timed},
         },
         "trials": sorted(trials, key=_place),
