@@ -312,10 +312,17 @@ def test_an_arm_climbs_to_its_rate_and_an_optimizer_then_to_its_decay(monkeypatc
     assert [r["seed"] for r in rows if r["arm"] == "act:d.D"] == [0, 1, 2], "what was measured before stays"
 
 
+def test_a_norm_whose_backward_pass_changes_buffers_cannot_be_trained_with_several_seeds_in_one_pass() -> None:
+    assert "under vmap" in arena.unstacked("norm:unified_norm.UnifiedNorm")
+    assert arena.unstacked("norm:rmsnorm.RMSNorm") is None
+    assert arena.unstacked("optimizer:torch.Muon") is None  # trained seed by seed
+
+
 def test_every_optimizer_takes_the_decay_after_its_step() -> None:
     """After one step from the same weights matrices are 1 - lr * decay as long, all else is the same."""
     config = experiment.tiny("mlp")
-    arms, _ = arena.entrants("mlp")
+    arms, out = arena.entrants("mlp")
+    assert "in one pass" in out["norm:unified_norm.UnifiedNorm"], "such a norm is left out by name, and stops no run"
     for arm in [arm for arm in arms if arm.startswith("optimizer:")]:
         ends = []
         for decay in (0.0, 0.5):
