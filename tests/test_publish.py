@@ -484,20 +484,22 @@ def test_the_table_of_the_readme_shows_what_is_decided() -> None:
         "mish": "inconclusive (`gpu`)",
         "laurel": "undecided in calculation (`cpu`)",
         "sinkgd": "contradicted at small scale (`long`)",
-        "snn": "undecided at small scale (`cpu`)",
+        "relu": "undecided at small scale (`cpu`)",
         "swish": "not reproduced (`long`)",
         "resnet": "phenomenon only, at small scale (`long`)",
     }
     judged = [Evidence(slug, statement="It holds.", judged=True, words=words) for slug, words in said.items()]
-    text = readme.verdict_table([*judged, Evidence("slab", withdrawn="yes"), Evidence("sam", fault="no file")])
+    waiting = [Evidence("slab", withdrawn="yes"), Evidence("snn", cpu_decides=True)]
+    text = readme.verdict_table([*judged, *waiting, Evidence("sam", fault="no file")])
     table, *names = text.split("\n\n")
     assert [line[3 : line.index("]")] for line in table.splitlines()[2:]] == ["eln", "gdn", "sinkgd", "swish", "sam"]
     assert [re.sub(r"\(papers\S*\)", "", line) for line in names] == [
         "Inconclusive (1): [mish].",
         "Not shown here (1): [adam].",
         "Phenomenon only (1): [resnet].",
-        "Undecided (3): [dyt], [laurel], [snn].",
-        "Not measured yet (1): [slab] (withdrawn).",
+        "Undecided (3): [dyt], [laurel], [relu].",
+        "Waiting for a GPU (1): [slab] (withdrawn).",
+        "Waiting for a run on two cores (1): [snn].",
     ]
     shown = (ROOT / "README.md").read_text()
     assert shown.index("## Use a method") < shown.index(BEGIN) < shown.index(END)

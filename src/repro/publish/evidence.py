@@ -81,6 +81,7 @@ class Evidence:
     states: dict[str, str] | None = None  # profile -> state of the headline there, or not_run
     profile: str | None = None  # of the strongest evidence
     judged: bool = False
+    cpu_decides: bool = False  # whether a profile that runs on a CPU judges the headline
     estimate: str = ""
     ours: str = ""  # the estimate with its name
     words: str = "not run"
@@ -131,6 +132,7 @@ def evidence(slug: str, verdicts: dict[str, dict[str, Any] | None] | None = None
         "headline": paper.headline,
         "statement": claim.statement,
         "paper_value": claim.paper_value.text or number(claim.paper_value.value),
+        "cpu_decides": bool({"cpu", "long"} & {*paper.judged_profiles(paper.headline)}),
     }
     states: dict[str, str] = {}
     shown: dict[str, Any] = {}

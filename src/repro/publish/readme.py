@@ -94,9 +94,10 @@ def verdict_table(evidence: list[Evidence]) -> str:
                 f"| {escape(one.ours or '–')} | {one.words} |"
             )
         else:  # "undecided on another task (`long`)" and "not shown here, at small scale" without where and the scale
-            word = re.split(r",| at | on | in | \(", one.words)[0] if one.judged else "not measured yet"
+            waits = "waiting for a run on two cores" if one.cpu_decides else "waiting for a GPU"
+            word = re.split(r",| at | on | in | \(", one.words)[0] if one.judged else waits
             others.setdefault(word, []).append(name)
-    for word in sorted(others, key=lambda word: (word == "not measured yet", word)):
+    for word in sorted(others, key=lambda word: (word.startswith("waiting"), word)):
         names = f"{word[:1].upper()}{word[1:]} ({len(others[word])}): {', '.join(others[word])}."
         lines += ["", *textwrap.wrap(names, 120, break_long_words=False, break_on_hyphens=False)]
     return "\n".join(lines)
