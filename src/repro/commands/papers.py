@@ -22,7 +22,7 @@ from repro.commands.common import (
     verdict_table,
 )
 from repro.errors import Failed, ReproError
-from repro.files.paths import JUDGED, STATES
+from repro.files.paths import JUDGED, STATES, results
 
 WANTED = (*STATES, "not_run")
 
@@ -147,6 +147,7 @@ def _show(one, verdicts: dict[str, dict | None], stale: dict[str, str]) -> None:
 def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
     """Print one claim: the paper's number, ours, the rule and its controls."""
     from repro import words
+    from repro.files.earlier import read_earlier
     from repro.publish.evidence import ours
     from repro.spec.model import as_dict
 
@@ -172,6 +173,10 @@ def _claim(one, name: str, verdicts: dict[str, dict | None]) -> None:
         for control in judged["controls"] if judged else ():
             state = f"{words.verdict_words(control['state'])}, {'as' if control['ok'] else 'NOT as'} expected"
             paragraph(f"{words.control_text(control)}: {state}", "  control  ")
+        for look in read_earlier(results(one.slug, p, "earlier")) if judged and name == one.headline else ():
+            state = words.verdict_words(look["state"]) if look["state"] else "no verdict"
+            ends = "seeds {} to {}".format(*look["seeds"])
+            paragraph(f"registered before, since {look['since']}, {ends}: {state}", "  before   ")
 
 
 def ask(
