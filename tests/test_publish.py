@@ -360,6 +360,9 @@ def test_the_registrations_before_the_present_one_are_found_in_git_and_told_on_t
     result = Result("cpu", {}, claim, earlier=stored)
     (told,) = belief._looks(Record("demo", folder, {"headline": "main", "claims": {}}, {"cpu": result}))
     assert "2 registrations" in told and "reproduced on seeds 0 to 4 and without a verdict on seeds 20 to 24" in told
+    claim["claims"]["main"]["p"] = 0.02
+    (told,) = belief._looks(Record("demo", folder, {"headline": "main", "claims": {}}, {"cpu": result}))
+    assert "0.0600 if it is multiplied by 3, more than the 5 %" in told
     assert belief._looks(Record("demo", folder, {"headline": "main"}, {"cpu": Result("cpu", {}, claim)})) == []
 
     document = json.loads((folder / "cpu.earlier.json").read_text())

@@ -73,16 +73,22 @@ def _looks(one: Record) -> list[str]:
     earlier = found[0].earlier if found else []
     if not earlier:
         return []
-    several, ends = len(earlier) > 1, []
+    judged, several, ends = found[1], len(earlier) > 1, []
     for look in earlier:
         other = "" if look["headline"] in (one.headline, None) else ", with another headline"
         state = words.verdict_words(look["state"]) if look["state"] else "without a verdict"
         ends.append(f"{state} on seeds {look['seeds'][0]} to {look['seeds'][1]}{other}")
     before = f"{words.number(len(earlier))} registrations" if several else "one registration"
-    return [
+    told = (
         f"At this profile {before} with other rules, arms or seeds came before, whose rows were read: "
-        f"{words.listed(ends)}; each of them was one more chance to err."
-    ]
+        f"{words.listed(ends)}; {'each of them' if several else 'it'} was one more chance to err"
+    )
+    if judged["state"] == "reproduced" and judged.get("p") is not None:
+        looks = len(earlier) + 1
+        p = min(1.0, looks * judged["p"])
+        weak = ", more than the 5 % that one registration is allowed" if p > 0.05 else ""
+        told += f" (p is {words.number(judged['p'])}, and {words.number(p)} if it is multiplied by {looks}{weak})"
+    return [f"{told}."]
 
 
 def _beside(one: Record) -> str:
