@@ -31,7 +31,8 @@ from typing import Any
 
 PATIENCE = 600.0  # seconds; against hanging alone
 MODULES = ("repro.run.engines.worker", "repro.run.engines.ranks", "repro.run.equal", "torch.distributed.run")
-BARE = ["torch", "torch._dynamo", "numpy"]  # the first optimizer of a process imports torch._dynamo
+# The first optimizer of a process imports torch._dynamo; those of the arena import pytorch_optimizer, and transformers.
+BARE = ["torch", "torch._dynamo", "numpy", "pytorch_optimizer"]
 PACKAGES = [*BARE, "pydantic", "typer", "rich.console", "rich.progress", "ruamel.yaml", "scipy.stats"]
 
 
