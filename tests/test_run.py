@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,12 +227,14 @@ def test_rows_of_source_that_was_edited_meanwhile_are_refused(checkout: Checkout
     """Their keys name the source as the run found it, and nobody knows which one a worker has read."""
     checkout.edit("mode: plain}}", "mode: slow}}\n  long: {seeds: 3, main: {mode: slow}}")
     calls, source = checkout.paper / "calls", checkout.paper / "experiment.py"
-    process = checkout.start("run", "demo", "--profile", "long")
-    wait_until(lambda: calls.exists() and len(calls.read_text().splitlines()) >= 2)
-    before = source.read_text()
-    source.write_text(before.replace("/ 100", "/ 200") if edit == "rewritten" else before + "\n(")
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 1 and "trials failed" in err, out
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(checkout.run, "run", "demo", "--profile", "long")
+        wait_until(lambda: calls.exists() and len(calls.read_text().splitlines()) >= 2)
+        before = source.read_text()
+        source.write_text(before.replace("/ 100", "/ 200") if edit == "rewritten" else before + "\n(")
+        done = running.result()
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 1 and "trials failed" in err, out
     told = "its source was edited while it was measured; run the same command again"
     assert told in (err if edit == "rewritten" else out), out  # of what is half written the workers tell themselves
     assert not (checkout.paper / "results" / "long.rows.json").exists()
@@ -243,9 +246,10 @@ def test_rows_of_source_that_was_edited_meanwhile_are_refused(checkout: Checkout
 
 
 def test_two_runs_at_once_do_no_harm(checkout: Checkout) -> None:
-    both = [checkout.start("run", "demo", *options) for options in ((), ("--force",))]
-    said = [process.communicate(timeout=600) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    with ThreadPoolExecutor() as threads:
+        both = [threads.submit(checkout.run, "run", "demo", *options) for options in ((), ("--force",))]
+    said = [run.result() for run in both]
+    assert [done.returncode for done in said] == [0, 0], said
     checkout.ok("judge", "demo")
     assert len(rows_of(checkout)["rows"]) == 12
 
