@@ -12,11 +12,11 @@ from repro.errors import ReproError
 from repro.files.earlier import read_earlier, write_earlier
 from repro.files.paths import JUDGED, results, results_name
 from repro.run import provenance
+from repro.run.tuning import TUNING_SEEDS
 from repro.store import rows_digest
 
 CHANGE = ["date", "commit", "claim", "was", "is", "estimate", "why"]
 LOOK = ["paper", "profile", "since", "commit", "seeds", "headline", "verdict then"]
-TUNING = 1000  # the first tuning seed
 
 
 def changes(slug: str, profile: str, root: Path) -> tuple[list[list[str]], str | None]:
@@ -75,7 +75,7 @@ def _versions(path: Path, head: str) -> tuple[Version, ...]:
 def _version(path: Path, commit: str, day: str) -> Version:
     try:
         stored = json.loads(provenance.git("show", f"{commit}:./{path.name}", folder=path.parent))
-        seeds = [row["seed"] for row in stored["rows"] if row["seed"] < TUNING]
+        seeds = [row["seed"] for row in stored["rows"] if row["seed"] < TUNING_SEEDS]
         ends = (min(seeds), max(seeds)) if seeds else None
         return Version(commit, day, stored["registered"], stored["schema"], rows_digest(stored["rows"]), ends)
     except (ReproError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
