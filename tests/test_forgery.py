@@ -79,6 +79,16 @@ class Forger(Checkout):
         self.put("rows", sealed(document), profile)
 
 
+def earlier_registration_not_told(f: Forger) -> None:
+    """Other rules, fresh seeds and new rows, all committed; of the registration before them nothing is said."""
+    f.edit("max: 0.001", "max: 0.5")
+    f.edit("cpu: {seeds: ", "cpu: {first_seed: 40, seeds: ")
+    f.ok("run", "demo")
+    derived_again(f)
+    for words in (["add", "papers", "README.md"], ["commit", "-q", "-m", "another try"]):
+        git(f.root, *words)
+
+
 # --- verdicts and what is generated from them -------------------------------------------------------------------------
 
 
@@ -348,6 +358,7 @@ FORGERIES = [
     (stages_that_nobody_generated, ["src/deep/dvc.yaml: holds", "results.dvc: holds", ".repro/here/dvc.yaml: holds"]),
     (rows_file_of_other_rows, ["is the verdict on other rows than those of papers/demo/results/cpu.rows.json"]),
     (memory_of_digests, ["stale; the source of main changed"]),
+    (earlier_registration_not_told, ["cpu.earlier.json: is not what the history says; run `repro history --write`"]),
 ]
 
 

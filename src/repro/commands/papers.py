@@ -222,7 +222,8 @@ def history(
         named = [load(slug).slug] if slug else slugs()
         if write:
             past.write(named, root())
-        heads, lines, note = past.LOOK, past.looks(named, root()), None
+        lines = [line for line in past.looks(named, root()) if profile in (None, line[1])]
+        heads, note = past.LOOK, None
     else:
         heads, (lines, note) = past.CHANGE, past.changes(load(slug).slug, profile_of(profile), root())
     if as_json:
