@@ -222,6 +222,7 @@ def history(
         named = [load(slug).slug] if slug else slugs()
         if write:
             past.write(named, root())
+        profile = profile and profile_of(profile)
         lines = [line for line in past.looks(named, root()) if profile in (None, line[1])]
         heads, note = past.LOOK, None
     else:
