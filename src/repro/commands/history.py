@@ -85,10 +85,9 @@ def _version(path: Path, commit: str, day: str) -> Version:
 def registrations(slug: str, profile: str, root: Path) -> list[dict[str, Any]]:
     """The registrations with rows before the present one, oldest first, as `files.earlier` stores them."""
     path = results(slug, profile, "rows", root)
-    known = versions(path)[::-1]
     present = _present(path)
     found: dict[str, dict[str, Any]] = {}
-    for version, after in zip(known, [*known[1:], None], strict=False):
+    for version, after in itertools.pairwise([*reversed(versions(path)), None]):
         if version.registered in (None, present) or version.seeds is None:
             continue
         last = "HEAD" if after is None else f"{after.commit}^"  # the last commit that has these rows
@@ -146,9 +145,8 @@ def write(slugs: Iterable[str], root: Path) -> None:
     """Write the earlier registrations of papers; a ReproError where git does not have the whole history."""
     if provenance.shallow(root):
         raise ReproError("the history of this clone is cut; run `git fetch --unshallow`, and then this again")
-    for slug in slugs:
-        for profile in JUDGED:
-            write_earlier(results(slug, profile, "earlier", root), registrations(slug, profile, root))
+    for slug, profile in itertools.product(slugs, JUDGED):
+        write_earlier(results(slug, profile, "earlier", root), registrations(slug, profile, root))
 
 
 def looks(slugs: Iterable[str], root: Path) -> list[list[str]]:
@@ -156,8 +154,7 @@ def looks(slugs: Iterable[str], root: Path) -> list[list[str]]:
     return [
         [slug, profile, one["since"], one["commit"][:10], "{} to {}".format(*one["seeds"]), one["headline"] or "–"]
         + [(one["state"] or "–").replace("_", " ")]
-        for slug in slugs
-        for profile in JUDGED
+        for slug, profile in itertools.product(slugs, JUDGED)
         for one in read_earlier(results(slug, profile, "earlier", root))
     ]
 
