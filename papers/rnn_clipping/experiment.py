@@ -150,7 +150,7 @@ class Jacobians:
 def jacobians(arm: str, seed: int, config: Jacobians, device: torch.device) -> Measures:
     """Products of Jacobians diag(s') W^T at the origin, in float64: growth per step against log(radius * g).
 
-    violations: how far a product's norm exceeds (g * largest singular value)^T, in nats a step; at a random state.
+    excess: how far a product's norm exceeds (g * largest singular value)^T, in nats a step; at a random state.
     `logistic_as_tanh` takes g = 1 for the logistic function, `radius` the spectral radius of a nilpotent weight in the
     singular value's place.
     """

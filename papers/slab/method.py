@@ -9,7 +9,7 @@ values and running statistics; each channel has its own over all axes but the la
 learned number per layer, of shape (1,), and starts at 1; sigma = sqrt(running variance + eps).  In evaluation PRepBN is
 RepBN alone, whatever lambda is, and `fuse` makes it part of the next linear layer.  q, k, v are, per head (N, K), the
 projections of x, k plus a learned position that starts at 0.  DWC is a depthwise 5 x 5 convolution over the grid of
-tokens, common to all heads.
+tokens, common to all heads.  SLA itself stands in attention.py.
 
 We depart from the authors' code (xinghaochen/SLAB, prepbn.py and slab_deit.py) in four places:
   D1  x may have any number of axes before the last; theirs is (B, N, C).

@@ -1,7 +1,8 @@
 """What a trial reads beside its configuration: an audit hook refuses files and modules that its key does not cover.
 
 A row is a function of its key.  Code of this suite is in the key through its source digest; data sets are, because the
-modules that load them check them by sha256; installed packages are, by torch's version.  A file that an experiment
+modules that load them check them by sha256 (those of `repro.data.original`, which `paper` profiles alone read, have no
+checksum and are held to their numbers of items); installed packages are, by torch's version.  A file that an experiment
 opens by itself, or a module of this suite that it imports by a name computed at run time, is in none of them, and would
 change rows under equal keys.  The hook sees what Python opens and imports, and refuses connections and programs that an
 experiment asks for.  It cannot see what a library reads in C++, nor variables of the environment and the clock: it
