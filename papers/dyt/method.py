@@ -13,8 +13,8 @@ embedded tokens by a learnable number that starts at sqrt(d).
 
 Departures from the authors' code:
   D1  the output has the dtype of x.  There, half-precision x and float32 weights (autocast) give float32.
-  D2  convert_ln_to_dyt (convert.py) also replaces RMS norms, keeps device and dtype, and gives a DyT the gain and the
-      bias that the norm had (theirs always both), so that a norm without a bias becomes the DyT of their LLaMA.
+  D2  convert_ln_to_dyt (convert.py) also replaces RMS norms, keeps device and dtype, and gives a DyT a fresh gain and a
+      fresh bias only where the norm had them (theirs always both): without a bias it is the DyT of their LLaMA.
   D3  convert_ln_to_dyt refuses a model without such norms instead of returning it as it is.
 """
 

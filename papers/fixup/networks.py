@@ -26,7 +26,7 @@ class Bias(nn.Module):
 
 
 class FixupBasicBlock(nn.Module):
-    """The equation above (Figure 1, right), m = 2, initialised by all three rules.
+    """The equation of method.py (Figure 1, right), m = 2, initialised by all three rules.
 
     Arguments are those of a block of `repro.models.convnet`; `depth` is L, the number of blocks in the network.
     """

@@ -92,8 +92,8 @@ def registrations(slug: str, profile: str, root: Path) -> list[dict[str, Any]]:
             continue
         last = "HEAD" if after is None else f"{after.commit}^"  # the last commit that has these rows
         commit = provenance.git("rev-parse", last, folder=path.parent).strip()
-        verdict = _read(commit, results_name(slug, profile, "verdict"), root) or {}
-        headline = verdict.get("headline") if verdict.get("rows_digest") == version.digest else None
+        verdict = _registered_verdict(version, commit, results_name(slug, profile, "verdict"), root)
+        headline = verdict.get("headline")
         judged = _claims(verdict).get(headline) or {}
         found[version.registered] = {
             "registered": version.registered,
@@ -104,6 +104,16 @@ def registrations(slug: str, profile: str, root: Path) -> list[dict[str, Any]]:
             "state": judged.get("state"),
         }
     return list(found.values())
+
+
+def _registered_verdict(version: Version, last: str, name: str, root: Path) -> dict[str, Any]:
+    """The verdict of a version's rows by the rules that were registered with them, the latest of these; else the latest
+    of any rules, which is post hoc; empty where no commit up to `last` judges these rows.
+    """
+    log = provenance.git("log", "--format=%H", f"{version.commit}^..{last}", "--", name, folder=root)
+    stored = [verdict for commit in [last, *log.split()] if (verdict := _read(commit, name, root))]
+    of_these = [verdict for verdict in stored if verdict.get("rows_digest") == version.digest]
+    return next((one for one in of_these if not one.get("post_hoc")), of_these[0] if of_these else {})
 
 
 def _present(path: Path) -> str | None:

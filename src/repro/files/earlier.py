@@ -23,7 +23,7 @@ class Registration(TypedDict):
     """One registration with rows that is no longer the present one.
 
     since   day of the commit that brought its first rows;  commit  the last commit that has them
-    seeds   first and last judged seed;  headline, state  of the verdict at that commit, where there is one
+    seeds   first and last judged seed;  headline, state  of their last verdict that is not post hoc, where there is one
     """
 
     __pydantic_config__ = CLOSED
