@@ -330,11 +330,12 @@ def test_the_registrations_before_the_present_one_are_found_in_git_and_told_on_t
     folder, git = checkout.root / "papers/demo/results", ["git", "-c", "user.name=a", "-c", "user.email=a@b.test"]
     subprocess.run(["git", "init", "-q", str(checkout.root)], check=True)
 
-    def commit(registered: str, first: int, state: str | None) -> None:
+    def commit(registered: str, first: int, state: str | None, post_hoc: bool = False) -> None:
         rows = [{"experiment": "e", "arm": "a", "seed": seed, "factors": {}} for seed in (first, first + 4, 1000)]
         document = {"schema": 2, "registered": f"sha256:{registered}", "rows": rows}
         write_file(folder / "cpu.rows.json", json.dumps(document))
         verdict = {"rows_digest": rows_digest(rows), "headline": "main", "claims": {"main": {"state": state}}}
+        verdict["post_hoc"] = post_hoc
         write_file(folder / "cpu.verdict.json", json.dumps(verdict if state else {"claims": {}}))
         subprocess.run([*git, "-C", str(checkout.root), "add", "papers/demo/results"], check=True)
         subprocess.run([*git, "-C", str(checkout.root), "commit", "-q", "--allow-empty", "-m", "rows"], check=True)
@@ -343,6 +344,7 @@ def test_the_registrations_before_the_present_one_are_found_in_git_and_told_on_t
     assert history.registrations("demo", "cpu", checkout.root) == []
     commit("a", 0, "inconclusive")
     commit("a", 0, "reproduced")  # judged again
+    commit("a", 0, "not_reproduced", post_hoc=True)  # by rules that were changed afterwards: not what was registered
     commit("b", 20, None)
     commit("c", 40, "reproduced")
     first, second = history.registrations("demo", "cpu", checkout.root)

@@ -110,7 +110,7 @@ def _registered_verdict(version: Version, last: str, name: str, root: Path) -> d
     """The verdict of a version's rows by the rules that were registered with them, the latest of these; else the latest
     of any rules, which is post hoc; empty where no commit up to `last` judges these rows.
     """
-    log = provenance.git("log", "--format=%H", f"{version.commit}^..{last}", "--", name, folder=root)
+    log = provenance.git("log", "--format=%H", last, "--not", f"{version.commit}^@", "--", name, folder=root)
     stored = [verdict for commit in [last, *log.split()] if (verdict := _read(commit, name, root))]
     of_these = [verdict for verdict in stored if verdict.get("rows_digest") == version.digest]
     return next((one for one in of_these if not one.get("post_hoc")), of_these[0] if of_these else {})
