@@ -1198,11 +1198,14 @@ def test_a_control_that_is_the_comparator_itself_is_said_to_count_for_nothing() 
         words.alone_text({**itself, "seed_offset": 1000}, [first]) is None and words.alone_text(other, [first]) is None
     )
     trivial = {"predictor": "linear", "state": "reproduced", "arm": "a"}
-    judged = {"rule": first, "controls": [itself, other], "trivial": trivial}
+    judged = {"rule": first, "controls": [itself, other], "trivial": trivial, "state": "inconclusive"}
     record = SimpleNamespace(headline="h", strongest=lambda name: (None, judged))
     assert belief._guards(record).startswith("The negative control does not come out as expected; the arm a beats the")
+    judged |= {"state": "not_reproduced", "positive": {"arm": "e", "state": "reproduced"}}
+    told = belief._guards(record)  # controls guard a positive verdict, and say nothing of this one
+    assert told.startswith("The known-good arm (e) shows the effect in the same setting; the arm a beats the")
     ((_, text),) = _positive({"arm": "b", "state": "reproduced"}, [first], "b")
     assert text == "none: b is the comparator against itself."
     ((_, text),) = _positive({"arm": "b", "state": "reproduced"}, [first, second], "b")
-    assert text == f"b shows the effect here; in than b {told}."
+    assert text == "b shows the effect here; in than b the comparator against itself, which shows nothing."
     assert words.expected({"expect": "not_met", "without": "idea"}) == "not reproduced"

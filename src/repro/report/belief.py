@@ -44,7 +44,13 @@ def _guards(one: Record) -> str:
         parts.append(words.MARKS[judged["mark"]])
     rules = words.rules(judged.get("rule"))
     controls = [k for k in judged.get("controls") or [] if counts(k, rules)]
-    if controls:
+    positive = judged.get("positive")
+    if (
+        judged["state"] == "not_reproduced"
+    ):  # a control guards the other verdict; here it counts that the setting can show
+        if positive and positive["state"] == "reproduced":
+            parts.append(f"the known-good arm ({positive['arm']}) shows the effect in the same setting")
+    elif controls:
         came = sum(bool(k["ok"]) for k in controls)
         alone = "the negative control comes" if came else "the negative control does not come"
         told = f"{came} of {len(controls)} negative controls come" if len(controls) > 1 else alone
