@@ -7,8 +7,9 @@ A row of a linear layer is a filter too.  Parameters of one axis (biases, scales
 direction of zeros, and buffers stay as they are, as in the authors' code (tomgoldstein/loss-landscape, net_plotter.py).
 The network is evaluated in eval mode, its mode and weights are put back bit for bit.
 
-A curve does not change when filters before a BatchNorm are multiplied by numbers, or the layers of a ReLU network by
-numbers whose product is 1; it does change when single neurons without BatchNorm are rescaled.
+A curve does not change when filters before a BatchNorm are multiplied by positive numbers, or the layers of a ReLU
+network without biases by positive numbers whose product is 1; it does change when single neurons without BatchNorm are
+rescaled.
 
   D1  A filter of zeros gets a direction of zeros, and |d_ij| has no 1e-10 added, which the code does.
   D2  `nonconvexity` is ours: the paper looks at pictures, and at eigenvalues of the Hessian.

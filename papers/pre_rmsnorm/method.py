@@ -79,7 +79,7 @@ class CRMSNorm(LayerNorm):
 
     def forward(self, z: Tensor) -> Tensor:
         axes = trailing_axes(z, self.normalized_shape)
-        wide = z.to(torch.promote_types(z.dtype, torch.float32))  # D1
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))  # at least float32 (docs/conventions.md)
         squares = wide.square().sum(axes, keepdim=True) + wide.sum(axes, keepdim=True).square()
         y = wide / (squares / (torch.Size(self.normalized_shape).numel() + 1) + self.eps).sqrt()
         y = y if self.weight is None else y * self.weight
