@@ -45,9 +45,7 @@ def _guards(one: Record) -> str:
     rules = words.rules(judged.get("rule"))
     controls = [k for k in judged.get("controls") or [] if counts(k, rules)]
     positive = judged.get("positive")
-    if (
-        judged["state"] == "not_reproduced"
-    ):  # a control guards the other verdict; here it counts that the setting can show
+    if judged["state"] == "not_reproduced":  # controls guard a positive verdict, and say nothing of this one
         if positive and positive["state"] == "reproduced":
             parts.append(f"the known-good arm ({positive['arm']}) shows the effect in the same setting")
     elif controls:
